@@ -1,0 +1,5 @@
+"""``python -m llrag_cli``."""
+
+from llrag_cli.app import main
+
+main()

@@ -1,0 +1,198 @@
+"""The official checkpoint files, read strictly into diffusers' and our own modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llrag_cli.errors import LlragError
+
+State = dict[str, Tensor]
+
+# Original Wan name -> diffusers name; each pattern is tried in order on the name without `model.`
+_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^head\.head\.", "proj_out."),
+    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.self_attn\.([qkv])\.", r"\1.attn1.to_\2."),
+    (r"^(blocks\.\d+)\.cross_attn\.([qkv])\.", r"\1.attn2.to_\2."),
+    (r"^(blocks\.\d+)\.self_attn\.o\.", r"\1.attn1.to_out.0."),
+    (r"^(blocks\.\d+)\.cross_attn\.o\.", r"\1.attn2.to_out.0."),
+    (r"^(blocks\.\d+)\.self_attn\.norm_", r"\1.attn1.norm_"),
+    (r"^(blocks\.\d+)\.cross_attn\.norm_", r"\1.attn2.norm_"),
+    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+)
+
+
+def read_file(path: Path) -> Any:
+    """The content of a checkpoint: nested dicts of tensors for ``.pt``, one flat dict for safetensors."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise LlragError(f"there is no file `{path}`", hint="check the path, or download the weights again") from None
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise LlragError(
+            f"`{path}` cannot be read as a checkpoint: {str(error).splitlines()[0]}",
+            hint="the file is damaged, incomplete or of another kind; fetch it again",
+        ) from error
+
+
+def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "checkpoint") -> State:
+    """A generator's tensors under their original names (``blocks.0.self_attn.q.weight``).
+
+    Containers are ``{'generator': sd}``, ``{'generator_ema': sd}``, ``{'model': sd}`` or sd itself;
+    with ``ema`` the EMA entry must be there.
+    """
+    wanted = "generator_ema" if ema else "generator"
+    if wanted in content:
+        state = content[wanted]
+    elif "generator" in content or "generator_ema" in content:
+        there = "generator" if ema else "generator_ema"
+        raise LlragError(
+            f"`{source}` holds `{there}` but not `{wanted}`",
+            hint=f"set `backbone.ema={str(not ema).lower()}` to use the weights that are there",
+        )
+    else:
+        state = content.get("model", content)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise LlragError(
+            f"`{source}` is not a generator checkpoint: its keys are {_some(content)}",
+            hint="expected `generator`, `generator_ema`, `model` or the tensors themselves",
+        )
+    return {_plain(name): tensor for name, tensor in state.items()}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_fsdp_wrapped_module.", "").removeprefix("model.")
+
+
+def diffusers_name(name: str) -> str:
+    """The name of a Wan parameter in ``WanTransformer3DModel``."""
+    for pattern, replacement in _RENAMES:
+        renamed, hits = re.subn(pattern, replacement, name)
+        if hits:
+            return renamed
+    return name
+
+
+def transformer_config(state: State, *, head_dim: int | None = None, heads: int | None = None) -> dict[str, Any]:
+    """Arguments of ``WanTransformer3DModel`` that fit a state dict under original names.
+
+    The number of heads is not in the tensors; released models have heads of 128.
+    """
+    patch = state["patch_embedding.weight"]  # [dim, in, 1, 2, 2]
+    dim = patch.shape[0]
+    size = dim // heads if heads else head_dim or 128
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    patch_size = tuple(patch.shape[2:])
+    return {
+        "patch_size": patch_size,
+        "num_attention_heads": dim // size,
+        "attention_head_dim": size,
+        "in_channels": patch.shape[1],
+        "out_channels": state["head.head.weight"].shape[0] // (patch_size[0] * patch_size[1] * patch_size[2]),
+        "text_dim": state["text_embedding.0.weight"].shape[1],
+        "freq_dim": state["time_embedding.0.weight"].shape[1],
+        "ffn_dim": state["blocks.0.ffn.0.weight"].shape[0],
+        "num_layers": layers,
+        "cross_attn_norm": "blocks.0.norm3.weight" in state,
+        "eps": 1e-6,
+    }
+
+
+def load_strictly(module: nn.Module, state: State, *, source: str) -> None:
+    """Fill a module; a missing, extra or misshapen tensor is an error that names it, and nothing is loaded."""
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    misshapen = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    for problem, names in (("lacks", missing), ("has unknown", extra)):
+        if names:
+            raise LlragError(
+                f"`{source}` {problem} {_some(names)}", hint="these weights belong to another model or are incomplete"
+            )
+    if misshapen:
+        name = sorted(misshapen)[0]
+        raise LlragError(
+            f"`{source}` has `{name}` of shape {list(state[name].shape)} where {list(expected[name].shape)} is expected",
+            hint="these weights belong to a model of another size",
+        )
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    shown = ", ".join(f"`{name}`" for name in listed[:3])
+    return f"{shown} and {len(listed) - 3} more" if len(listed) > 3 else shown or "none"
+
+
+def lora_state(content: Mapping[str, Any], *, source: str = "LoRA") -> State:
+    """A LoRA's tensors as ``blocks.0.self_attn.q.lora_A.weight``, from ``{'generator_lora': ...}`` or bare."""
+    state = content.get("generator_lora", content)
+    plain = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    wrong = [name for name in plain if not re.search(r"\.lora_[AB]\.weight$", name)]
+    if wrong:
+        raise LlragError(f"`{source}` is not a LoRA: it holds {_some(wrong)}", hint="expected `lora_A` and `lora_B`")
+    return plain
+
+
+def merge_lora(state: State, lora: State, *, alpha: float, source: str = "LoRA") -> State:
+    """Weights W + (alpha / rank) B A for each adapted W, all under original names.
+
+    Merging costs nothing per step and agrees with separate adapters to rounding.
+    """
+    merged = dict(state)
+    targets = sorted({name.rsplit(".lora_", 1)[0] for name in lora})
+    for target in targets:
+        weight = f"{target}.weight"
+        down, up = lora.get(f"{target}.lora_A.weight"), lora.get(f"{target}.lora_B.weight")
+        if weight not in state or down is None or up is None:
+            raise LlragError(f"`{source}` does not fit the model at `{target}`", hint="it belongs to another backbone")
+        delta = up.float() @ down.float() * (alpha / down.shape[0])
+        if delta.shape != state[weight].shape:
+            raise LlragError(
+                f"`{source}` has a change of shape {list(delta.shape)} for `{weight}` of {list(state[weight].shape)}",
+                hint="it belongs to another backbone",
+            )
+        merged[weight] = (state[weight].float() + delta).to(state[weight].dtype)
+    return merged
+
+
+def load_transformer(
+    state: State, *, source: str, heads: int | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A ``WanTransformer3DModel`` with the weights of a state dict under original names."""
+    from diffusers import WanTransformer3DModel
+
+    required = ("patch_embedding.weight", "head.head.weight", "text_embedding.0.weight", "time_embedding.0.weight")
+    missing = [name for name in (*required, "blocks.0.ffn.0.weight") if name not in state]
+    if missing:
+        raise LlragError(f"`{source}` lacks {_some(missing)}", hint="these are not the weights of a Wan generator")
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**transformer_config(state, heads=heads))
+    renamed = {diffusers_name(name): tensor for name, tensor in state.items()}
+    if dtype is not None:
+        exact = WanTransformer3DModel._keep_in_fp32_modules  # norms, modulation tables and the time embedding
+        renamed = {
+            name: tensor.to(torch.float32 if any(part in name for part in exact) else dtype)
+            for name, tensor in renamed.items()
+        }
+    transformer.rope = nn.Identity()  # its tables are on the meta device; WanBackbone brings its own
+    load_strictly(transformer, renamed, source=source)
+    return transformer

@@ -1,0 +1,205 @@
+"""diffusers' ``WanTransformer3DModel`` as an autoregressive backbone.
+
+The class is unmodified. On the instance, four small modules are exchanged: the rotary embedding (by one
+that is told frame times), the timestep sinusoid (by one in float64, as the original computes it), and
+the attention processors (self-attention reads and writes the cache; cross-attention keeps the prompt's
+keys and values).
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from llrag_cli.backbones.cache import WanKVCache, WanKVLayerCache
+from llrag_cli.backbones.rotary import FrameRotary, rotate
+from llrag_cli.memory.context import Context
+
+
+class Timesteps64(nn.Module):
+    """Sinusoids of a timestep, angles in float64: cosines first, then sines."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """float64 embeddings [N, channels] of timesteps [N] in 0..1000."""
+        angles = timesteps.double()[:, None] * self.frequencies.to(timesteps.device)
+        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class LastKeysStored(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside the last layer of a clean pass: all it is run for has been stored by then."""
+
+
+class CachedSelfAttention:
+    """Attention of the block's tokens to themselves and to the context in the layer's cache."""
+
+    def __init__(self) -> None:
+        self.cache: WanKVLayerCache | None = None
+        self.stop_once_stored = False
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Tensor | None = None,
+    ) -> Tensor:
+        """Output [B, L, dim] for modulated input [B, L, dim]; rotary_emb is the table of ``FrameRotary``."""
+        assert self.cache is not None and rotary_emb is not None
+        heads = (attn.heads, -1)
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, heads)
+        value = attn.to_v(hidden_states).unflatten(2, heads)
+        keys, values = self.cache.store(key, value, rotary_emb)
+        if self.stop_once_stored:
+            raise LastKeysStored
+        query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
+        attended = dispatch_attention_fn(query, keys, values).flatten(2, 3).type_as(query)
+        output: Tensor = attn.to_out[0](attended)
+        return output
+
+
+class PromptCrossAttention:
+    """Attention to the prompt, whose keys and values [B, text, heads, D] are computed once."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def read(self, attn: nn.Module, text: Tensor) -> None:
+        """Take in the embedded prompt [B, text, dim]."""
+        heads = (attn.heads, -1)
+        self.keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
+        self.values = attn.to_v(text).unflatten(2, heads)
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Tensor | None = None,
+    ) -> Tensor:
+        """Output [B, L, dim] for input [B, L, dim]; the text comes from ``read``."""
+        assert self.keys is not None and self.values is not None
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        attended = dispatch_attention_fn(query, self.keys, self.values).flatten(2, 3).type_as(query)
+        output: Tensor = attn.to_out[0](attended)
+        return output
+
+
+class WanBackbone:
+    """A frozen Wan transformer that writes videos block by block.
+
+    Latents are [B, T, C, H, W] at its door. ``begin`` a video, then for each block: ``attend`` to a
+    context, predict the ``flow`` as often as the sampler asks, ``remember`` the finished latents.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        config = transformer.config
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
+        self.channels: int = config.in_channels
+        self.rotary = FrameRotary(config.attention_head_dim, self.patch_size)
+        transformer.rope = self.rotary
+        transformer.condition_embedder.timesteps_proj = Timesteps64(config.freq_dim)
+        self._self_attention = [CachedSelfAttention() for _ in transformer.blocks]
+        self._cross_attention = [PromptCrossAttention() for _ in transformer.blocks]
+        for block, own, cross in zip(transformer.blocks, self._self_attention, self._cross_attention, strict=True):
+            block.attn1.set_processor(own)
+            block.attn2.set_processor(cross)
+        self._text: Tensor | None = None
+        self._start = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.patch_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What latents and activations are computed in."""
+        return self.transformer.patch_embedding.weight.dtype
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers, each with a cache of its own."""
+        return len(self._self_attention)
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of a latent frame of a size in latent pixels."""
+        return (height // self.patch_size[1]) * (width // self.patch_size[2])
+
+    @torch.no_grad()
+    def begin(self, prompt: Tensor, cache: WanKVCache) -> None:
+        """Start a video: prompt embeddings [B, text, D_text] (zero rows after the words), an empty cache."""
+        prompt = prompt.to(self.device, self.dtype)
+        text = self.transformer.condition_embedder.text_embedder(prompt)
+        for block, cross in zip(self.transformer.blocks, self._cross_attention, strict=True):
+            cross.read(block.attn2, text)
+        for attention, layer in zip(self._self_attention, cache.layers, strict=True):
+            attention.cache = layer
+        self._text = prompt[:, :0]  # the keys and values are kept, so no pass needs the words again
+
+    @torch.no_grad()
+    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
+        """Gather, once for all passes of the block at frames start .. start + block - 1, what it attends to."""
+        self._start = start
+        rows, columns = height // self.patch_size[1], width // self.patch_size[2]
+        own = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
+        self.rotary.times = own
+        parts, times = [], []
+        if context.shared:
+            parts.append((torch.tensor(context.shared), False))
+            times.append(torch.tensor(context.shared_times, dtype=torch.float64))
+        if context.recalled:
+            parts.append((torch.tensor(context.recalled), True))
+            times.append(torch.full((context.recalled_count,), context.recalled_time, dtype=torch.float64))
+        tables = [self.rotary.table(part, height=rows, width=columns)[None].to(self.device) for part in times]
+        for attention in self._self_attention:
+            layer = attention.cache
+            assert layer is not None
+            found = [
+                (layer.archive if distant and layer.archive is not None else layer.pages).read(frames, self.device)
+                for frames, distant in parts
+            ]
+            tokens = rows * columns
+            layer.gather(found, tables, block=block * tokens, unattended=context.unattended * tokens)
+
+    @torch.no_grad()
+    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
+        steps = timestep.to(self.device).expand(noisy.shape[0])
+        predicted = self.transformer(
+            noisy.transpose(1, 2),  # [B, C, T, H, W]
+            timestep=steps,
+            encoder_hidden_states=self._text,
+            return_dict=False,
+        )[0]
+        return predicted.transpose(1, 2)
+
+    @torch.no_grad()
+    def remember(self, latents: Tensor, timestep: float = 0.0) -> None:
+        """One clean pass over finished latents [B, T, C, H, W], for the keys and values it leaves."""
+        last = self._self_attention[-1]
+        last.stop_once_stored = True
+        try:
+            self.flow(latents, torch.tensor(timestep))
+        except LastKeysStored:
+            pass
+        finally:
+            last.stop_once_stored = False
+        self.commit(latents)
+
+    def commit(self, latents: Tensor) -> None:
+        """Keep the keys and values of the last pass as those of the block's frames."""
+        tokens = self.tokens(*latents.shape[3:])
+        for attention in self._self_attention:
+            assert attention.cache is not None
+            attention.cache.commit(self._start, tokens)

@@ -1,0 +1,123 @@
+"""``llrag generate``: parse the request, run it, show it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llrag_cli import console
+from llrag_cli.config import RunConfig
+from llrag_cli.errors import UsageError
+from llrag_cli.presets import Method, load_config
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What was asked for on the command line."""
+
+    prompt: str | None
+    prompts: Path | None
+    backbone: str | None
+    preset: Path | None
+    method: Method
+    settings: tuple[str, ...]
+    seconds: float
+    seed: int
+    out: Path | None
+    device: str
+    dtype: str
+    force: bool
+    as_json: bool
+
+
+def run(request: GenerateRequest) -> None:
+    """Make the videos of a request."""
+    prompts = read_prompts(request)
+    if not 0 < request.seconds < float("inf"):
+        raise UsageError(
+            f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
+        )
+    config = _config(request)
+
+    with console.working("loading"):  # torch, from here on
+        from llrag_cli.files.run import RunFolder
+        from llrag_cli.generate import generate
+        from llrag_cli.pipeline import Pipeline
+
+        pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype)
+    records = []
+    for number, prompt in enumerate(prompts, start=1):
+        for word in pipeline.text.unknown_words(prompt):
+            console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
+        folder = RunFolder(_folder(request, prompt, number, len(prompts)))
+        blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
+        title = f"{config.name} {config.method}" + (f" {number}/{len(prompts)}" if len(prompts) > 1 else "")
+        with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps) as update:
+            record = generate(
+                pipeline,
+                prompt,
+                folder,
+                seconds=request.seconds,
+                seed=request.seed,
+                force=request.force,
+                on_progress=update,
+            )
+        records.append({"folder": str(folder.path), "video": str(folder.video), **record})
+        if not request.as_json:
+            console.result(str(folder.video))
+    if request.as_json:
+        console.result_json(records if request.prompts else records[0])
+
+
+def _config(request: GenerateRequest) -> RunConfig:
+    if request.backbone is not None and request.preset is not None:
+        raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
+    if request.preset is not None:
+        source: Path | str = request.preset if request.preset.suffix in (".yaml", ".yml") else str(request.preset)
+    else:
+        source = request.backbone or "tiny"
+    return load_config(source, method=request.method, settings=request.settings)
+
+
+def read_prompts(request: GenerateRequest) -> list[str]:
+    """The prompts of a request: the argument, or the lines of a file."""
+    if (request.prompt is None) == (request.prompts is None):
+        raise UsageError(
+            "there is no prompt" if request.prompt is None else "a prompt and `--prompts` were both given",
+            hint='for example `llrag generate "a red circle bounces around on a striped blue wall"`',
+        )
+    if request.prompt is not None:
+        if not request.prompt.strip():
+            raise UsageError("the prompt is empty", hint="say in a sentence what the video shows")
+        return [request.prompt]
+    file = request.prompts
+    assert file is not None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"there is no prompt file `{file}`", hint="it is a text file, one prompt a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "").lower()
+        raise UsageError(f"`{file}` cannot be read: {reason}", hint="it is a text file, one prompt a line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"`{file}` holds no prompt", hint="write one prompt a line")
+    return prompts
+
+
+def _folder(request: GenerateRequest, prompt: str, number: int, count: int) -> Path:
+    from llrag_cli.files.run import unused_folder
+
+    name = slug(prompt)
+    if request.prompts is not None:
+        parent = request.out or Path("runs")
+        numbered = f"{number:0{max(3, len(str(count)))}d}-{name}"
+        return parent / numbered if request.out else unused_folder(parent, numbered)
+    return request.out or unused_folder(Path("runs"), name)
+
+
+def slug(text: str) -> str:
+    """A short file name of a prompt's first words."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return "-".join(words)[:48].strip("-") or "video"

@@ -1,0 +1,117 @@
+"""What a run is made of: frozen, strict, each field with its bounds and its meaning."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
+
+
+class Config(BaseModel):
+    """Base of all configuration: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplerConfig(Config):
+    """Few-step flow matching: predict the clean latents, noise them again less, repeat."""
+
+    steps: tuple[int, ...] = Field((1000, 750, 500, 250), description="denoising steps, falling, each in 1..1000")
+    shift: float = Field(5.0, gt=0, description="shift of the sigma table; above 1 lingers at high noise")
+    warp: bool = Field(True, description="read `steps` through the shifted table")
+    context_timestep: float = Field(0.0, ge=0, le=1000, description="timestep of the clean pass that fills the cache")
+
+    @field_validator("steps")
+    @classmethod
+    def _falling(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if not steps or any(not 1 <= step <= 1000 for step in steps):
+            raise ValueError("steps are whole numbers in 1..1000, at least one")
+        if any(after >= before for before, after in zip(steps, steps[1:], strict=False)):
+            raise ValueError("steps must fall from noise to clean")
+        return steps
+
+
+class MemoryConfig(Config):
+    """Which past latent frames one block attends to; every count is in latent frames."""
+
+    policy: Literal["native", "retrieval"] = Field("native", description="plain sliding window, or with recall")
+    window: int | None = Field(12, gt=0, description="all frames attended, the block's own included; null: no end")
+    sink: int = Field(1, ge=0, description="first frames of the video, always attended")
+    retrieved: int = Field(0, ge=0, description="K: frames recalled from history for each block")
+    guard: int = Field(0, ge=0, description="R: newest evicted frames that cannot be recalled")
+    keys: Literal["average", "encoder"] = Field("average", description="what frames are compared by")
+    encoder: str | None = Field(None, description="file of the retrieval encoder, for keys `encoder`")
+    archive: Literal["device", "host"] = Field("device", description="where keys and values out of the window live")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.policy == "native" and self.retrieved:
+            raise ValueError("the native policy recalls nothing: `retrieved` must be 0")
+        if self.policy == "retrieval" and self.window is None:
+            raise ValueError("the retrieval policy needs a finite `window`")
+        if self.window is not None and self.sink >= self.window:
+            raise ValueError(f"a sink of {self.sink} frames leaves nothing of a window of {self.window}")
+        return self
+
+
+class BackboneConfig(Config):
+    """The model that writes the video, and the latents it writes."""
+
+    family: Literal["tiny", "wan"] = Field(description="the embedded model, or a Wan2.1 checkpoint")
+    weights: str | None = Field(None, description="checkpoint of the transformer, relative to the weights folder")
+    ema: bool = Field(False, description="read the EMA weights of the checkpoint")
+    lora: str | None = Field(None, description="LoRA checkpoint to merge, relative to the weights folder")
+    lora_alpha: float = Field(256.0, gt=0, description="scale of the LoRA, divided by its rank")
+    base: str | None = Field(None, description="folder of the Diffusers-format VAE, text encoder and configuration")
+    frames_per_block: Literal[1, 3] = Field(3, description="latent frames denoised together")
+    height: int = Field(60, gt=0, description="of a latent frame, in latent pixels")
+    width: int = Field(104, gt=0, description="of a latent frame, in latent pixels")
+    fps: int = Field(16, gt=0, description="video frames a second")
+
+
+class VideoConfig(Config):
+    """How the video file is written."""
+
+    upscale: int = Field(1, ge=1, le=16, description="enlarge each frame by a whole factor when writing")
+    crf: int = Field(18, ge=0, le=51, description="x264 quality: 0 lossless, 51 worst")
+
+
+class RunConfig(Config):
+    """One configuration: a backbone with a sampler and a memory."""
+
+    name: str = Field(description="preset it came from")
+    method: Literal["native", "retrieval"] = Field(description="memory it runs with")
+    about: str = Field("", description="one line for lists")
+    backbone: BackboneConfig
+    sampler: SamplerConfig = SamplerConfig()
+    memory: MemoryConfig = MemoryConfig()
+    video: VideoConfig = VideoConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        memory, block = self.memory, self.backbone.frames_per_block
+        if memory.window is not None:
+            local = memory.window - memory.sink - memory.retrieved
+            if local < block:
+                raise ValueError(
+                    f"a window of {memory.window} less sink {memory.sink} and retrieved {memory.retrieved} leaves "
+                    f"{local} local frames, fewer than the {block} of a block"
+                )
+        if memory.policy == "retrieval" and memory.sink > block:
+            raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with retrieval")
+        return self
+
+    def latent_frames(self, seconds: float) -> int:
+        """Whole blocks of latent frames that last at least ``seconds``."""
+        video_frames = math.ceil(round(seconds * self.backbone.fps, 6))
+        latent = 1 + math.ceil(max(0, video_frames - 1) / TEMPORAL_RATIO)
+        block = self.backbone.frames_per_block
+        return block * math.ceil(latent / block)
+
+
+def video_frames(latent_frames: int) -> int:
+    """Video frames that latent frames decode to: 4(n-1)+1."""
+    return TEMPORAL_RATIO * (latent_frames - 1) + 1

@@ -1,0 +1,84 @@
+"""The only place that prints: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import rich.progress
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from llrag_cli.generate import Progress
+
+_stderr = Console(stderr=True, highlight=False)
+
+
+def result(text: str) -> None:
+    """A result, for people and pipes."""
+    sys.stdout.write(text + "\n")
+
+
+def result_json(value: Any) -> None:
+    """A result, for programs."""
+    result(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def result_table(table: Table) -> None:
+    """A result as a table; wide enough for its content when piped."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+
+
+def note(text: str) -> None:
+    """Something worth knowing, on stderr."""
+    _stderr.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Something that may not be what was meant."""
+    _stderr.print(Text("warning: ", style="yellow").append(text, style="default"))
+
+
+class _Numbers(rich.progress.ProgressColumn):
+    """Blocks, seconds of video, speed, time left and what is being recalled."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        state: Progress | None = task.fields.get("state")
+        if state is None or not state.done:
+            return Text(f"block 0/{task.total:.0f}", style="dim")
+        left = state.elapsed / state.done * (state.blocks - state.done)
+        parts = [
+            f"block {state.done}/{state.blocks}",
+            f"{state.seconds_of_video:.1f} s of video",
+            f"{state.fps * task.fields['frame_rate']:.0f} fps",
+            f"{int(left // 60)}:{int(left % 60):02d} left",
+        ]
+        if state.recalled:
+            parts.append(f"recalls {', '.join(map(str, state.recalled))}")
+        return Text(" · ".join(parts))
+
+
+@contextmanager
+def generation(description: str, *, blocks: int, frame_rate: int) -> Iterator[Any]:
+    """A live line on stderr while a video is made; yields the function to call with each ``Progress``."""
+    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=20), _Numbers())
+    with rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
+        task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
+
+        def update(state: Progress) -> None:
+            display.update(task, completed=state.done, state=state)
+
+        yield update
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner on stderr."""
+    with _stderr.status(text):
+        yield

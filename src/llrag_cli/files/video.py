@@ -1,0 +1,155 @@
+"""Writing and reading video files through ffmpeg."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llrag_cli.errors import LlragError
+from llrag_cli.vae import StreamingDecoder
+
+
+def ffmpeg() -> str:
+    """Path of the ffmpeg program."""
+    import imageio_ffmpeg
+
+    try:
+        executable: str = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise LlragError(
+            "there is no ffmpeg program", hint="reinstall imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to one"
+        ) from None
+    if not Path(executable).exists() and "/" in executable:
+        raise LlragError(
+            f"there is no ffmpeg program at `{executable}`", hint="mend or unset the variable IMAGEIO_FFMPEG_EXE"
+        )
+    return executable
+
+
+class VideoWriter:
+    """An H.264 mp4 that grows frame by frame; it is made of fragments, so it plays wherever writing stops."""
+
+    def __init__(self, path: Path, *, fps: int, upscale: int = 1, crf: int = 18) -> None:
+        self.path = path
+        self.frames = 0  # written so far
+        self._fps, self._upscale, self._crf = fps, upscale, crf
+        self._pipe: Generator[None, Any, None] | None = None
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames [T, 3, H, W] in [-1, 1]."""
+        bytes_ = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        try:
+            if self._pipe is None:
+                self._pipe = self._open(bytes_.shape[2], bytes_.shape[1])
+            for image in bytes_:
+                self._pipe.send(np.ascontiguousarray(image))
+                self.frames += 1
+        except OSError as error:
+            self._pipe = None
+            raise LlragError(
+                f"`{self.path}` could not be written: {_cause(error)}", hint="is the disk full, or the folder gone?"
+            ) from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+
+    def _open(self, width: int, height: int) -> Generator[None, Any, None]:
+        import imageio_ffmpeg
+
+        ffmpeg()
+        scale = ["-vf", f"scale=iw*{self._upscale}:ih*{self._upscale}:flags=neighbor"] if self._upscale > 1 else []
+        pipe: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
+            str(self.path),
+            (width, height),
+            fps=self._fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=[
+                *scale,
+                *("-crf", str(self._crf), "-preset", "fast", "-tune", "zerolatency", "-g", str(2 * self._fps)),
+                *("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1"),
+            ],
+        )
+        pipe.send(None)
+        return pipe
+
+
+def _cause(error: OSError) -> str:
+    """The line of ffmpeg's log that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "rror" in line or "No space" in line or "denied" in line]
+    return (telling or lines or [type(error).__name__])[0].rstrip(".:")
+
+
+class VideoSink:
+    """Decodes latents and writes their frames on a thread of its own, while the next block is computed."""
+
+    def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
+        self.writer = writer
+        self._decoder = decoder
+        self._queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=2)  # so memory stays flat
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="video", daemon=True)
+
+    def __enter__(self) -> VideoSink:
+        self._decoder.reset()
+        self._thread.start()
+        return self
+
+    def put(self, latents: Tensor) -> None:
+        """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(latents)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write out all that was handed over and finish the file, also after an error elsewhere."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            while (latents := self._queue.get()) is not None:
+                self.writer.write(self._decoder.decode(latents)[0])
+            self.writer.close()
+        except BaseException as error:  # handed to the thread that generates
+            self._error = error
+            while self._queue.get() is not None:  # until told to stop, so that nobody waits for room
+                pass
+
+
+def read_frames(path: Path) -> Iterator[Tensor]:
+    """The frames [3, H, W] of a video file, in [0, 1], one after the other."""
+    import imageio_ffmpeg
+
+    ffmpeg()
+    try:
+        frames = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(frames)["size"]
+    except (OSError, StopIteration) as error:
+        raise LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?") from error
+    for raw in frames:
+        image = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(height, width, 3)
+        yield image.permute(2, 0, 1).float() / 255
+
+
+def read_video(path: Path) -> Tensor:
+    """All frames [T, 3, H, W] of a video file in [0, 1]."""
+    return torch.stack(list(read_frames(path)))

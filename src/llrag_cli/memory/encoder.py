@@ -1,0 +1,153 @@
+"""The retrieval encoder: a convolutional autoencoder over single latent frames.
+
+Only its encoder is used when generating; the decoder serves the reconstruction loss. Module names are
+those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from llrag_cli.backbones.checkpoints import load_strictly, read_file
+from llrag_cli.errors import LlragError
+
+
+class EncoderConfig(BaseModel):
+    """Sizes of a retrieval autoencoder; keys of a checkpoint's config that are not here are its trainer's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    in_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
+    spatial_h: int = Field(default=60, gt=0, description="height of a latent frame")
+    spatial_w: int = Field(default=104, gt=0, description="width of a latent frame")
+    latent_dim: int = Field(default=1024, gt=0, description="size of an embedding")
+    hidden_dims: tuple[int, ...] = Field(default=(64, 128, 256), min_length=1, description="features of each stage")
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    groups = next(count for count in (32, 16, 8, 4, 1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-5)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            _group_norm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            _group_norm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+class LatentEncoder(nn.Module):
+    """Latent frames [N, C, H, W] to embeddings [N, D], not normalised."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        channels = config.in_channels
+        for hidden in config.hidden_dims:
+            down = nn.Conv2d(channels, hidden, 3, stride=2, padding=1)
+            stages += [down, _group_norm(hidden), nn.SiLU(), _Residual(hidden)]
+            channels = hidden
+        self.conv_stack = nn.Sequential(*stages)
+        self.final_norm = nn.Sequential(_group_norm(channels), nn.SiLU())
+        self.fc = nn.Linear(channels, config.latent_dim)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        embedding: Tensor = self.fc(self.final_norm(self.conv_stack(latents)).mean(dim=(2, 3)))
+        return embedding
+
+
+class LatentDecoder(nn.Module):
+    """Embeddings [N, D] back to latent frames [N, C, H, W]."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.size = (config.spatial_h, config.spatial_w)
+        scale = 2 ** len(config.hidden_dims)
+        self.bottom = (config.hidden_dims[-1], *(math.ceil(side / scale) for side in self.size))
+        self.fc = nn.Sequential(nn.Linear(config.latent_dim, math.prod(self.bottom)), nn.SiLU())
+        stages: list[nn.Module] = []
+        falling = config.hidden_dims[::-1]
+        for before, after in zip(falling, falling[1:], strict=False):
+            up = nn.Upsample(scale_factor=2, mode="nearest")
+            stages += [up, nn.Conv2d(before, after, 3, padding=1), _group_norm(after), nn.SiLU(), _Residual(after)]
+        self.upsample_stack = nn.Sequential(*stages)
+        self.final = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(falling[-1], config.in_channels, 3, padding=1)
+        )
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        grown: Tensor = self.final(self.upsample_stack(self.fc(embeddings).unflatten(1, self.bottom)))
+        return grown[..., : self.size[0], : self.size[1]]
+
+
+class LatentAutoencoder(nn.Module):
+    """Embedding and reconstruction of latent frames; called, it gives the unit embedding [N, D]."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = LatentEncoder(config)
+        self.decoder = LatentDecoder(config)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Unit-norm embeddings [N, D] of latent frames [N, C, H, W], in the module's type."""
+        weight = self.encoder.fc.weight
+        return F.normalize(self.encoder(latents.to(weight.device, weight.dtype)), dim=-1)
+
+
+def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAutoencoder:
+    """Read ``{'model', 'config', ...}`` or our safetensors with the config in the metadata; strict."""
+    if path.suffix == ".safetensors":
+        content: Mapping[str, Any] = {"model": read_file(path), "config": _metadata_config(path)}
+    else:
+        content = read_file(path)
+    if not isinstance(content, Mapping) or "model" not in content or "config" not in content:
+        raise LlragError(
+            f"`{path}` is not a retrieval encoder: it lacks `model` or `config`",
+            hint="expected the file of `llrag download weights encoder` or one trained by `llrag train-encoder`",
+        )
+    autoencoder = encoder_from(content["model"], content["config"], source=str(path))
+    return autoencoder if device is None else autoencoder.to(device)
+
+
+def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> LatentAutoencoder:
+    """An autoencoder in float32 from its tensors and its configuration."""
+    try:
+        sizes = EncoderConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LlragError(
+            f"`{source}` has a bad `{'.'.join(map(str, first['loc']))}` in its config: {first['msg'].lower()}",
+            hint="the file is damaged or of another kind",
+        ) from None
+    autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(False)
+    load_strictly(autoencoder, {name: tensor.float() for name, tensor in state.items()}, source=source)
+    return autoencoder
+
+
+def _metadata_config(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        config = (file.metadata() or {}).get("config")
+    if config is None:
+        raise LlragError(
+            f"`{path}` has no `config` in its metadata", hint="it is no retrieval encoder, or was not written by llrag"
+        )
+    return EncoderConfig.model_validate_json(config).model_dump()

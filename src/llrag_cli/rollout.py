@@ -1,0 +1,144 @@
+"""The main path: a prompt becomes latent frames, block by block, for as long as asked.
+
+    for each block:
+        recalled = past frames most like the newest one                  # history
+        context  = [sink | recalled | recent], each at its rotary time   # policy
+        latents  = few-step denoising of noise, given context and prompt
+        a clean pass leaves the block's keys and values in the cache
+        history grows by the block
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llrag_cli.backbones.cache import WanKVCache
+from llrag_cli.config import MemoryConfig
+from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
+from llrag_cli.memory.history import History
+from llrag_cli.sampling.noise import Noise
+from llrag_cli.sampling.schedule import FlowMatchSchedule
+
+
+class Backbone(Protocol):
+    """A model that predicts flow given a context of past frames."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def layers(self) -> int: ...
+    def begin(self, prompt: Tensor, cache: WanKVCache) -> None: ...
+    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
+    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
+    def remember(self, latents: Tensor, timestep: float = 0.0) -> None: ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block: latents [B, T, C, H, W] of frames start .. start + T - 1, and how they came about."""
+
+    index: int
+    start: int
+    latents: Tensor
+    recalled: list[list[int]] = field(default_factory=list)  # [B][K], most similar first
+    similarities: list[list[float]] = field(default_factory=list)  # [B][K], cosines
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by part
+
+
+def rollout(
+    backbone: Backbone,
+    prompt: Tensor,
+    *,
+    frames: int,
+    shape: tuple[int, int, int],
+    block: int,
+    schedule: FlowMatchSchedule,
+    memory: MemoryConfig,
+    history: History,
+    noise: Noise,
+    context_timestep: float = 0.0,
+) -> Iterator[Block]:
+    """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block."""
+    backbone.begin(prompt, new_cache(memory, backbone, block=block))
+    for index, start in enumerate(range(0, frames, block)):
+        clock = Stopwatch(backbone.device)
+        recalled, similarities = recall(history, memory, start=start)
+        clock.lap("recall")
+        context = attended(memory, start=start, block=block, recalled=recalled)
+        backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
+        clock.lap("gather")
+        latents = denoise(backbone, schedule, noise, block=index, shape=(len(prompt), block, *shape))
+        clock.lap("denoise")
+        backbone.remember(latents, context_timestep)
+        clock.lap("remember")
+        history.append(latents)
+        clock.lap("encode")
+        yield Block(index, start, latents, recalled, similarities, clock.laps)
+
+
+def denoise(
+    backbone: Backbone, schedule: FlowMatchSchedule, noise: Noise, *, block: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Few-step sampling of one block [B, T, C, H, W]: predict x0, noise it less, again; the last x0 stays."""
+    device, dtype = backbone.device, backbone.dtype
+    latents = noise.draw(block, 0, shape).to(device, dtype)
+    for step, timestep in enumerate(schedule.steps):
+        if step > 0:
+            latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
+        latents = schedule.clean(latents, backbone.flow(latents, timestep), timestep)
+    return latents
+
+
+def recall(history: History, memory: MemoryConfig, *, start: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Frames to see again in the block at ``start`` and their cosines, [B][K], most similar first."""
+    if memory.policy != "retrieval" or memory.retrieved == 0 or memory.window is None:
+        return [], []
+    candidates = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
+    if not candidates:
+        return [], []
+    frames, similarities = history.recall(count=memory.retrieved, candidates=candidates)
+    return frames.tolist(), similarities.tolist()
+
+
+def attended(memory: MemoryConfig, *, start: int, block: int, recalled: list[list[int]]) -> Context:
+    """The context of a block under the configured policy."""
+    if memory.policy == "native" or memory.window is None:
+        return sliding_window(start=start, block=block, window=memory.window, sink=memory.sink)
+    return retrieval_window(
+        start=start,
+        block=block,
+        window=memory.window,
+        sink=memory.sink,
+        retrieved=memory.retrieved,
+        recalled=recalled,
+    )
+
+
+def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int) -> WanKVCache:
+    """An empty cache with room for what the policy can ask for."""
+    recalls = memory.policy == "retrieval" and memory.retrieved > 0
+    recent = None if memory.window is None else max(memory.window - memory.sink, block)
+    host = torch.device("cpu") if memory.archive == "host" and backbone.device.type != "cpu" else None
+    return WanKVCache(layers=backbone.layers, sink=memory.sink, recent=recent, archive=recalls, archive_device=host)
+
+
+class Stopwatch:
+    """Wall seconds of named parts, one after the other. On a GPU work is queued, so laps tell where it waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Close the part that ran since the last lap."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now

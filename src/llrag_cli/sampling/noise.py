@@ -1,0 +1,41 @@
+"""Noise with an address: the draw of (seed, sample, block, step) is the same whoever asks, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """Where the noise of a rollout comes from."""
+
+    def draw(self, block: int, step: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise [B, T, C, H, W] of a block; step 0 opens it, later ones re-noise it."""
+        ...
+
+
+class AddressedNoise:
+    """Normal noise from CPU generators seeded by (seed, sample, block, step).
+
+    Each sample of a batch has its own address, so a video does not depend on what it is batched with,
+    on how often the run was interrupted, or on the device.
+    """
+
+    def __init__(self, seed: int, samples: Sequence[int] = (0,)) -> None:
+        self.seed = seed
+        self.samples = tuple(samples)
+
+    def draw(self, block: int, step: int, shape: Sequence[int]) -> Tensor:
+        """float32 noise [B, T, C, H, W] on the CPU, one row for each sample."""
+        if shape[0] != len(self.samples):
+            raise ValueError(f"a batch of {shape[0]} drawn from noise for {len(self.samples)} samples")
+        rows = []
+        for sample in self.samples:
+            address = f"{self.seed}/{sample}/{block}/{step}".encode()
+            value = int.from_bytes(hashlib.blake2b(address, digest_size=8).digest(), "little") >> 1
+            rows.append(torch.randn(*shape[1:], generator=torch.Generator().manual_seed(value)))
+        return torch.stack(rows)

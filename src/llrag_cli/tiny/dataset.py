@@ -1,0 +1,58 @@
+"""Latents of sprite-world clips, made once and kept, for training the embedded backbone."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llrag_cli.config import video_frames
+from llrag_cli.tiny.vae import TIME, TinyVAE
+from llrag_cli.tiny.world import Scene, Sprite, clip, random_scene
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Clips as latents [N, F, C, h, w] in half precision, object cover [N, F, 1, h, w] as bytes, and scenes."""
+
+    latents: Tensor
+    cover: Tensor
+    scenes: list[Scene]
+
+
+@torch.no_grad()
+def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentClips:
+    """Render and encode clips of ``frames`` latent frames; the same seed gives the same clips."""
+    rng = random.Random(seed)
+    latents, covers, scenes = [], [], []
+    for _ in range(count):
+        scene = random_scene(rng)
+        video, cover = clip(scene, video_frames(frames), rng)
+        latents.append(vae.encode(video[None] * 2 - 1)[0].half())
+        whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).view(frames, TIME, *cover.shape[2:])
+        covers.append((F.max_pool2d(whole.amax(1, keepdim=True), 8) * 255).byte())
+        scenes.append(scene)
+    return LatentClips(torch.stack(latents), torch.stack(covers), scenes)
+
+
+def save_clips(clips: LatentClips, path: Path) -> None:
+    """Write clips as safetensors, scenes in the metadata."""
+    scenes = json.dumps([asdict(scene) for scene in clips.scenes])
+    save_file({"latents": clips.latents, "cover": clips.cover}, path, metadata={"scenes": scenes})
+
+
+def load_clips(path: Path) -> LatentClips:
+    """Read clips back."""
+    with safe_open(path, framework="pt") as file:
+        scenes = [
+            Scene(**{**scene, "sprites": tuple(Sprite(**sprite) for sprite in scene["sprites"])})
+            for scene in json.loads(file.metadata()["scenes"])
+        ]
+        return LatentClips(file.get_tensor("latents"), file.get_tensor("cover"), scenes)

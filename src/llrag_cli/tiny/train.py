@@ -1,0 +1,59 @@
+"""Train the embedded model from nothing: ``python -m llrag_cli.tiny.train all --out DIR``.
+
+Stages read what earlier ones wrote into the folder: ``vae.safetensors``, ``clips.safetensors``,
+``teacher.safetensors``, ``backbone.safetensors``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+
+Out = Annotated[Path, typer.Option(help="Folder of this training")]
+Minutes = Annotated[float, typer.Option(min=0.01, help="How long to train")]
+Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
+
+
+@app.callback()
+def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) -> None:
+    """Shared by all stages."""
+    torch.set_num_threads(threads)
+
+
+@app.command()
+def vae(out: Out, minutes: Minutes = 18.0, seed: Seed = 0) -> None:
+    """Train the VAE."""
+    from llrag_cli.tiny.train_vae import train_vae
+
+    out.mkdir(parents=True, exist_ok=True)
+    train_vae(out / "vae.safetensors", minutes=minutes, seed=seed)
+
+
+@app.command()
+def clips(out: Out, count: Annotated[int, typer.Option(min=8)] = 3000, seed: Seed = 0) -> None:
+    """Render and encode the clips that the backbone learns from."""
+    from llrag_cli.tiny.dataset import make_clips, save_clips
+    from llrag_cli.tiny.model import load_vae
+
+    made = make_clips(load_vae(out / "vae.safetensors"), count=count, frames=24, seed=seed)
+    save_clips(made, out / "clips.safetensors")
+
+
+@app.command()
+def backbone(out: Out, minutes: Minutes = 60.0, batch: int = 6, seed: Seed = 0) -> None:
+    """Train transformer and text encoder by teacher forcing."""
+    from llrag_cli.tiny.dataset import load_clips
+    from llrag_cli.tiny.train_backbone import train_backbone
+
+    train_backbone(
+        load_clips(out / "clips.safetensors"), out / "teacher.safetensors", minutes=minutes, batch=batch, seed=seed
+    )
+
+
+if __name__ == "__main__":
+    app()

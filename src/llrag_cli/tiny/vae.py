@@ -1,0 +1,111 @@
+"""The embedded model's causal VAE: small enough to train on a laptop, streaming like Wan's.
+
+Time is grouped as in Wan's VAE: the first latent frame holds one video frame, each later one four, so
+n latent frames are exactly 4(n-1)+1 video frames. Everything else is two-dimensional: four frames are
+stacked as channels, the encoder sees the frame before them, the decoder the latent frame before.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+TIME = 4  # video frames in each latent frame but the first
+PATCH = 4  # pixels folded into channels before the first convolution
+
+
+class TinyVAEConfig(BaseModel):
+    """Sizes of the embedded VAE; it shrinks space by 8 and time by 4."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    latent_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
+    fine: int = Field(default=64, gt=0, description="features at a quarter of the resolution")
+    coarse: int = Field(default=128, gt=0, description="features at an eighth of the resolution")
+    encoder_blocks: tuple[int, int] = Field(default=(1, 2), description="residual blocks, fine then coarse")
+    decoder_blocks: tuple[int, int] = Field(default=(3, 3), description="residual blocks, coarse then fine")
+
+
+class Residual(nn.Module):
+    """Two normalised 3x3 convolutions beside a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class TinyVAE(nn.Module):
+    """Video [B, T, 3, H, W] in [-1, 1] to latent frames [B, n, C, H/8, W/8] and back, T = 4(n-1)+1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: TinyVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or TinyVAEConfig()
+        fine, coarse, channels = config.fine, config.coarse, config.latent_channels
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(PATCH),
+            nn.Conv2d(3 * (TIME + 1) * PATCH**2, fine, 1),
+            *(Residual(fine) for _ in range(config.encoder_blocks[0])),
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+            *(Residual(coarse) for _ in range(config.encoder_blocks[1])),
+            nn.GroupNorm(8, coarse),
+            nn.SiLU(),
+            nn.Conv2d(coarse, 2 * channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(2 * channels, coarse, 3, padding=1),
+            *(Residual(coarse) for _ in range(config.decoder_blocks[0])),
+            nn.Conv2d(coarse, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            *(Residual(fine) for _ in range(config.decoder_blocks[1])),
+            nn.GroupNorm(8, fine),
+            nn.SiLU(),
+            nn.Conv2d(fine, 3 * TIME * PATCH**2, 3, padding=1),
+            nn.PixelShuffle(PATCH),
+        )
+        self.register_buffer("mean", torch.zeros(channels))  # of raw latents, per channel
+        self.register_buffer("std", torch.ones(channels))
+
+    def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, n, C, h, w] of the raw (not normalised) latents of a video."""
+        batch, frames = video.shape[:2]
+        if (frames - 1) % TIME:
+            raise ValueError(f"a video of {frames} frames is not 4(n-1)+1 long")
+        first = video[:, :1].expand(-1, TIME, -1, -1, -1)  # one frame stands for the four of a later group
+        whole = torch.cat((first, video[:, 1:]), dim=1).unflatten(1, (-1, TIME))  # [B, n, 4, 3, H, W]
+        before = torch.cat((whole[:, :1, -1:], whole[:, :-1, -1:]), dim=1)  # [B, n, 1, 3, H, W]
+        stacked = torch.cat((before, whole), dim=2).flatten(2, 3).flatten(0, 1)  # [B*n, 15, H, W]
+        mean, logvar = self.encoder(stacked).unflatten(0, (batch, -1)).chunk(2, dim=2)
+        return mean, logvar.clamp(-12, 4)
+
+    def decode_raw(self, latents: Tensor, before: Tensor) -> Tensor:
+        """Four frames [B, n, 4, 3, H, W] of each raw latent [B, n, C, h, w], given the one before it."""
+        paired = torch.cat((latents, before), dim=2).flatten(0, 1)  # [B*n, 2C, h, w]
+        frames = self.decoder(paired).unflatten(1, (TIME, 3))  # [B*n, 4, 3, H, W]
+        return frames.unflatten(0, latents.shape[:2])
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised latents [B, n, C, h, w] (unit variance per channel) of video [B, T, 3, H, W]."""
+        mean, _ = self.posterior(video)
+        return (mean - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
+        """Frames [B, T, 3, H, W] in [-1, 1] of normalised latents [B, n, C, h, w].
+
+        ``before`` [B, 1, C, h, w] is the latent frame that came before; without it these open the video.
+        """
+        lead = latents[:, :1] if before is None else before
+        shifted = torch.cat((lead, latents[:, :-1]), dim=1)
+        scale, offset = self.std.view(-1, 1, 1), self.mean.view(-1, 1, 1)
+        frames = self.decode_raw(latents * scale + offset, shifted * scale + offset).flatten(1, 2)
+        return (frames if before is not None else frames[:, TIME - 1 :]).clamp(-1, 1)

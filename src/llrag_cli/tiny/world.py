@@ -1,0 +1,271 @@
+"""The procedural world of sprites that the embedded model lives in.
+
+Coloured shapes on a patterned wall: they bounce, orbit, or pass by while the camera pans over a
+panorama that closes on itself, so that what left the view comes back. Every attribute can be read
+back from pixels (``tiny/checker.py``), and every scene can be captioned, in full or with parts left out.
+
+Frames are 64x64 at 8 frames a second. Nothing here is random by itself: generators come as arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SIZE = 64  # pixels, height and width of a frame
+FPS = 8
+SPEED = 2.0  # pixels a frame, of a panning camera
+
+Motion = Literal["bounce", "orbit", "pan"]
+
+OBJECT_COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 35, 35),
+    "green": (35, 185, 60),
+    "blue": (40, 75, 235),
+    "yellow": (245, 220, 45),
+    "orange": (245, 135, 20),
+    "purple": (150, 50, 190),
+    "white": (245, 245, 245),
+    "black": (18, 18, 22),
+}
+WALL_COLORS: dict[str, tuple[int, int, int]] = {
+    "blue": (90, 125, 185),
+    "green": (100, 155, 110),
+    "gray": (140, 140, 145),
+    "brown": (135, 100, 70),
+    "pink": (215, 150, 170),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+PATTERNS = ("plain", "striped", "dotted")
+SIZES: dict[str, float] = {"small": 10.0, "large": 14.0}  # radius in pixels
+MOTIONS: tuple[Motion, ...] = ("bounce", "orbit", "pan")
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """One object: its name in words, never its place."""
+
+    color: str
+    shape: str
+    size: str
+
+    @property
+    def radius(self) -> float:
+        """In pixels."""
+        return SIZES[self.size]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a video shows. ``lap`` is the circumference of the panorama in pixels (pan only)."""
+
+    sprites: tuple[Sprite, ...]
+    wall: str
+    pattern: str
+    motion: Motion
+    lap: int = 160
+
+
+def held_out(sprite: Sprite, wall: str) -> bool:
+    """Whether this combination is kept out of all training, for prompts never seen (one in ten)."""
+    digest = hashlib.sha256(f"{sprite.color} {sprite.shape} {wall}".encode()).digest()
+    return digest[0] % 10 == 0
+
+
+def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
+    """A scene of one to four different sprites; each (``unseen``) or none of its sprites is held out."""
+    motion = rng.choice(MOTIONS)
+    wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
+    lap = rng.choice((160, 240, 320)) if motion == "pan" else 160
+    count = {160: 2, 240: 3, 320: 4}[lap] if motion == "pan" else rng.choice((1, 1, 2))
+    sprites: list[Sprite] = []
+    while len(sprites) < count:
+        sprite = Sprite(rng.choice(tuple(OBJECT_COLORS)), rng.choice(SHAPES), rng.choice(tuple(SIZES)))
+        taken = sprite.color == wall or any(sprite.color == other.color for other in sprites)
+        if not taken and held_out(sprite, wall) == unseen:
+            sprites.append(sprite)
+    return Scene(tuple(sprites), wall, pattern, motion, lap)
+
+
+# --- captions ---------------------------------------------------------------------------------------
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "red": ("red", "red", "red", "crimson", "scarlet"),
+    "green": ("green", "green", "green", "emerald"),
+    "blue": ("blue", "blue", "blue", "navy"),
+    "yellow": ("yellow", "yellow", "yellow", "golden"),
+    "orange": ("orange",),
+    "purple": ("purple", "purple", "purple", "violet"),
+    "white": ("white",),
+    "black": ("black",),
+    "gray": ("gray", "grey"),
+    "brown": ("brown",),
+    "pink": ("pink", "pink", "rose"),
+    "circle": ("circle", "circle", "circle", "ball", "disc", "disk"),
+    "square": ("square", "square", "square", "box", "block"),
+    "triangle": ("triangle", "triangle", "triangle", "wedge"),
+    "cross": ("cross", "cross", "cross", "plus"),
+    "small": ("small", "small", "little", "tiny"),
+    "large": ("large", "large", "big", "huge"),
+    "plain": ("plain", "plain", "flat", "smooth"),
+    "striped": ("striped",),
+    "dotted": ("dotted", "dotted", "spotted"),
+    "wall": ("wall", "wall", "wall", "background", "backdrop"),
+}
+VERBS: dict[Motion, tuple[tuple[str, str], ...]] = {  # one, several
+    "bounce": (("bounces around", "bounce around"), ("bounces", "bounce"), ("is bouncing", "are bouncing")),
+    "orbit": (("goes round", "go round"), ("orbits", "orbit"), ("is orbiting", "are orbiting")),
+    "pan": (("passes by", "pass by"), ("slides past", "slide past"), ("is passing by", "are passing by")),
+}
+PLACES = ("on", "on", "in front of", "over", "against")
+
+
+def caption(scene: Scene, rng: random.Random, *, keep: float = 1.0) -> str:
+    """One sentence that describes the scene; each attribute is said with probability ``keep``."""
+
+    def said() -> bool:
+        return rng.random() < keep
+
+    def word(name: str) -> str:
+        return rng.choice(WORDS[name])
+
+    def noun(sprite: Sprite) -> str:
+        size = [word(sprite.size)] if rng.random() < 0.4 * keep else []
+        color = [word(sprite.color)] if said() else []
+        parts = [*size, *color, word(sprite.shape) if said() else "shape"]
+        return f"{'an' if parts[0][0] in 'aeiou' else 'a'} {' '.join(parts)}"
+
+    named = [noun(sprite) for sprite in scene.sprites if said()] or [noun(scene.sprites[0])]
+    subject = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    verb = f" {rng.choice(VERBS[scene.motion])[len(named) > 1]}" if said() else ""
+    pattern = [word(scene.pattern)] if rng.random() < 0.85 * keep else []
+    color = [word(scene.wall)] if said() else []
+    place = f" {rng.choice(PLACES)} a {' '.join([*pattern, *color, word('wall')])}" if pattern or color else ""
+    return f"{subject}{verb}{place}"
+
+
+def prompt(scene: Scene) -> str:
+    """The plain full caption: canonical words, no choice."""
+    nouns = [f"{'an' if s.color[0] in 'aeiou' else 'a'} {s.color} {s.shape}" for s in scene.sprites]
+    subject = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    verb = VERBS[scene.motion][0][len(nouns) > 1]
+    return f"{subject} {verb} on a {scene.pattern} {scene.wall} wall"
+
+
+# --- motion -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where everything is: centres [T, O, 2] as (x, y) and the camera's x [T], in pixels."""
+
+    centers: Tensor
+    camera: Tensor
+
+
+def move(scene: Scene, frames: int, rng: random.Random) -> Track:
+    """Lay the scene's sprites out and let them move for a number of video frames."""
+    time = torch.arange(frames, dtype=torch.float32)
+    if scene.motion == "pan":
+        return _pan(scene, time, rng)
+    if scene.motion == "orbit":
+        period = rng.uniform(48, 96) * rng.choice((-1, 1))
+        start, distance = rng.uniform(0, 2 * math.pi), rng.uniform(15, 18)
+        phase = torch.tensor([2 * math.pi * i / len(scene.sprites) for i in range(len(scene.sprites))])
+        angle = start + 2 * math.pi * time[:, None] / period + phase  # [T, O]
+        centers = SIZE / 2 + distance * torch.stack((angle.cos(), angle.sin()), dim=-1)
+        return Track(centers, torch.zeros(frames))
+    tracks = []
+    for sprite in scene.sprites:
+        low, high = sprite.radius, SIZE - sprite.radius
+        heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.0, 2.0)
+        axes = []
+        for direction in (math.cos(heading), math.sin(heading)):
+            travelled = rng.uniform(0, 2 * (high - low)) + speed * direction * time
+            folded = torch.remainder(travelled, 2 * (high - low))
+            axes.append(low + torch.minimum(folded, 2 * (high - low) - folded))  # a triangle wave: elastic walls
+        tracks.append(torch.stack(axes, dim=-1))
+    return Track(torch.stack(tracks, dim=1), torch.zeros(frames))
+
+
+def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
+    """A camera over a closed panorama; sometimes it pauses or turns back, so returns are irregular."""
+    velocity = torch.full_like(time, SPEED)
+    if rng.random() < 0.5:  # in legs: on, pause, back
+        at = rng.randint(16, 48)
+        while at < len(time):
+            velocity[at:] = rng.choice((SPEED, SPEED, -SPEED, 0.0))
+            at += rng.randint(16, 64)
+    camera = rng.uniform(0, scene.lap) + rng.choice((-1, 1)) * velocity.cumsum(0)
+    spacing = scene.lap / len(scene.sprites)
+    places = [(i * spacing + rng.uniform(-4, 4), SIZE / 2 + rng.uniform(-12, 12)) for i in range(len(scene.sprites))]
+    centers = torch.tensor(places)[None].repeat(len(time), 1, 1)
+    ahead = torch.remainder(centers[..., 0] - camera[:, None] + scene.lap / 2, scene.lap) - scene.lap / 2
+    centers[..., 0] = SIZE / 2 + ahead  # view coordinates: 0..64 is in sight
+    return Track(centers, camera)
+
+
+# --- pixels -----------------------------------------------------------------------------------------
+
+
+def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
+    """Signed distance in pixels to the outline of a shape, negative inside."""
+    if shape == "circle":
+        return (x.square() + y.square()).sqrt() - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.86 * radius
+    if shape == "triangle":  # points up
+        return torch.maximum(0.87 * x.abs() - 0.5 * y, y) - 0.62 * radius
+    if shape == "cross":
+        arm, reach = 0.34 * radius, radius
+        tall = torch.maximum(x.abs() - arm, y.abs() - reach)
+        wide = torch.maximum(x.abs() - reach, y.abs() - arm)
+        return torch.minimum(tall, wide)
+    raise ValueError(f"unknown shape {shape!r}")
+
+
+def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
+    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and how much of each pixel is object, [T, 1, 64, 64]."""
+    axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
+    x, y = axis[None, None, :], axis[None, :, None]
+    along = x + track.camera[:, None, None]  # the wall moves with the panorama
+    frames = _wall(scene, along, y.expand(len(track.camera), SIZE, SIZE))  # [T, 3, H, W]
+    cover = torch.zeros(len(frames), 1, SIZE, SIZE)
+    for index, sprite in enumerate(scene.sprites):
+        center = track.centers[:, index]
+        reach = sprite.radius + 2
+        seen = ((center > -reach) & (center < SIZE + reach)).all(dim=1)
+        if not seen.any():
+            continue
+        place = center[seen]
+        outline = distance(sprite.shape, x - place[:, 0, None, None], y - place[:, 1, None, None], sprite.radius)
+        alpha = (0.5 - outline).clamp(0, 1)[:, None]  # [t, 1, H, W], antialiased
+        color = torch.tensor(OBJECT_COLORS[sprite.color]).view(1, 3, 1, 1) / 255
+        frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, SIZE, SIZE), alpha)
+        cover[seen] = torch.maximum(cover[seen], alpha)
+    return frames, cover
+
+
+def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
+    base = torch.tensor(WALL_COLORS[scene.wall]).view(1, 3, 1, 1) / 255
+    if scene.pattern == "striped":
+        ink = (1.5 * torch.sin(2 * math.pi * along / 16) * 4).clamp(-1, 1).expand_as(y)
+    elif scene.pattern == "dotted":
+        dx, dy = torch.remainder(along, 16) - 8, torch.remainder(y, 16) - 8
+        ink = (4.0 - (dx.square() + dy.square()).sqrt()).clamp(-1, 1)
+    else:
+        ink = torch.zeros_like(y)
+    place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" else 0.0
+    light = 1.0 + 0.13 * ink + place  # [T, H, W]; the panorama's brightness tells places apart
+    return (base * light[:, None]).clamp(0, 1)
+
+
+def clip(scene: Scene, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and object cover [T, 1, 64, 64]."""
+    return render(scene, move(scene, frames, rng))
