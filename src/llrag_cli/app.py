@@ -43,7 +43,7 @@ def root(
     show_version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit", callback=lambda value: _version(asked=value)),
-    ] = False,  # noqa: FBT002 - typer's form of a flag
+    ] = False,
 ) -> None:
     """Shared by all commands."""
 
@@ -54,7 +54,7 @@ def generate(
     backbone: Annotated[
         str | None, typer.Option(help="tiny (embedded), self-forcing, causal-forcing or longlive")
     ] = None,
-    rag: Rag = True,  # noqa: FBT002 - typer's form of a flag
+    rag: Rag = True,
     seconds: Annotated[float, typer.Option(help="Length of the video; it is made in whole blocks of frames")] = 30.0,
     seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
     out: Annotated[
@@ -65,8 +65,8 @@ def generate(
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a long video from a text prompt.
 
@@ -98,7 +98,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of golden vectors: NAME.json with NAME.safetensors")],
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    as_json: Json = False,  # noqa: FBT002
+    as_json: Json = False,
 ) -> None:
     """Replay golden vectors through the engine and compare; exit code 1 if a quantity is out of tolerance."""
     from llrag_cli.commands.verify import run
@@ -107,7 +107,7 @@ def verify(
 
 
 @presets_app.callback()
-def presets(context: typer.Context, as_json: Json = False) -> None:  # noqa: FBT002
+def presets(context: typer.Context, as_json: Json = False) -> None:
     """List the bundled presets, or print one."""
     if context.invoked_subcommand is None:
         from llrag_cli.commands.presets import list_presets
@@ -118,9 +118,9 @@ def presets(context: typer.Context, as_json: Json = False) -> None:  # noqa: FBT
 @presets_app.command("show")
 def show_preset(
     name: Annotated[str, typer.Argument(help="A bundled preset, or a preset file")],
-    rag: Rag = True,  # noqa: FBT002
+    rag: Rag = True,
     settings: Set = None,
-    as_json: Json = False,  # noqa: FBT002
+    as_json: Json = False,
 ) -> None:
     """Print one configuration, resolved, with every setting."""
     from llrag_cli.commands.presets import show

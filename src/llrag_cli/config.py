@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,17 +20,17 @@ class Config(BaseModel):
 class SamplerConfig(Config):
     """Few-step flow matching: predict the clean latents, noise them again less, repeat."""
 
-    steps: tuple[int, ...] = Field((1000, 750, 500, 250), description="denoising steps, falling, each in 1..1000")
-    shift: float = Field(5.0, gt=0, description="shift of the sigma table; above 1 lingers at high noise")
-    warp: bool = Field(True, description="read `steps` through the shifted table")
-    context_timestep: float = Field(0.0, ge=0, le=1000, description="timestep of the clean pass that fills the cache")
+    steps: tuple[int, ...] = Field(default=(1000, 750, 500, 250), description="denoising steps, falling, in 1..1000")
+    shift: float = Field(default=5.0, gt=0, description="shift of the sigma table; above 1 lingers at high noise")
+    warp: bool = Field(default=True, description="read `steps` through the shifted table")
+    context_timestep: float = Field(default=0.0, ge=0, le=1000, description="timestep of the clean pass")
 
     @field_validator("steps")
     @classmethod
     def _falling(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         if not steps or any(not 1 <= step <= 1000 for step in steps):
             raise ValueError("steps are whole numbers in 1..1000, at least one")
-        if any(after >= before for before, after in zip(steps, steps[1:], strict=False)):
+        if any(after >= before for before, after in pairwise(steps)):
             raise ValueError("steps must fall from noise to clean")
         return steps
 
@@ -37,14 +38,16 @@ class SamplerConfig(Config):
 class MemoryConfig(Config):
     """Which past latent frames one block attends to; every count is in latent frames."""
 
-    policy: Literal["native", "retrieval"] = Field("native", description="plain sliding window, or with recall")
-    window: int | None = Field(12, gt=0, description="all frames attended, the block's own included; null: no end")
-    sink: int = Field(1, ge=0, description="first frames of the video, always attended")
-    retrieved: int = Field(0, ge=0, description="K: frames recalled from history for each block")
-    guard: int = Field(0, ge=0, description="R: newest evicted frames that cannot be recalled")
-    keys: Literal["average", "encoder"] = Field("average", description="what frames are compared by")
-    encoder: str | None = Field(None, description="file of the retrieval encoder, for keys `encoder`")
-    archive: Literal["device", "host"] = Field("device", description="where keys and values out of the window live")
+    policy: Literal["native", "retrieval"] = Field(default="native", description="plain sliding window, or with recall")
+    window: int | None = Field(default=12, gt=0, description="frames attended, own block included; null: no end")
+    sink: int = Field(default=1, ge=0, description="first frames of the video, always attended")
+    retrieved: int = Field(default=0, ge=0, description="K: frames recalled from history for each block")
+    guard: int = Field(default=0, ge=0, description="R: newest evicted frames that cannot be recalled")
+    keys: Literal["average", "encoder"] = Field(default="average", description="what frames are compared by")
+    encoder: str | None = Field(default=None, description="file of the retrieval encoder, for keys `encoder`")
+    archive: Literal["device", "host"] = Field(
+        default="device", description="where keys and values out of the window go"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -61,22 +64,22 @@ class BackboneConfig(Config):
     """The model that writes the video, and the latents it writes."""
 
     family: Literal["tiny", "wan"] = Field(description="the embedded model, or a Wan2.1 checkpoint")
-    weights: str | None = Field(None, description="checkpoint of the transformer, relative to the weights folder")
-    ema: bool = Field(False, description="read the EMA weights of the checkpoint")
-    lora: str | None = Field(None, description="LoRA checkpoint to merge, relative to the weights folder")
-    lora_alpha: float = Field(256.0, gt=0, description="scale of the LoRA, divided by its rank")
-    base: str | None = Field(None, description="folder of the Diffusers-format VAE, text encoder and configuration")
-    frames_per_block: Literal[1, 3] = Field(3, description="latent frames denoised together")
-    height: int = Field(60, gt=0, description="of a latent frame, in latent pixels")
-    width: int = Field(104, gt=0, description="of a latent frame, in latent pixels")
-    fps: int = Field(16, gt=0, description="video frames a second")
+    weights: str | None = Field(default=None, description="transformer checkpoint, in the weights folder")
+    ema: bool = Field(default=False, description="read the EMA weights of the checkpoint")
+    lora: str | None = Field(default=None, description="LoRA checkpoint to merge, in the weights folder")
+    lora_alpha: float = Field(default=256.0, gt=0, description="scale of the LoRA, divided by its rank")
+    base: str | None = Field(default=None, description="folder of VAE and text encoder in Diffusers format")
+    frames_per_block: Literal[1, 3] = Field(default=3, description="latent frames denoised together")
+    height: int = Field(default=60, gt=0, description="of a latent frame, in latent pixels")
+    width: int = Field(default=104, gt=0, description="of a latent frame, in latent pixels")
+    fps: int = Field(default=16, gt=0, description="video frames a second")
 
 
 class VideoConfig(Config):
     """How the video file is written."""
 
-    upscale: int = Field(1, ge=1, le=16, description="enlarge each frame by a whole factor when writing")
-    crf: int = Field(18, ge=0, le=51, description="x264 quality: 0 lossless, 51 worst")
+    upscale: int = Field(default=1, ge=1, le=16, description="enlarge each frame by a whole factor when writing")
+    crf: int = Field(default=18, ge=0, le=51, description="x264 quality: 0 lossless, 51 worst")
 
 
 class RunConfig(Config):
@@ -84,7 +87,7 @@ class RunConfig(Config):
 
     name: str = Field(description="preset it came from")
     method: Literal["native", "retrieval"] = Field(description="memory it runs with")
-    about: str = Field("", description="one line for lists")
+    about: str = Field(default="", description="one line for lists")
     backbone: BackboneConfig
     sampler: SamplerConfig = SamplerConfig()
     memory: MemoryConfig = MemoryConfig()

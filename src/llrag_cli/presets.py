@@ -38,7 +38,8 @@ def load_config(preset: str | Path, *, method: Method, settings: Iterable[str] =
     methods = content.pop("methods", {})
     if not isinstance(methods, dict) or method not in methods:
         raise UsageError(
-            f"`{path.name}` has no method `{method}` under `methods`", hint=closest(method, map(str, methods or METHODS))
+            f"`{path.name}` has no method `{method}` under `methods`",
+            hint=closest(method, METHODS),
         )
     content |= {"name": path.stem, "method": method, "memory": methods[method]}
     prefixes = {"memory": f"methods.{method}"}
@@ -132,7 +133,9 @@ def _validate(
             where += f", line {lines[in_file]}"
         if first["type"] == "extra_forbidden":
             siblings = [
-                name.split(".")[len(place) - 1] for name in setting_names(RunConfig) if name.split(".")[:-1] == place[:-1]
+                name.split(".")[len(place) - 1]
+                for name in setting_names(RunConfig)
+                if name.split(".")[:-1] == place[:-1]
             ]
             raise UsageError(f"{where}: unknown key `{in_file}`", hint=closest(place[-1], set(siblings))) from None
         message = first["msg"].removeprefix("Value error, ")

@@ -1,11 +1,11 @@
 """The main path: a prompt becomes latent frames, block by block, for as long as asked.
 
-    for each block:
-        recalled = past frames most like the newest one                  # history
-        context  = [sink | recalled | recent], each at its rotary time   # policy
-        latents  = few-step denoising of noise, given context and prompt
-        a clean pass leaves the block's keys and values in the cache
-        history grows by the block
+for each block:
+    recalled = past frames most like the newest one                  # history
+    context  = [sink | recalled | recent], each at its rotary time   # policy
+    latents  = few-step denoising of noise, given context and prompt
+    a clean pass leaves the block's keys and values in the cache
+    history grows by the block
 """
 
 from __future__ import annotations

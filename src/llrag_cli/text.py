@@ -30,7 +30,7 @@ class TinyTextEncoder:
     """The embedded model's words."""
 
     def __init__(self, text: TinyText) -> None:
-        self.text = text.eval().requires_grad_(False)
+        self.text = text.eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:

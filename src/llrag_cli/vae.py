@@ -32,7 +32,7 @@ class TinyDecoder:
     """The embedded VAE, streaming: it remembers one latent frame."""
 
     def __init__(self, vae: TinyVAE) -> None:
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
         self._before: Tensor | None = None
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class WanDecoder:
     """diffusers' ``AutoencoderKLWan``, its temporal cache kept between calls, so there is no seam anywhere."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)

@@ -130,7 +130,7 @@ def load_strictly(module: nn.Module, state: State, *, source: str) -> None:
     if misshapen:
         name = sorted(misshapen)[0]
         raise LlragError(
-            f"`{source}` has `{name}` of shape {list(state[name].shape)} where {list(expected[name].shape)} is expected",
+            f"`{source}` has `{name}` of shape {list(state[name].shape)}, not {list(expected[name].shape)}",
             hint="these weights belong to a model of another size",
         )
     module.load_state_dict(state, strict=True, assign=True)

@@ -55,7 +55,9 @@ class FrameRotary(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The table [1, L, 1, D/2] of the block's own frames, for input [B, C, T, H, W]."""
-        height, width = (size // patch for size, patch in zip(hidden_states.shape[3:], self.patch_size[1:], strict=True))
+        height, width = (
+            size // patch for size, patch in zip(hidden_states.shape[3:], self.patch_size[1:], strict=True)
+        )
         key = (tuple(self.times.tolist()), height, width, hidden_states.device)
         if self._cached is None or self._cached[0] != key:
             table = self.table(self.times, height=height, width=width)[None].to(hidden_states.device)

@@ -8,6 +8,8 @@ keys and values).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -45,7 +47,7 @@ class CachedSelfAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -72,7 +74,7 @@ class PromptCrossAttention:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def read(self, attn: nn.Module, text: Tensor) -> None:
+    def read(self, attn: Any, text: Tensor) -> None:
         """Take in the embedded prompt [B, text, dim]."""
         heads = (attn.heads, -1)
         self.keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
@@ -80,7 +82,7 @@ class PromptCrossAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -103,7 +105,7 @@ class WanBackbone:
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
         config = transformer.config
-        self.transformer = transformer.eval().requires_grad_(False)
+        self.transformer = transformer.eval().requires_grad_(requires_grad=False)
         self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
         self.channels: int = config.in_channels
         self.rotary = FrameRotary(config.attention_head_dim, self.patch_size)
@@ -120,12 +122,14 @@ class WanBackbone:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.transformer.patch_embedding.weight.device
+        device: torch.device = self.transformer.patch_embedding.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """What latents and activations are computed in."""
-        return self.transformer.patch_embedding.weight.dtype
+        dtype: torch.dtype = self.transformer.patch_embedding.weight.dtype
+        return dtype
 
     @property
     def layers(self) -> int:
@@ -176,7 +180,7 @@ class WanBackbone:
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
         steps = timestep.to(self.device).expand(noisy.shape[0])
-        predicted = self.transformer(
+        predicted: Tensor = self.transformer(
             noisy.transpose(1, 2),  # [B, C, T, H, W]
             timestep=steps,
             encoder_hidden_states=self._text,

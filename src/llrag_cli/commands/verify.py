@@ -17,12 +17,12 @@ def run(folder: Path, *, device: str, dtype: str, as_json: bool) -> None:
     if not folder.is_dir():
         raise UsageError(f"there is no folder `{folder}`", hint="name a folder of golden vectors")
     with console.working("replaying"):
-        from llrag_cli.golden import Golden
+        from llrag_cli.golden import Golden, replay
         from llrag_cli.pipeline import find_device, find_dtype
 
         place = find_device(device)
         golden = Golden(folder, device=place, dtype=find_dtype(dtype, place, family="tiny"))
-        checks = list(golden.replay())
+        checks = list(replay(golden))
     failed = [check for check in checks if not check.passed]
     if as_json:
         console.result_json([{**asdict(check), "passed": check.passed} for check in checks])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class RunFolder:
         partial = self.record.with_suffix(".json.partial")
         try:
             partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, self.record)
+            partial.replace(self.record)
         except OSError as error:
             raise LlragError(
                 f"`{self.record}` could not be written: {(error.strerror or str(error)).lower()}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block(x)
+        changed: Tensor = self.block(x)
+        return x + changed
 
 
 class LatentEncoder(nn.Module):
@@ -83,7 +85,7 @@ class LatentDecoder(nn.Module):
         self.fc = nn.Sequential(nn.Linear(config.latent_dim, math.prod(self.bottom)), nn.SiLU())
         stages: list[nn.Module] = []
         falling = config.hidden_dims[::-1]
-        for before, after in zip(falling, falling[1:], strict=False):
+        for before, after in pairwise(falling):
             up = nn.Upsample(scale_factor=2, mode="nearest")
             stages += [up, nn.Conv2d(before, after, 3, padding=1), _group_norm(after), nn.SiLU(), _Residual(after)]
         self.upsample_stack = nn.Sequential(*stages)
@@ -136,7 +138,7 @@ def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, sour
             f"`{source}` has a bad `{'.'.join(map(str, first['loc']))}` in its config: {first['msg'].lower()}",
             hint="the file is damaged or of another kind",
         ) from None
-    autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(False)
+    autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(requires_grad=False)
     load_strictly(autoencoder, {name: tensor.float() for name, tensor in state.items()}, source=source)
     return autoencoder
 

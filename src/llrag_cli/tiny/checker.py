@@ -60,7 +60,6 @@ def objects(frame: Tensor, *, wall: str) -> list[Seen]:
 
 def shape_of(mask: Tensor) -> str | None:
     """The shape whose template overlaps a mask [H, W] best; None when it touches the frame's edge."""
-    height, width = mask.shape
     if mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any():
         return None
     rows, columns = mask.nonzero().float().unbind(1)

@@ -45,7 +45,7 @@ def new_transformer(*, seed: int = 0) -> WanTransformer3DModel:
 
 def load_vae(path: Path) -> TinyVAE:
     """The embedded VAE from its file, in float32."""
-    vae = TinyVAE().eval().requires_grad_(False)
+    vae = TinyVAE().eval().requires_grad_(requires_grad=False)
     load_strictly(vae, {name: tensor.float() for name, tensor in read_file(path).items()}, source=str(path))
     return vae
 
@@ -66,6 +66,6 @@ def load_backbone(path: Path) -> tuple[WanTransformer3DModel, TinyText]:
     """Transformer and text encoder from one file, in float32."""
     transformer, text = WanTransformer3DModel(**TRANSFORMER), TinyText()
     transformer.rope = nn.Identity()  # whoever uses the transformer brings its own
-    both = nn.ModuleDict({"transformer": transformer, "text": text}).eval().requires_grad_(False)
+    both = nn.ModuleDict({"transformer": transformer, "text": text}).eval().requires_grad_(requires_grad=False)
     load_strictly(both, {name: tensor.float() for name, tensor in read_file(path).items()}, source=str(path))
     return transformer, text

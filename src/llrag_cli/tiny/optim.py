@@ -52,7 +52,8 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
 
 def optimizers(model: nn.Module, *, matrix_lr: float, other_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for what multiplies inside the network, AdamW for first and last layers, norms, biases, tables."""
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 32
         edge = any(part in name for part in ("patch_embedding", "proj_out", "embedding.", "table"))

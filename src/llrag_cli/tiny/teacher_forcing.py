@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -60,7 +61,10 @@ def random_contexts(
         for start in range(0, blocks * block, block):
             plain = sliding_window(start=start, block=block, window=window, sink=sink)
             shift = late if start >= window else 0  # by then the window has left the sink behind
-            times = tuple(time if frame < sink else time + shift for frame, time in zip(plain.shared, plain.shared_times, strict=True))
+            times = tuple(
+                time if frame < sink else time + shift
+                for frame, time in zip(plain.shared, plain.shared_times, strict=True)
+            )
             contexts.append(Context(plain.shared, times, start + shift))
         return contexts
     local = window - sink - retrieved
@@ -83,7 +87,7 @@ class TeacherForcedSelfAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -119,7 +123,7 @@ class SharedCrossAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -169,9 +173,9 @@ class TeacherForced(nn.Module):
         itself = torch.ones(len(seen), block * self.tokens, dtype=torch.bool)
         self.mask = torch.cat((itself, seen), dim=1)[:, None, None]  # [B*S*n, 1, 1, keys]
         packed = streams.unflatten(2, (blocks, block)).flatten(0, 2).transpose(1, 2)  # [B*S*n, C, T, H, W]
-        flow = self.transformer(
-            packed, timestep=timesteps.flatten(), encoder_hidden_states=prompt, return_dict=False
-        )[0]
+        flow = self.transformer(packed, timestep=timesteps.flatten(), encoder_hidden_states=prompt, return_dict=False)[
+            0
+        ]
         result: Tensor = flow.transpose(1, 2).unflatten(0, (clips, count, blocks)).flatten(2, 3)
         return result
 

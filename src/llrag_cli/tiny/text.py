@@ -96,7 +96,13 @@ class TinyText(nn.Module):
         self.place_embedding = nn.Embedding(config.length, config.dim)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                config.dim, config.heads, 4 * config.dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                config.dim,
+                config.heads,
+                4 * config.dim,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(config.layers)
         )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llrag_cli import console
 from llrag_cli.tiny.dataset import LatentClips
 from llrag_cli.tiny.model import new_transformer
 from llrag_cli.tiny.optim import optimizers
@@ -30,7 +31,7 @@ def train_backbone(
     model = nn.ModuleDict({"transformer": new_transformer(seed=seed), "text": TinyText()})
     if resume is not None:
         model.load_state_dict(load_file(resume))
-    forced = TeacherForced(model["transformer"])  # type: ignore[arg-type]
+    forced = TeacherForced(model["transformer"])
     optims = optimizers(model, matrix_lr=1e-2, other_lr=2e-3)
     groups = [(group, group["lr"]) for optim in optims for group in optim.param_groups]
     average = {name: value.clone() for name, value in model.state_dict().items()}
@@ -56,12 +57,12 @@ def train_backbone(
             average[name].lerp_(value, max(0.004, 1 / (step + 1)))
         recent = loss.item() if step == 1 else math.fsum((0.95 * recent, 0.05 * loss.item()))
         if step % 25 == 0:
-            print(f"step {step} {100 * progress:.1f}% loss {recent:.4f}", flush=True)
+            console.note(f"step {step} {100 * progress:.1f}% loss {recent:.4f}")
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             save_file(average, out)
     save_file(average, out)
-    print(f"done after {step} steps", flush=True)
+    console.note(f"done after {step} steps")
 
 
 def prompt_ids(text: TinyText, scenes: list[Scene], rng: random.Random) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llrag_cli import console
 from llrag_cli.tiny.optim import optimizers
 from llrag_cli.tiny.vae import TIME, TinyVAE
 from llrag_cli.tiny.world import clip, random_scene
@@ -80,13 +81,13 @@ def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips
         for name, value in vae.state_dict().items():
             average[name].lerp_(value, 0.01 if step > 100 else 0.2)
         if step % 50 == 0:
-            print(f"step {step} loss {loss.item():.4f} kl {divergence.item():.3f} {_quality(vae, held)}", flush=True)
+            console.note(f"step {step} loss {loss.item():.4f} kl {divergence.item():.3f} {_quality(vae, held)}")
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             _save(vae, average, data, out)
     _save(vae, average, data, out)
     vae.load_state_dict(average)
-    print(f"done after {step} steps, average weights: {_quality(vae, held)}", flush=True)
+    console.note(f"done after {step} steps, average weights: {_quality(vae, held)}")
 
 
 @torch.no_grad()

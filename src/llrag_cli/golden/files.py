@@ -1,0 +1,79 @@
+"""Golden checkpoint files, and the names and shapes of full-size ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llrag_cli.backbones.checkpoints import (
+    diffusers_name,
+    generator_state,
+    load_transformer,
+    lora_state,
+    merge_lora,
+    read_file,
+    transformer_config,
+)
+from llrag_cli.golden.checks import Check, Golden
+from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder, load_encoder
+
+
+def formats(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """Small real files in every container a loader meets."""
+    heads = about["arch"]["num_heads"]
+    for name in sorted(about["files"]):
+        content = read_file(folder / name)
+        if "lora" in name:
+            lora = lora_state(content, source=name)
+            state = generator_state(read_file(folder / "generator.pt"), ema=False)
+            merge_lora(state, lora, alpha=1.0, source=name)
+            yield Check(case, name, 0.0, 0.0, f"{len(lora)} tensors fit the generator")
+        elif name.startswith("ae"):
+            sizes = load_encoder(folder / name).config
+            yield Check(case, name, 0.0, 0.0, f"embeddings of {sizes.latent_dim}")
+        else:
+            state = generator_state(content, ema="ema" in name, source=name)
+            load_transformer(state, source=name, heads=heads)
+            sums = {key.removeprefix("model."): value for key, value in about["checksum"].items()}
+            errors = [abs(float(state[key].double().abs().sum()) - value) for key, value in sums.items()]
+            yield Check(case, name, max(errors), 1e-3, f"{len(state)} tensors")
+
+
+def manifest(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """Full-size checkpoints without data: every name and shape must fit our modules, on the meta device."""
+    shapes = {name: entry["shape"] if isinstance(entry, dict) else entry for name, entry in about["tensors"].items()}
+    fake = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    modules: tuple[nn.Module, dict[str, Tensor]]
+    with torch.device("meta"):
+        if "generator" in case:
+            from diffusers import WanTransformer3DModel
+
+            state = generator_state(fake, ema=False)
+            model = WanTransformer3DModel(**transformer_config(state, heads=about["arch"]["num_heads"]))
+            modules = model, {diffusers_name(name): tensor for name, tensor in state.items()}
+        elif "config" in about and "latent_dim" in about["config"]:
+            modules = LatentAutoencoder(EncoderConfig.model_validate(about["config"])), fake
+        elif "vae" in case:
+            from diffusers import AutoencoderKLWan
+
+            names = about["diffusers_names"]
+            modules = AutoencoderKLWan(), {names[name]: tensor for name, tensor in fake.items()}
+        elif "lora" in case:
+            adapted = {name.rsplit(".lora_", 1)[0] for name in lora_state(fake)}
+            layers = 1 + max(int(name.split(".")[1]) for name in adapted)
+            parts = [f"{kind}_attn.{part}" for kind in ("self", "cross") for part in "qkvo"] + ["ffn.0", "ffn.2"]
+            wanted = {f"blocks.{layer}.{part}" for layer in range(layers) for part in parts}
+            yield Check(
+                case, "adapted layers that do not fit", float(len(adapted ^ wanted)), 0.0, f"{len(fake)} tensors"
+            )
+            return
+        else:
+            return
+    expected = {name: tensor.shape for name, tensor in modules[0].state_dict().items()}
+    ours = {name: tensor.shape for name, tensor in modules[1].items()}
+    misfits = sum(expected.get(name) != ours.get(name) for name in expected.keys() | ours.keys())
+    yield Check(case, "names and shapes that do not fit", float(misfits), 0.0, f"{len(ours)} tensors")
