@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from llrag_cli.generate import Progress
+    from llrag_cli.runner import Progress
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -55,19 +55,19 @@ class _Numbers(rich.progress.ProgressColumn):
         left = state.elapsed / state.done * (state.blocks - state.done)
         parts = [
             f"block {state.done}/{state.blocks}",
-            f"{state.seconds_of_video:.1f} s of video",
-            f"{state.fps * task.fields['frame_rate']:.0f} fps",
+            f"{state.seconds_of_video:.1f} s",
+            f"{state.speed * task.fields['frame_rate']:.0f} fps",
             f"{int(left // 60)}:{int(left % 60):02d} left",
         ]
         if state.recalled:
-            parts.append(f"recalls {', '.join(map(str, state.recalled))}")
+            parts.append(f"recalls {' '.join(map(str, state.recalled))}")
         return Text(" · ".join(parts))
 
 
 @contextmanager
 def generation(description: str, *, blocks: int, frame_rate: int) -> Iterator[Any]:
     """A live line on stderr while a video is made; yields the function to call with each ``Progress``."""
-    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=20), _Numbers())
+    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=12), _Numbers())
     with rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 

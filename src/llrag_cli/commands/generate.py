@@ -42,8 +42,8 @@ def run(request: GenerateRequest) -> None:
 
     with console.working("loading"):  # torch, from here on
         from llrag_cli.files.run import RunFolder
-        from llrag_cli.generate import generate
         from llrag_cli.pipeline import Pipeline
+        from llrag_cli.runner import make_video
 
         pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype)
     records = []
@@ -54,7 +54,7 @@ def run(request: GenerateRequest) -> None:
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
         title = f"{config.name} {config.method}" + (f" {number}/{len(prompts)}" if len(prompts) > 1 else "")
         with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps) as update:
-            record = generate(
+            record = make_video(
                 pipeline,
                 prompt,
                 folder,

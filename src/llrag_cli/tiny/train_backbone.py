@@ -47,7 +47,7 @@ def train_backbone(
             group["lr"] = rate * factor
         prompts = prompt_ids(model["text"], [clips.scenes[i] for i in chosen.tolist()], rng)  # type: ignore[arg-type]
         loss = flow_loss(forced, model["text"](prompts), clips, chosen, rng=rng, generator=generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()

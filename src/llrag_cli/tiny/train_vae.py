@@ -73,7 +73,7 @@ def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips
         weight = 1 + 5 * near  # objects and their outlines are small, and are what is looked at
         error = frames - video
         loss = ((error.square() + 0.15 * error.abs()) * weight).mean() + 3e-4 * divergence
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optim in optims:
             optim.step()

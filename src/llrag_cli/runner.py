@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -32,12 +31,12 @@ class Progress:
     recalled: list[int] = field(default_factory=list)
 
     @property
-    def fps(self) -> float:
+    def speed(self) -> float:
         """Seconds of video made for each second of work."""
         return self.seconds_of_video / self.elapsed if self.elapsed else 0.0
 
 
-def generate(
+def make_video(
     pipeline: Pipeline,
     prompt: str,
     folder: RunFolder,
@@ -115,10 +114,14 @@ def _account(timings: dict[str, float], block: Block) -> None:
         timings[name] = timings.get(name, 0.0) + value
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int | None:
     """The most memory held so far, in bytes: on a GPU by torch, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -1,0 +1,92 @@
+"""What tests share: small random models, and a folder to call the command line in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from llrag_cli.backbones.wan import WanBackbone
+from llrag_cli.config import MemoryConfig
+from llrag_cli.memory.history import History, KeyEncoder, average_pool
+from llrag_cli.rollout import Block, rollout
+from llrag_cli.sampling.noise import AddressedNoise, Noise
+from llrag_cli.sampling.schedule import FlowMatchSchedule
+
+torch.set_num_threads(2)
+
+GOLDENS = Path(__file__).parent / "goldens"
+SHAPE = (4, 4, 6)  # channels, height, width of the small backbone's latent frames
+
+
+@pytest.fixture(scope="session")
+def transformer() -> WanTransformer3DModel:
+    """A Wan transformer of two layers with random weights; all of its parameters matter."""
+    torch.manual_seed(3)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=SHAPE[0],
+        out_channels=SHAPE[0],
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    return model
+
+
+@pytest.fixture
+def backbone(transformer: WanTransformer3DModel) -> WanBackbone:
+    """The small transformer as an autoregressive backbone."""
+    return WanBackbone(transformer)
+
+
+Write = Callable[..., list[Block]]
+
+
+@pytest.fixture
+def write(backbone: WanBackbone) -> Write:
+    """Writes videos with the small backbone: ``write(memory, frames=..., batch=..., seed=...)``."""
+
+    def run(
+        memory: MemoryConfig,
+        *,
+        frames: int = 24,
+        block: int = 3,
+        batch: int = 1,
+        seed: int = 0,
+        samples: tuple[int, ...] | None = None,
+        encode: KeyEncoder = average_pool,
+        noise: Noise | None = None,
+    ) -> list[Block]:
+        prompts = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(1))
+        chosen = samples or tuple(range(batch))
+        return list(
+            rollout(
+                backbone,
+                prompts[list(chosen)],
+                frames=frames,
+                shape=SHAPE,
+                block=block,
+                schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
+                memory=memory,
+                history=History(encode),
+                noise=noise or AddressedNoise(seed, chosen),
+            )
+        )
+
+    return run
+
+
+def latents_of(blocks: list[Block]) -> Tensor:
+    """All latents [B, F, C, H, W] of a rollout."""
+    return torch.cat([block.latents for block in blocks], dim=1)

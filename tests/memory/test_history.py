@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+
+from llrag_cli.memory.history import GrowingTensor, History, average_pool
+
+
+def test_growth_keeps_what_was_there_and_moves_rarely() -> None:
+    growing, places = GrowingTensor(), set()
+    expected = torch.randn(2, 300, 3)
+    for start in range(0, 300, 3):
+        growing.append(expected[:, start : start + 3])
+        places.add(growing.filled.data_ptr())
+    assert torch.equal(growing.filled, expected)
+    assert len(growing) == 300
+    assert len(places) <= 4  # 64, 128, 256, 512
+
+
+def test_keys_are_unit_and_latents_untouched() -> None:
+    history = History(average_pool)
+    latents = torch.randn(2, 6, 4, 3, 5)
+    history.append(latents[:, :3])
+    history.append(latents[:, 3:])
+    assert torch.equal(history.latents, latents)
+    torch.testing.assert_close(history.keys.norm(dim=-1), torch.ones(2, 6))
+
+
+def test_a_repeated_frame_is_recalled() -> None:
+    history = History(average_pool)
+    latents = torch.randn(1, 30, 4, 3, 5)
+    latents[:, 29] = 2.5 * latents[:, 8]  # brighter, the same direction
+    history.append(latents)
+    frames, similarities = history.recall(count=3, candidates=range(1, 18))
+    assert frames[0, 0] == 8
+    torch.testing.assert_close(similarities[0, 0], torch.tensor(1.0))
