@@ -14,9 +14,10 @@ from torch import Tensor
 from llrag_cli.backbones.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.backbones.wan import WanBackbone
 from llrag_cli.config import RunConfig
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
+from llrag_cli.presets import load_config
 from llrag_cli.rollout import Block, rollout
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
@@ -114,6 +115,16 @@ def needed_files(config: RunConfig, folder: Path) -> dict[str, Path]:
     return {setting: folder / name for setting, name in named.items() if name is not None}
 
 
+def default_backbone() -> str:
+    """What runs when no backbone is named: a real one if its weights and a GPU are here, else the embedded one."""
+    if torch.cuda.is_available():
+        for name in ("self-forcing", "longlive", "causal-forcing"):
+            needed = needed_files(load_config(name, method="retrieval"), weights_folder())
+            if all(path.exists() for path in needed.values()):
+                return name
+    return "tiny"
+
+
 def require_files(config: RunConfig, folder: Path) -> None:
     """Raise an error that names the first file that is not there."""
     if config.backbone.family == "wan":
@@ -162,8 +173,6 @@ def find_dtype(name: str, device: torch.device, *, family: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and family == "wan" else torch.float32
     if name not in DTYPES:
-        from llrag_cli.errors import closest
-
         raise UsageError(f"there is no dtype `{name}`", hint=closest(name, DTYPES))
     return DTYPES[name]
 

@@ -34,24 +34,23 @@ class FrameRotary(nn.Module):
         )
         self.times = torch.zeros(1, dtype=torch.float64)
         self._cached: tuple[object, Tensor] | None = None
+        self._space: dict[tuple[int, int], Tensor] = {}
 
     def table(self, times: Tensor, *, height: int, width: int) -> Tensor:
         """Unit complex numbers [*, F * height * width, 1, D/2] for frame times [*, F], in token order."""
-        angles = self.angles(times.reshape(-1).cpu().double(), height=height, width=width)
-        table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)  # [N*F, h*w, D/2]
+        space = self._spatial(height, width)  # [h*w, pairs of rows and columns]
+        time = _unit(times.reshape(-1, 1).cpu().double() * self.frequencies[0])  # [N*F, pairs of time]
+        shape = (len(time), len(space), -1)
+        table = torch.cat((time[:, None].expand(shape), space[None].expand(shape)), dim=-1)
         return table.reshape(*times.shape[:-1], -1, 1, table.shape[-1])
 
-    def angles(self, times: Tensor, *, height: int, width: int) -> Tensor:
-        """Angles [F, height * width, D/2] in radians, float64."""
-        by_time, by_row, by_column = self.frequencies
-        shape = (len(times), height, width, -1)
-        rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
-        parts = (
-            (times[:, None] * by_time)[:, None, None].expand(shape),
-            (rows[:, None] * by_row)[None, :, None].expand(shape),
-            (columns[:, None] * by_column)[None, None].expand(shape),
-        )
-        return torch.cat(parts, dim=-1).flatten(1, 2)
+    def _spatial(self, height: int, width: int) -> Tensor:
+        if (height, width) not in self._space:
+            rows, columns = (torch.arange(size, dtype=torch.float64)[:, None] for size in (height, width))
+            by_row = _unit(rows * self.frequencies[1])[:, None].expand(height, width, -1)
+            by_column = _unit(columns * self.frequencies[2])[None].expand(height, width, -1)
+            self._space[height, width] = torch.cat((by_row, by_column), dim=-1).flatten(0, 1)
+        return self._space[height, width]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The table [1, L, 1, D/2] of the block's own frames, for input [B, C, T, H, W]."""
@@ -63,3 +62,8 @@ class FrameRotary(nn.Module):
             table = self.table(self.times, height=height, width=width)[None].to(hidden_states.device)
             self._cached = (key, table)
         return self._cached[1]
+
+
+def _unit(angles: Tensor) -> Tensor:
+    """exp(i angle) in complex64, from float64 angles in radians."""
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)

@@ -38,13 +38,14 @@ def run(request: GenerateRequest) -> None:
         raise UsageError(
             f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
         )
-    config = _config(request)
-
-    with console.working("loading"):  # torch, from here on
+    if request.backbone or request.preset:
+        _config(request, default="")  # a typo is reported here, before torch loads
+    with console.working("loading"):
         from llrag_cli.files.run import RunFolder
-        from llrag_cli.pipeline import Pipeline
+        from llrag_cli.pipeline import Pipeline, default_backbone
         from llrag_cli.runner import make_video
 
+        config = _config(request, default=default_backbone())
         pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype)
     records = []
     for number, prompt in enumerate(prompts, start=1):
@@ -70,13 +71,13 @@ def run(request: GenerateRequest) -> None:
         console.result_json(records if request.prompts else records[0])
 
 
-def _config(request: GenerateRequest) -> RunConfig:
+def _config(request: GenerateRequest, *, default: str) -> RunConfig:
     if request.backbone is not None and request.preset is not None:
         raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
     if request.preset is not None:
         source: Path | str = request.preset if request.preset.suffix in (".yaml", ".yml") else str(request.preset)
     else:
-        source = request.backbone or "tiny"
+        source = request.backbone or default
     return load_config(source, method=request.method, settings=request.settings)
 
 

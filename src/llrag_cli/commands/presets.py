@@ -34,9 +34,11 @@ def list_presets(*, as_json: bool) -> None:
 
 
 def show(name: str, *, method: Method, settings: tuple[str, ...], as_json: bool) -> None:
-    """Every setting of one configuration, as YAML or JSON."""
+    """Every setting of one configuration: as a preset file that `--preset` reads, or as JSON."""
     config = load_config(name, method=method, settings=settings).model_dump(mode="json")
     if as_json:
         console.result_json(config)
-    else:
-        console.result(yaml.safe_dump(config, sort_keys=False, default_flow_style=None).rstrip())
+        return
+    preset = {key: config[key] for key in ("about", "backbone", "sampler", "video")}
+    preset["methods"] = {method: config["memory"]}
+    console.result(yaml.safe_dump(preset, sort_keys=False).rstrip())

@@ -128,11 +128,12 @@ class VideoSink:
         try:
             while (latents := self._queue.get()) is not None:
                 self.writer.write(self._decoder.decode(latents)[0])
-            self.writer.close()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that generates
             self._error = error
             while self._queue.get() is not None:  # until told to stop, so that nobody waits for room
                 pass
+        finally:
+            self.writer.close()
 
 
 def read_frames(path: Path) -> Iterator[Tensor]:

@@ -50,13 +50,18 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
     return x.T if wide else x
 
 
+# First and last layers and tables; and all that reads the prompt: most of the time the past tells the
+# present without it, and Muon, which makes every update equally large, would walk it at random.
+_EDGES = ("patch_embedding", "proj_out", "table", "text.", "text_embedder", "attn2")
+
+
 def optimizers(model: nn.Module, *, matrix_lr: float, other_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for what multiplies inside the network, AdamW for first and last layers, norms, biases, tables."""
+    """Muon for what multiplies inside the network, AdamW for its edges, norms and biases."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 32
-        edge = any(part in name for part in ("patch_embedding", "proj_out", "embedding.", "table"))
+        edge = any(part in name for part in _EDGES)
         (inner if matrix and not edge else outer).append(parameter)
     return [
         Muon(inner, lr=matrix_lr, weight_decay=0.01),

@@ -33,7 +33,7 @@ CONCEPTS: tuple[str, ...] = (  # one id each, synonyms in one line
     "gray grey silver ash",
     "brown tan chocolate wooden earthy",
     "pink rose salmon rosy",
-    "circle circles ball balls disc discs disk disks dot orb round sphere",
+    "circle circles ball balls disc discs disk disks orb sphere",
     "square squares box boxes block blocks cube cubes",
     "triangle triangles wedge wedges pyramid pyramids",
     "cross crosses plus",
@@ -45,10 +45,13 @@ CONCEPTS: tuple[str, ...] = (  # one id each, synonyms in one line
     "dotted spotted dots polka spots speckled",
     "wall walls background backdrop field ground surface room scene",
     "bounce bounces bouncing bounced around hop hops hopping moves move moving fly flies flying",
-    "orbit orbits orbiting go goes going circling revolve revolves spin spins turning",
+    "orbit orbits orbiting go goes going circling round revolve revolves spin spins turning",
     "pass passes passing by slide slides sliding past drift drifts scroll scrolls pan pans panning",
     "on in over front of against before at across",
 )
+
+# left out without a word
+SILENT = frozenset(("is", "are", "was", "were", "be", "being", "there", "to", "as", "into", "onto"))
 
 
 @cache
@@ -71,7 +74,7 @@ def tokenize(text: str, *, limit: int) -> tuple[list[int], list[str]]:
         word = text[begin:end]
         if token != 1:
             ids.append(token)
-        elif any(character.isalnum() for character in word) and word not in unknown:
+        elif any(map(str.isalnum, word)) and word.lower() not in SILENT and word not in unknown:
             unknown.append(word)
     return ids[:limit], unknown
 

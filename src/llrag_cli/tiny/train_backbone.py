@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from pathlib import Path
@@ -37,16 +36,19 @@ def train_backbone(
     average = {name: value.clone() for name, value in model.state_dict().items()}
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     started = saved = time.monotonic()
-    step, order, recent = 0, torch.empty(0, dtype=torch.long), 0.0
+    step, order, recent = 0, torch.empty(0, dtype=torch.long), {True: 0.0, False: 0.0}
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        if len(order) < batch:
+        opening = step % 2 == 0  # every other step: many opening blocks, where the prompt is all there is to go by
+        size = batch * clips.latents.shape[1] // BLOCK if opening else batch
+        if len(order) < size:
             order = torch.randperm(len(clips.latents), generator=generator)
-        chosen, order = order[:batch], order[batch:]
+        chosen, order = order[:size], order[size:]
         factor = min(1.0, (step + 1) / 50) * (1.0 if progress < 0.4 else max(0.02, (1 - progress) / 0.6))
         for group, rate in groups:
             group["lr"] = rate * factor
         prompts = prompt_ids(model["text"], [clips.scenes[i] for i in chosen.tolist()], rng)  # type: ignore[arg-type]
-        loss = flow_loss(forced, model["text"](prompts), clips, chosen, rng=rng, generator=generator)
+        frames = BLOCK if opening else clips.latents.shape[1]
+        loss = flow_loss(forced, model["text"](prompts), clips, chosen, frames=frames, rng=rng, generator=generator)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
@@ -55,9 +57,10 @@ def train_backbone(
         step += 1
         for name, value in model.state_dict().items():
             average[name].lerp_(value, max(0.004, 1 / (step + 1)))
-        recent = loss.item() if step == 1 else math.fsum((0.95 * recent, 0.05 * loss.item()))
+        recent[opening] += 0.05 * (loss.item() - recent[opening]) if step > 2 else loss.item()
         if step % 25 == 0:
-            console.note(f"step {step} {100 * progress:.1f}% loss {recent:.4f}")
+            shown = f"loss {recent[False]:.4f}, of opening blocks {recent[True]:.4f}"
+            console.note(f"step {step} {100 * progress:.1f}% {shown}")
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             save_file(average, out)
@@ -80,12 +83,13 @@ def flow_loss(
     clips: LatentClips,
     chosen: Tensor,
     *,
+    frames: int,
     rng: random.Random,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted flow (noise - clean), objects weighing more."""
-    clean = clips.latents[chosen].float()  # [B, F, C, h, w]
-    batch, frames = clean.shape[:2]
+    """Mean squared error of the predicted flow (noise - clean) over the first frames, objects weighing more."""
+    clean = clips.latents[chosen, :frames].float()  # [B, F, C, h, w]
+    batch = len(clean)
     blocks = frames // BLOCK
     contexts = [
         random_contexts(rng, blocks=blocks, block=BLOCK, window=WINDOW, sink=SINK, retrieved=RETRIEVED)
@@ -102,5 +106,5 @@ def flow_loss(
     streams = torch.cat((remembered[:, None], noisy), dim=1)  # [B, 1+S, F, C, h, w]
     timesteps = torch.cat((torch.zeros(batch, 1, blocks), 1000 * sigma), dim=1)
     flow = forced(streams, timesteps, prompt, lay_out(contexts, block=BLOCK))[:, 1:]
-    weight = 1 + 4 * (clips.cover[chosen].float() / 255)[:, None]  # [B, 1, F, 1, h, w]
+    weight = 1 + 4 * (clips.cover[chosen, :frames].float() / 255)[:, None]  # [B, 1, F, 1, h, w]
     return ((flow - (noise - clean[:, None])).square() * weight).mean() / weight.mean()

@@ -79,17 +79,24 @@ def held_out(sprite: Sprite, wall: str) -> bool:
 
 
 def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
-    """A scene of one to four different sprites; each (``unseen``) or none of its sprites is held out."""
+    """A scene of one to four sprites of different colours; each (``unseen``) or none of them is held out."""
     motion = rng.choice(MOTIONS)
     wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
     lap = rng.choice((160, 240, 320)) if motion == "pan" else 160
     count = {160: 2, 240: 3, 320: 4}[lap] if motion == "pan" else rng.choice((1, 1, 2))
+    kinds = [
+        (color, shape)
+        for color in OBJECT_COLORS
+        for shape in SHAPES
+        if color != wall and held_out(Sprite(color, shape, "large"), wall) == unseen
+    ]
     sprites: list[Sprite] = []
-    while len(sprites) < count:
-        sprite = Sprite(rng.choice(tuple(OBJECT_COLORS)), rng.choice(SHAPES), rng.choice(tuple(SIZES)))
-        taken = sprite.color == wall or any(sprite.color == other.color for other in sprites)
-        if not taken and held_out(sprite, wall) == unseen:
-            sprites.append(sprite)
+    while kinds and len(sprites) < count:
+        color, shape = rng.choice(kinds)
+        sprites.append(Sprite(color, shape, rng.choice(tuple(SIZES))))
+        kinds = [kind for kind in kinds if kind[0] != color]
+    if not sprites:  # nothing is held out on this wall
+        return random_scene(rng, unseen=unseen)
     return Scene(tuple(sprites), wall, pattern, motion, lap)
 
 

@@ -1,0 +1,32 @@
+"""Writes docs/cli.md from the help pages: ``python docs/write_cli.py``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMANDS = ("", "generate", "presets", "presets show", "verify")
+
+
+def main() -> None:
+    """Run each help page and write them down."""
+    parts = ["# Command line\n\nWritten by `python docs/write_cli.py`.\n"]
+    for command in COMMANDS:
+        page = subprocess.run(
+            [sys.executable, "-m", "llrag_cli", *command.split(), "--help"],
+            env={**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        text = "\n".join(line.rstrip() for line in page.replace("python -m llrag_cli", "llrag").splitlines()).strip(
+            "\n"
+        )
+        parts.append(f"## {f'llrag {command}'.strip()}\n\n```text\n{text}\n```\n")
+    Path(__file__).with_name("cli.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

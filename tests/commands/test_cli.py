@@ -1,0 +1,209 @@
+"""The command line as a user meets it: runs, folders, help and every wrong turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llrag_cli.files.video import read_video
+
+PROMPT = "a red circle bounces around on a striped blue wall"
+
+
+def llrag(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llrag_cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "COLUMNS": "100", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_prompt_becomes_a_run_folder(tmp_path: Path) -> None:
+    done = llrag("generate", PROMPT, "--seconds", "2", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "run/video.mp4\n"
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "complete"
+    assert record["prompt"] == PROMPT
+    assert record["config"]["method"] == "retrieval"
+    assert record["video_frames_written"] == record["video_frames"] == 4 * (record["latent_frames"] - 1) + 1
+    assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"]
+    lines = [json.loads(line) for line in (tmp_path / "run/memory.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(0, record["latent_frames"], 3))
+
+
+def test_prompts_from_a_file_as_json(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n  a white cross passes by a purple dragon  \n")
+    arguments = ("generate", "--prompts", "prompts.txt", "--seconds", "1", "--no-rag", "--out", "all", "--json")
+    done = llrag(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert [record["folder"] for record in records] == [
+        "all/001-a-red-circle-bounces-around-on-a-striped-blue-wa",
+        "all/002-a-white-cross-passes-by-a-purple-dragon",
+    ]
+    assert records[1]["unknown_words"] == ["dragon"]
+    assert "`dragon` is outside the vocabulary" in done.stderr
+    assert records[0]["config"]["method"] == "native"
+    again = llrag(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists and is not empty" in again.stderr
+
+
+def test_same_seed_same_video(tmp_path: Path) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        done = llrag("generate", PROMPT, "--seconds", "1", "--seed", seed, "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    first, second, other = ((tmp_path / name / "video.mp4").read_bytes() for name in "abc")
+    assert first == second
+    assert first != other
+
+
+def test_an_existing_run_is_kept_unless_forced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    refused = llrag("generate", PROMPT, "--seconds", "1", "--out", "run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith(
+        "error: `run` exists and is not empty\n\n"
+        "hint: choose another `--out`, or add `--force` to replace the run in it\n"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    forced = llrag("generate", PROMPT, "--seconds", "1", "--out", "run", "--force", cwd=tmp_path)
+    assert forced.returncode == 0, forced.stderr
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "hint"),
+    [
+        (("generate",), "there is no prompt", "for example `llrag generate"),
+        (("generate", "  "), "the prompt is empty", "say in a sentence"),
+        (("generate", "x", "--prompts", "p.txt"), "a prompt and `--prompts` were both given", "for example"),
+        (("generate", "--prompts", "no.txt"), "there is no prompt file `no.txt`", "one prompt a line"),
+        (("generate", "--prompts", "empty.txt"), "`empty.txt` holds no prompt", "one prompt a line"),
+        (("generate", "--prompts", "bytes.txt"), "`bytes.txt` cannot be read: it is not UTF-8", "text file"),
+        (("generate", "x", "--seconds", "0"), "a video of 0 seconds cannot be made", "more than 0"),
+        (("generate", "x", "--seconds", "-3"), "a video of -3 seconds cannot be made", "more than 0"),
+        (("generate", "x", "--seconds", "nan"), "a video of nan seconds cannot be made", "more than 0"),
+        (("generate", "x", "--backbone", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
+        (("generate", "x", "--set", "memory.sinks=1"), "no setting `memory.sinks`", "did you mean `memory.sink`?"),
+        (("generate", "x", "--preset", "no.yaml"), "there is no preset file `no.yaml`", "`llrag presets`"),
+        (("generate", "x", "--device", "cuda:7"), "there is no device `cuda:7` here", "this machine has `cpu`"),
+        (("generate", "x", "--device", "warp"), "there is no device `warp` here", "this machine has `cpu`"),
+        (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "float16"),
+        (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
+        (("generate", "x", "--set", "memory.keys=encoder"), "`memory.encoder` names no file", "memory.keys=average"),
+        (("presets", "show", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
+        (("verify", "nowhere"), "there is no folder `nowhere`", "golden vectors"),
+    ],
+)
+def test_wrong_turns_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...], problem: str, hint: str) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00bad")
+    (tmp_path / "a-file").write_text("")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    done = llrag(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert problem in done.stderr
+    assert hint in done.stderr.split("hint: ")[1]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_missing_weights_are_named_before_any_work(tmp_path: Path) -> None:
+    done = llrag("generate", "x", "--backbone", "self-forcing", cwd=tmp_path, LLRAG_WEIGHTS=str(tmp_path / "w"))
+    assert done.returncode == 1
+    assert "the weights of `self-forcing` are not all there" in done.stderr
+    assert "self_forcing.pt` (setting `backbone.weights`)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_a_playable_video_and_says_so(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llrag_cli", "generate", PROMPT, "--seconds", "3000", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    memory = tmp_path / "run/memory.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not memory.exists() or len(memory.read_text().splitlines()) < 8):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames_written"] >= 8 * 12 - 3
+
+
+def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llrag_cli", "generate", PROMPT, "--seconds", "3000", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    memory = tmp_path / "run/memory.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not memory.exists() or len(memory.read_text().splitlines()) < 12):
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    time.sleep(1)  # ffmpeg sees its input end
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "running"
+    assert len(read_video(tmp_path / "run/video.mp4")) >= 60
+
+
+def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
+    listed = llrag("presets", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        [name, method]
+        for name in ("tiny", "causal-forcing", "longlive", "self-forcing")
+        for method in ("native", "retrieval")
+    ]
+    shown = llrag("presets", "show", "longlive", "--no-rag", "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["memory"]["window"] == 12
+    mine = llrag("presets", "show", "longlive", "--set", "memory.retrieved=4", cwd=tmp_path)
+    assert "lora: longlive_lora.pt" in mine.stdout
+    (tmp_path / "mine.yaml").write_text(mine.stdout)
+    again = llrag("presets", "show", "mine.yaml", cwd=tmp_path)
+    assert again.stdout == mine.stdout
+
+
+def test_verify_exits_1_when_a_number_is_off(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from conftest import GOLDENS
+
+    tensors = load_file(GOLDENS / "scheduler.safetensors")
+    (tmp_path / "scheduler.json").write_text((GOLDENS / "scheduler.json").read_text())
+    save_file(tensors, tmp_path / "scheduler.safetensors")
+    right = llrag("verify", ".", cwd=tmp_path)
+    assert right.returncode == 0, right.stderr
+    assert "20 of 20 quantities within tolerance on cpu, float32" in right.stdout
+    tensors["shift8.flow_to_x0"] += 0.1
+    save_file(tensors, tmp_path / "scheduler.safetensors")
+    wrong = llrag("verify", ".", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "FAILED" in wrong.stdout
+    assert "19 of 20" in wrong.stdout
