@@ -78,6 +78,12 @@ def test_any_window_and_sink_run(write: Write, window: int, sink: int) -> None:
     assert latents_of(write(memory, frames=15, block=1 if window - sink < 3 else 3)).isfinite().all()
 
 
+@pytest.mark.parametrize("retrieved", [4, 5, 6])
+def test_a_local_part_shorter_than_the_block_runs(write: Write, retrieved: int) -> None:
+    memory = MemoryConfig(policy="retrieval", window=8, sink=1, retrieved=retrieved, guard=0)
+    assert latents_of(write(memory, frames=18)).isfinite().all()
+
+
 def test_the_cache_holds_no_more_than_the_window(backbone: WanBackbone, write: Write) -> None:
     write(NATIVE, frames=60)
     layer = backbone._self_attention[0].cache

@@ -69,7 +69,7 @@ def rollout(
     """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block."""
     backbone.begin(prompt, new_cache(memory, backbone, block=block))
     for index, start in enumerate(range(0, frames, block)):
-        clock = Stopwatch(backbone.device)
+        clock = Stopwatch()
         recalled, similarities = recall(history, memory, start=start)
         clock.lap("recall")
         context = attended(memory, start=start, block=block, recalled=recalled)
@@ -133,7 +133,7 @@ def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int) -> WanKVC
 class Stopwatch:
     """Wall seconds of named parts, one after the other. On a GPU work is queued, so laps tell where it waits."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -96,13 +96,16 @@ def encode_video(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     return latents
 
 
-def wan_vae_from(state: Mapping[str, Tensor], *, source: str) -> AutoencoderKLWan:
-    """An ``AutoencoderKLWan`` from the original checkpoint's tensors; its width is read from them."""
+def wan_vae_from(state: Mapping[str, Tensor], *, source: str, **sizes: Any) -> AutoencoderKLWan:
+    """An ``AutoencoderKLWan`` from the original checkpoint's tensors; its width is read from them.
+
+    ``sizes`` are further arguments of the class, where they differ from the released model's.
+    """
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     width = state["decoder.head.2.weight"].shape[1]
     channels = state["conv2.weight"].shape[0]
-    vae = AutoencoderKLWan(base_dim=width, z_dim=channels)
+    vae = AutoencoderKLWan(base_dim=width, z_dim=channels, **sizes)
     converted: State = convert_wan_vae_to_diffusers(dict(state))
     load_strictly(vae, {name: tensor.float() for name, tensor in converted.items()}, source=source)
     return vae

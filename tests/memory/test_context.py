@@ -51,8 +51,10 @@ def test_retrieval_at_the_released_settings() -> None:
 
 
 def test_a_local_part_shorter_than_the_block_hides_its_first_frames() -> None:
-    assert retrieval_window(start=30, block=3, window=6, sink=1, retrieved=3).unattended == 1
-    assert retrieval_window(start=30, block=3, window=6, sink=1, retrieved=5).unattended == 3
+    assert retrieval_window(start=30, block=3, window=6, sink=1, retrieved=3).hidden == range(1)
+    assert retrieval_window(start=30, block=3, window=6, sink=1, retrieved=5).hidden == range(3)
+    assert retrieval_window(start=0, block=3, window=6, sink=1, retrieved=4).hidden == range(1, 2)
+    assert len(retrieval_window(start=30, block=3, window=12, sink=1, retrieved=6).hidden) == 0
 
 
 @given(number=st.integers(0, 40), guard=st.integers(0, 6), **COUNTS)

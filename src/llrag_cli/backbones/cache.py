@@ -83,12 +83,15 @@ class WanKVLayerCache:
         self.pages = pages
         self.archive = archive
         self._buffer: tuple[Tensor, Tensor] | None = None
-        self._visible = slice(0, 0)
+        self._visible = [slice(0, 0)]
         self._block = 0
         self.fresh: tuple[Tensor, Tensor] | None = None  # the last pass's own keys (not rotated) and values
 
-    def gather(self, parts: list[tuple[Tensor, Tensor]], tables: list[Tensor], *, block: int, unattended: int) -> None:
-        """Rotate and lay out the context, parts [B, N, tokens, heads, D]; ``block`` counts the block's tokens."""
+    def gather(self, parts: list[tuple[Tensor, Tensor]], tables: list[Tensor], *, block: int, hidden: slice) -> None:
+        """Rotate and lay out the context, parts [B, N, tokens, heads, D].
+
+        ``block`` counts the block's tokens; ``hidden`` are those of them that it does not attend to itself.
+        """
         total = block + sum(keys.shape[1] * keys.shape[2] for keys, _ in parts)
         if parts:
             self._reserve(total, parts[0][0])
@@ -100,16 +103,20 @@ class WanKVLayerCache:
             self._buffer[1][:, place:end] = values.flatten(1, 2)
             place = end
         self._block = block
-        self._visible = slice(unattended, total)
+        around = (
+            (slice(0, hidden.start), slice(hidden.stop, total)) if hidden.stop > hidden.start else (slice(0, total),)
+        )
+        self._visible = [part for part in around if part.stop > part.start]
 
     def store(self, keys: Tensor, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Put the block's keys (not yet rotated) and values [B, L, heads, D] in its slots; returns all it sees."""
         self.fresh = keys, values
-        self._reserve(self._visible.stop, keys)
+        self._reserve(max(self._block, self._visible[-1].stop), keys)
         assert self._buffer is not None
         self._buffer[0][:, : self._block] = rotate(keys, table)
         self._buffer[1][:, : self._block] = values
-        return self._buffer[0][:, self._visible], self._buffer[1][:, self._visible]
+        seen = [[part[:, place] for place in self._visible] for part in self._buffer]  # views
+        return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (torch.cat(seen[0], 1), torch.cat(seen[1], 1))
 
     def commit(self, start: int, tokens: int) -> None:
         """Keep the last pass's keys and values as those of frames from ``start`` on."""

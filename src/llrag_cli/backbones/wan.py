@@ -174,7 +174,8 @@ class WanBackbone:
                 for frames, distant in parts
             ]
             tokens = rows * columns
-            layer.gather(found, tables, block=block * tokens, unattended=context.unattended * tokens)
+            hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
+            layer.gather(found, tables, block=block * tokens, hidden=hidden)
 
     @torch.no_grad()
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,7 +324,10 @@ def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iter
     """One flow with and without a LoRA, and short rollouts with it."""
     reference = golden.tensors(folder, about["file"])
     inputs = golden.tensors(folder, about.get("inputs", "inputs.safetensors"))
-    x, timestep = reference["x"].to(golden.device, golden.dtype), torch.tensor(937.5)
+    x = reference["x"].to(golden.device, golden.dtype)
+    stated = re.search(r"timestep ([\d.]+)", about.get("forward", ""))
+    timestep = torch.tensor(float(stated[1]) if stated else 937.5)
+    shift = next(iter(about["generations"].values()))["config"]["model_kwargs"]["timestep_shift"]
     for name, adapter, alpha in (
         ("base", None, 1.0),
         ("lora", about["lora"], about["alpha"]["lora"]),
@@ -336,7 +340,7 @@ def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iter
             frames=x.shape[1],
             shape=(*x.shape[2:],),
             block=x.shape[1],
-            schedule=FlowMatchSchedule(steps=[1000], shift=5.0),
+            schedule=FlowMatchSchedule(steps=[1000], shift=shift),
             memory=MemoryConfig(window=None),
             history=History(average_pool),
             noise=RecordedNoise(reference["x"], reference["x"][None]),
@@ -346,7 +350,7 @@ def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iter
         assert first.result is not None
         yield golden.compare(case, f"{name}: flow", first.result, reference[f"{name}.flow"], LATENTS)
         if f"{name}.x0" in reference:
-            schedule = FlowMatchSchedule(steps=[1000], shift=5.0)
+            schedule = FlowMatchSchedule(steps=[1000], shift=shift)
             clean = schedule.clean(x, first.result, timestep.to(golden.device))
             yield golden.compare(case, f"{name}: x0", clean, reference[f"{name}.x0"], LATENTS)
     for name, generation in about["generations"].items():

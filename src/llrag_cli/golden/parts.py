@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from llrag_cli.backbones.cache import WanKVCache
 from llrag_cli.backbones.rotary import FrameRotary, rotate
 from llrag_cli.backbones.wan import Timesteps64, WanBackbone
-from llrag_cli.golden.checks import FINE, LATENTS, TABLES, Check, Golden, bar_of
+from llrag_cli.golden.checks import FINE, LATENTS, TABLES, Check, Golden, bar_of, read_json
 from llrag_cli.golden.generation import encoder_of
 from llrag_cli.memory.context import Context
 from llrag_cli.memory.encoder import LatentAutoencoder
@@ -57,8 +58,9 @@ def units(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Ite
         yield golden.compare(case, "time embedding", embedded, reference["time.embedding"], bar)
         projected = embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1))
         yield golden.compare(case, "time projection", projected, reference["time.projection"], bar)
-        if (folder / "inputs.safetensors").exists():
-            prompt = golden.tensors(folder, "inputs.safetensors")["prompt_embeds"].to(device, dtype)
+        inputs = about.get("inputs", "inputs.safetensors")
+        if (folder / inputs).exists():
+            prompt = golden.tensors(folder, inputs)["prompt_embeds"].to(device, dtype)
             if len(prompt) == len(reference["text.context"]):
                 text = embedder.text_embedder(prompt)
                 yield golden.compare(case, "text embedding", text, reference["text.context"], bar)
@@ -134,9 +136,10 @@ def autoencoder(golden: Golden, case: str, about: dict[str, Any], folder: Path) 
         return
     for part in ("total", "recon", "delta", "smooth"):
         worst = Check(case, f"loss: {part}", 0.0, bar)
-        for name, expected in about["loss_values"].items():
+        for expected in about["loss_values"].values():
             fields = {key: expected[key] for key in LossWeights.__dataclass_fields__ if key in expected}
-            length = int(name.removeprefix("seq_len_")) if name.startswith("seq_len_") else chunk.shape[1]
+            cut = re.search(r":\s*(\d+)\]", expected.get("input", ""))  # as in "chunk[:, :2]"
+            length = int(cut[1]) if cut else chunk.shape[1]
             loss = encoder_loss(model, chunk[:, :length], LossWeights(**fields))
             check = golden.compare(
                 case, f"loss: {part}", getattr(loss, part), torch.tensor(expected[part]), bar, relative=TABLES
@@ -192,7 +195,14 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def vae(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
     """Wan's VAE at a tiny size, whole, streamed and in chunks."""
     reference, bar = golden.tensors(folder, about["file"]), bar_of(about, LATENTS)
-    model = wan_vae_from(golden.tensors(folder, about["weights"]), source=about["weights"])
+    arch = read_json(folder / Path(about["weights"]).with_suffix(".json"))["arch"]
+    model = wan_vae_from(
+        golden.tensors(folder, about["weights"]),
+        source=about["weights"],
+        dim_mult=arch["dim_mult"],
+        num_res_blocks=arch["num_res_blocks"],
+        temperal_downsample=arch["temperal_downsample"],
+    )
     model.to(golden.device, golden.dtype)
     latents = reference["latents"].to(golden.device)
     decoder = WanDecoder(model)

@@ -23,7 +23,7 @@ class Context:
     start_time: int
     recalled: tuple[tuple[int, ...], ...] = ()
     recalled_time: int = 0
-    unattended: int = 0  # first frames of the block that it does not attend to itself
+    hidden: range = range(0)  # frames of the block, counted from its first, that it does not attend to itself
 
     @property
     def recalled_count(self) -> int:
@@ -62,12 +62,13 @@ def retrieval_window(
     frames = (*range(min(sink, start)), *range(min(first, start), start))
     times = tuple(frame if frame < sink else frame - start + start_time for frame in frames)
     rows = tuple(tuple(row) for row in recalled)
+    sunk = min(max(sink - start, 0), block)  # of the block's own frames: those that are the sink are seen as such
     return Context(
         shared=frames,
         shared_times=times,
         start_time=start_time,
         recalled=rows if rows and rows[0] else (),
-        unattended=min(max(block - max(local, 0), 0), block),
+        hidden=range(sunk, max(sunk, block - max(local, 0))),
     )
 
 
