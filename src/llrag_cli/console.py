@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich.progress
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class _Numbers(rich.progress.ProgressColumn):
 @contextmanager
 def generation(description: str, *, blocks: int, frame_rate: int) -> Iterator[Any]:
     """A live line on stderr while a video is made; yields the function to call with each ``Progress``."""
-    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=12), _Numbers())
+    numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=8), numbers)
     with rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 

@@ -1,7 +1,7 @@
 """Train the embedded model from nothing, stage by stage: ``python -m llrag_cli.tiny.train STAGE --out DIR``.
 
-The stages are vae, clips, backbone, trajectories and distill, in this order; each reads what earlier
-ones wrote into the folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships.
+The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
+folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from typing import Annotated
 
 import torch
 import typer
-
-from llrag_cli.config import RunConfig
-from llrag_cli.presets import METHODS, load_config
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
@@ -60,48 +57,7 @@ def backbone(
     from llrag_cli.tiny.train_backbone import train_backbone
 
     clips = load_clips(out / "clips.safetensors")
-    train_backbone(clips, out / "teacher.safetensors", minutes=minutes, batch=batch, seed=seed, resume=resume)
-
-
-@app.command()
-def trajectories(
-    out: Out,
-    minutes: Minutes = 8.0,
-    guidance: Annotated[float, typer.Option(help="Of the prompt; 1 is none")] = 2.0,
-    ode_steps: Annotated[int, typer.Option(help="Sampling steps of the teacher")] = 16,
-    seed: Seed = 1,
-) -> None:
-    """Let the trained backbone write videos in many steps, for the student to learn from."""
-    from llrag_cli.tiny.distill import collect_trajectories
-
-    collect_trajectories(
-        out / "teacher.safetensors",
-        out / "trajectories.safetensors",
-        _configs(),
-        minutes=minutes,
-        ode_steps=ode_steps,
-        guidance=guidance,
-        seed=seed,
-    )
-
-
-@app.command()
-def distill(out: Out, minutes: Minutes = 12.0, seed: Seed = 0) -> None:
-    """Teach the backbone to sample in the few steps of its preset."""
-    from llrag_cli.tiny import distill as distillation
-
-    distillation.distill(
-        out / "teacher.safetensors",
-        out / "trajectories.safetensors",
-        out / "backbone.safetensors",
-        _configs(),
-        minutes=minutes,
-        seed=seed,
-    )
-
-
-def _configs() -> list[RunConfig]:
-    return [load_config("tiny", method=method) for method in METHODS]
+    train_backbone(clips, out / "backbone.safetensors", minutes=minutes, batch=batch, seed=seed, resume=resume)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def train_backbone(
     """Train transformer and text encoder together for a time; averaged weights go to ``out``."""
     model = nn.ModuleDict({"transformer": new_transformer(seed=seed), "text": TinyText()})
     if resume is not None:
-        model.load_state_dict(load_file(resume))
+        model.load_state_dict(load_file(resume))  # half precision is widened
     forced = TeacherForced(model["transformer"])
     optims = optimizers(model, matrix_lr=1e-2, other_lr=2e-3)
     groups = [(group, group["lr"]) for optim in optims for group in optim.param_groups]
@@ -63,9 +63,14 @@ def train_backbone(
             console.note(f"step {step} {100 * progress:.1f}% {shown}")
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
-            save_file(average, out)
-    save_file(average, out)
+            _save(average, out)
+    _save(average, out)
     console.note(f"done after {step} steps")
+
+
+def _save(average: dict[str, Tensor], out: Path) -> None:
+    """Write averaged weights in half precision."""
+    save_file({name: value.half().contiguous() for name, value in average.items()}, out)
 
 
 def prompt_ids(text: TinyText, scenes: list[Scene], rng: random.Random) -> Tensor:
@@ -101,10 +106,10 @@ def flow_loss(
     spread = sigma.repeat_interleave(BLOCK, dim=2)[..., None, None, None]  # [B, S, F, 1, 1, 1]
     noisy = (1 - spread) * clean[:, None] + spread * noise
     # what a rollout remembers is never quite clean, so neither is what it learns from
-    blemish = 0.15 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    blemish = 0.08 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
     remembered = clean + blemish * torch.randn(clean.shape, generator=generator)
     streams = torch.cat((remembered[:, None], noisy), dim=1)  # [B, 1+S, F, C, h, w]
     timesteps = torch.cat((torch.zeros(batch, 1, blocks), 1000 * sigma), dim=1)
     flow = forced(streams, timesteps, prompt, lay_out(contexts, block=BLOCK))[:, 1:]
-    weight = 1 + 4 * (clips.cover[chosen, :frames].float() / 255)[:, None]  # [B, 1, F, 1, h, w]
+    weight = 1 + 8 * (clips.cover[chosen, :frames].float() / 255)[:, None]  # [B, 1, F, 1, h, w]
     return ((flow - (noise - clean[:, None])).square() * weight).mean() / weight.mean()
