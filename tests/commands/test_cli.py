@@ -8,29 +8,48 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from llrag_cli.app import main
 from llrag_cli.files.video import read_video
 
 PROMPT = "a red circle bounces around on a striped blue wall"
 
 
-def llrag(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llrag_cli", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "2", "COLUMNS": "100", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_a_prompt_becomes_a_run_folder(tmp_path: Path) -> None:
-    done = llrag("generate", PROMPT, "--seconds", "2", "--out", "run", cwd=tmp_path)
+Llrag = Callable[..., Done]
+
+
+@pytest.fixture
+def llrag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Llrag:
+    """Calls the program in an empty folder, in this process, so that torch loads once."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["llrag", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
+
+
+def test_a_prompt_becomes_a_run_folder(llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("generate", PROMPT, "--seconds", "2", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run/video.mp4\n"
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -43,10 +62,10 @@ def test_a_prompt_becomes_a_run_folder(tmp_path: Path) -> None:
     assert [line["frame"] for line in lines] == list(range(0, record["latent_frames"], 3))
 
 
-def test_prompts_from_a_file_as_json(tmp_path: Path) -> None:
+def test_prompts_from_a_file_as_json(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n  a white cross passes by a purple dragon  \n")
     arguments = ("generate", "--prompts", "prompts.txt", "--seconds", "1", "--no-rag", "--out", "all", "--json")
-    done = llrag(*arguments, cwd=tmp_path)
+    done = llrag(*arguments)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     assert [record["folder"] for record in records] == [
@@ -56,31 +75,31 @@ def test_prompts_from_a_file_as_json(tmp_path: Path) -> None:
     assert records[1]["unknown_words"] == ["dragon"]
     assert "`dragon` is outside the vocabulary" in done.stderr
     assert records[0]["config"]["method"] == "native"
-    again = llrag(*arguments, cwd=tmp_path)
+    again = llrag(*arguments)
     assert again.returncode == 2
     assert "exists and is not empty" in again.stderr
 
 
-def test_same_seed_same_video(tmp_path: Path) -> None:
+def test_same_seed_same_video(llrag: Llrag, tmp_path: Path) -> None:
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        done = llrag("generate", PROMPT, "--seconds", "1", "--seed", seed, "--out", name, cwd=tmp_path)
+        done = llrag("generate", PROMPT, "--seconds", "1", "--seed", seed, "--out", name)
         assert done.returncode == 0, done.stderr
     first, second, other = ((tmp_path / name / "video.mp4").read_bytes() for name in "abc")
     assert first == second
     assert first != other
 
 
-def test_an_existing_run_is_kept_unless_forced(tmp_path: Path) -> None:
+def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
-    refused = llrag("generate", PROMPT, "--seconds", "1", "--out", "run", cwd=tmp_path)
+    refused = llrag("generate", PROMPT, "--seconds", "1", "--out", "run")
     assert refused.returncode == 2
     assert refused.stderr.endswith(
         "error: `run` exists and is not empty\n\n"
         "hint: choose another `--out`, or add `--force` to replace the run in it\n"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    forced = llrag("generate", PROMPT, "--seconds", "1", "--out", "run", "--force", cwd=tmp_path)
+    forced = llrag("generate", PROMPT, "--seconds", "1", "--out", "run", "--force")
     assert forced.returncode == 0, forced.stderr
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
@@ -102,19 +121,21 @@ def test_an_existing_run_is_kept_unless_forced(tmp_path: Path) -> None:
         (("generate", "x", "--preset", "no.yaml"), "there is no preset file `no.yaml`", "`llrag presets`"),
         (("generate", "x", "--device", "cuda:7"), "there is no device `cuda:7` here", "this machine has `cpu`"),
         (("generate", "x", "--device", "warp"), "there is no device `warp` here", "this machine has `cpu`"),
-        (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "float16"),
+        (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
         (("generate", "x", "--set", "memory.keys=encoder"), "`memory.encoder` names no file", "memory.keys=average"),
         (("presets", "show", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
         (("verify", "nowhere"), "there is no folder `nowhere`", "golden vectors"),
     ],
 )
-def test_wrong_turns_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...], problem: str, hint: str) -> None:
+def test_wrong_turns_are_usage_errors(
+    llrag: Llrag, tmp_path: Path, arguments: tuple[str, ...], problem: str, hint: str
+) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00bad")
     (tmp_path / "a-file").write_text("")
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    done = llrag(*arguments, cwd=tmp_path)
+    done = llrag(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert problem in done.stderr
@@ -123,8 +144,11 @@ def test_wrong_turns_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_missing_weights_are_named_before_any_work(tmp_path: Path) -> None:
-    done = llrag("generate", "x", "--backbone", "self-forcing", cwd=tmp_path, LLRAG_WEIGHTS=str(tmp_path / "w"))
+def test_missing_weights_are_named_before_any_work(
+    llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(tmp_path / "w"))
+    done = llrag("generate", "x", "--backbone", "self-forcing")
     assert done.returncode == 1
     assert "the weights of `self-forcing` are not all there" in done.stderr
     assert "self_forcing.pt` (setting `backbone.weights`)" in done.stderr
@@ -173,24 +197,24 @@ def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete
     assert len(read_video(tmp_path / "run/video.mp4")) >= 60
 
 
-def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
-    listed = llrag("presets", cwd=tmp_path)
+def test_presets_are_listed_and_shown(llrag: Llrag, tmp_path: Path) -> None:
+    listed = llrag("presets")
     assert listed.returncode == 0
     assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
         [name, method]
         for name in ("tiny", "causal-forcing", "longlive", "self-forcing")
         for method in ("native", "retrieval")
     ]
-    shown = llrag("presets", "show", "longlive", "--no-rag", "--json", cwd=tmp_path)
+    shown = llrag("presets", "show", "longlive", "--no-rag", "--json")
     assert json.loads(shown.stdout)["memory"]["window"] == 12
-    mine = llrag("presets", "show", "longlive", "--set", "memory.retrieved=4", cwd=tmp_path)
+    mine = llrag("presets", "show", "longlive", "--set", "memory.retrieved=4")
     assert "lora: longlive_lora.pt" in mine.stdout
     (tmp_path / "mine.yaml").write_text(mine.stdout)
-    again = llrag("presets", "show", "mine.yaml", cwd=tmp_path)
+    again = llrag("presets", "show", "mine.yaml")
     assert again.stdout == mine.stdout
 
 
-def test_verify_exits_1_when_a_number_is_off(tmp_path: Path) -> None:
+def test_verify_exits_1_when_a_number_is_off(llrag: Llrag, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from conftest import GOLDENS
@@ -198,12 +222,12 @@ def test_verify_exits_1_when_a_number_is_off(tmp_path: Path) -> None:
     tensors = load_file(GOLDENS / "scheduler.safetensors")
     (tmp_path / "scheduler.json").write_text((GOLDENS / "scheduler.json").read_text())
     save_file(tensors, tmp_path / "scheduler.safetensors")
-    right = llrag("verify", ".", cwd=tmp_path)
+    right = llrag("verify", ".")
     assert right.returncode == 0, right.stderr
     assert "20 of 20 quantities within tolerance on cpu, float32" in right.stdout
     tensors["shift8.flow_to_x0"] += 0.1
     save_file(tensors, tmp_path / "scheduler.safetensors")
-    wrong = llrag("verify", ".", cwd=tmp_path)
+    wrong = llrag("verify", ".")
     assert wrong.returncode == 1
     assert "FAILED" in wrong.stdout
     assert "19 of 20" in wrong.stdout
