@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from hypothesis import settings
 from torch import Tensor
 
 from llrag_cli.backbones.wan import WanBackbone
@@ -18,6 +19,8 @@ from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 torch.set_num_threads(2)
+settings.register_profile("noisy machine", deadline=None)
+settings.load_profile("noisy machine")
 
 GOLDENS = Path(__file__).parent / "goldens"
 SHAPE = (4, 4, 6)  # channels, height, width of the small backbone's latent frames
