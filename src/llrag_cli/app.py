@@ -25,7 +25,7 @@ Rag = Annotated[bool, typer.Option("--rag/--no-rag", help="Recall past frames, o
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto is the first GPU, else the CPU")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 

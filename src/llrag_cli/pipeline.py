@@ -158,13 +158,12 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        if torch.backends.mps.is_available():
-            there.append("mps")
         raise UsageError(
             f"there is no device `{name}` here", hint=f"this machine has {', '.join(f'`{each}`' for each in there)}"
         ) from None
-    if device.type == "meta":
-        raise UsageError("the device `meta` computes nothing", hint="use `cpu`, or a GPU")
+    if device.type in ("meta", "mps"):
+        lacks = "computes nothing" if device.type == "meta" else "has no float64, which the sampler needs"
+        raise UsageError(f"the device `{name}` {lacks}", hint="use `cpu`, or a CUDA GPU")
     return device
 
 

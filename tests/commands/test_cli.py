@@ -120,6 +120,7 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--set", "memory.sinks=1"), "no setting `memory.sinks`", "did you mean `memory.sink`?"),
         (("generate", "x", "--preset", "no.yaml"), "there is no preset file `no.yaml`", "`llrag presets`"),
         (("generate", "x", "--device", "cuda:7"), "there is no device `cuda:7` here", "this machine has `cpu`"),
+        (("generate", "x", "--device", "meta"), "the device `meta` computes nothing", "use `cpu`"),
         (("generate", "x", "--device", "warp"), "there is no device `warp` here", "this machine has `cpu`"),
         (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
