@@ -105,7 +105,11 @@ def make_video(
             "seconds_by_part": {name: round(value, 3) for name, value in timings.items()},
             "peak_memory_bytes": peak_memory(pipeline.backbone.device),
         }
-        folder.write_record(record)
+        try:
+            folder.write_record(record)
+        except LlragError:
+            if record["status"] == "complete":  # otherwise what stopped the run is the news
+                raise
     return record
 
 

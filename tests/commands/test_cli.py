@@ -156,20 +156,27 @@ def test_missing_weights_are_named_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_leaves_a_playable_video_and_says_so(tmp_path: Path) -> None:
+def start_a_long_run(folder: Path, *, blocks: int) -> subprocess.Popen[str]:
+    """A process that has made some blocks of a video that would take it hours."""
     process = subprocess.Popen(
         [sys.executable, "-m", "llrag_cli", "generate", PROMPT, "--seconds", "3000", "--out", "run"],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    memory = tmp_path / "run/memory.jsonl"
+    memory = folder / "run/memory.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not memory.exists() or len(memory.read_text().splitlines()) < 8):
+    while not memory.exists() or len(memory.read_text().splitlines()) < blocks:
+        assert time.monotonic() < deadline
         time.sleep(0.1)
+    return process
+
+
+def test_an_interrupt_leaves_a_playable_video_and_says_so(tmp_path: Path) -> None:
+    process = start_a_long_run(tmp_path, blocks=8)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -180,19 +187,9 @@ def test_an_interrupt_leaves_a_playable_video_and_says_so(tmp_path: Path) -> Non
 
 
 def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llrag_cli", "generate", PROMPT, "--seconds", "3000", "--out", "run"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    memory = tmp_path / "run/memory.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not memory.exists() or len(memory.read_text().splitlines()) < 12):
-        time.sleep(0.1)
+    process = start_a_long_run(tmp_path, blocks=12)
     process.kill()
-    process.wait()
+    process.communicate()
     time.sleep(1)  # ffmpeg sees its input end
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "running"
     assert len(read_video(tmp_path / "run/video.mp4")) >= 60

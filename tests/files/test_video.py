@@ -97,7 +97,7 @@ def test_an_interrupt_leaves_what_was_handed_over(tmp_path: Path) -> None:
 
 def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     writer = VideoWriter(tmp_path / "nowhere" / "video.mp4", fps=8)
-    with pytest.raises(LlragError, match="could not be written"):
+    with pytest.raises(LlragError, match="could not be written: its folder is not there"):
         for _ in range(50):
             writer.write(torch.zeros(9, 3, 32, 32))
 

@@ -46,6 +46,7 @@ class RunFolder:
             partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             partial.replace(self.record)
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise LlragError(
                 f"`{self.record}` could not be written: {(error.strerror or str(error)).lower()}",
                 hint="is the disk full, or the folder gone?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ class VideoWriter:
         except OSError as error:
             self._pipe = None
             raise LlragError(
-                f"`{self.path}` could not be written: {_cause(error)}", hint="is the disk full, or the folder gone?"
+                f"`{self.path}` could not be written: {self._cause(error)}",
+                hint="what was made before is kept; make room, or choose another folder",
             ) from error
 
     def close(self) -> None:
@@ -63,6 +65,14 @@ class VideoWriter:
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
+
+    def _cause(self, error: OSError) -> str:
+        """What ffmpeg's broken pipe most likely means."""
+        if not self.path.parent.is_dir():
+            return "its folder is not there"
+        if shutil.disk_usage(self.path.parent).free < 2**16:
+            return "the disk is full"
+        return (error.strerror or "ffmpeg stopped").lower()
 
     def _open(self, width: int, height: int) -> Generator[None, Any, None]:
         import imageio_ffmpeg
@@ -76,7 +86,7 @@ class VideoWriter:
             codec="libx264",
             quality=None,
             macro_block_size=2,
-            ffmpeg_log_level="error",
+            ffmpeg_log_level="quiet",
             output_params=[
                 *scale,
                 *("-crf", str(self._crf), "-preset", "fast", "-tune", "zerolatency", "-g", str(2 * self._fps)),
@@ -85,13 +95,6 @@ class VideoWriter:
         )
         pipe.send(None)
         return pipe
-
-
-def _cause(error: OSError) -> str:
-    """The line of ffmpeg's log that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line or "No space" in line or "denied" in line]
-    return (telling or lines or [type(error).__name__])[0].rstrip(".:")
 
 
 class VideoSink:
