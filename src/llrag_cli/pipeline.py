@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llrag_cli.backbones.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
+from llrag_cli.backbones.checkpoints import cast, generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.backbones.wan import WanBackbone
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError, closest
@@ -180,7 +180,8 @@ def _load_tiny(device: torch.device, dtype: torch.dtype) -> tuple[WanBackbone, T
     from llrag_cli.tiny.model import load_embedded
 
     transformer, text, vae = load_embedded()
-    backbone = WanBackbone(transformer.to(device) if dtype == torch.float32 else transformer.to(device, dtype))
+    cast(transformer, dtype)
+    backbone = WanBackbone(transformer.to(device))
     return backbone, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device))
 
 

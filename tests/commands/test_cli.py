@@ -89,6 +89,13 @@ def test_same_seed_same_video(llrag: Llrag, tmp_path: Path) -> None:
     assert first != other
 
 
+def test_half_precision_runs_without_a_word(llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("generate", PROMPT, "--seconds", "1", "--dtype", "bfloat16", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "float32" not in done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")

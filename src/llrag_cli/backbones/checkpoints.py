@@ -187,12 +187,20 @@ def load_transformer(
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_config(state, heads=heads))
     renamed = {diffusers_name(name): tensor for name, tensor in state.items()}
-    if dtype is not None:
-        exact = WanTransformer3DModel._keep_in_fp32_modules  # norms, modulation tables and the time embedding
-        renamed = {
-            name: tensor.to(torch.float32 if any(part in name for part in exact) else dtype)
-            for name, tensor in renamed.items()
-        }
     transformer.rope = nn.Identity()  # its tables are on the meta device; WanBackbone brings its own
     load_strictly(transformer, renamed, source=source)
+    if dtype is not None:
+        cast(transformer, dtype)
     return transformer
+
+
+def cast(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a ``WanTransformer3DModel`` to a dtype, but for norms, modulation tables and the time embedding.
+
+    Those stay in float32, as diffusers keeps them when it loads a model itself.
+    """
+    from diffusers import WanTransformer3DModel
+
+    for name, parameter in transformer.named_parameters():
+        exact = any(part in name for part in WanTransformer3DModel._keep_in_fp32_modules)
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
