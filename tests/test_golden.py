@@ -81,6 +81,15 @@ def test_another_selection_is_noticed(tmp_path: Path) -> None:
     assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == ["recalled frames"]
 
 
+def test_a_damaged_file_is_a_failed_row(tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / "formats", tmp_path / "formats")
+    for name in ("lora.pt", "ae.pt"):
+        file = tmp_path / "formats" / name
+        file.write_bytes(file.read_bytes()[:3000])
+    failed = [check.quantity for check in replay(golden(tmp_path)) if not check.passed]
+    assert failed == ["ae.pt", "lora.pt"]
+
+
 def test_half_precision_is_near(tmp_path: Path) -> None:
     weights = ["weights_generator.json", "weights_generator.safetensors", "inputs.json", "inputs.safetensors"]
     copy(["native_global.json", "native_global.safetensors", *weights], tmp_path)
