@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from diffusers import WanTransformer3DModel
 from hypothesis import settings
 from torch import Tensor
 
+from llrag_cli.app import main
 from llrag_cli.backbones.wan import WanBackbone
 from llrag_cli.config import MemoryConfig
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
@@ -21,6 +24,14 @@ from llrag_cli.sampling.schedule import FlowMatchSchedule
 torch.set_num_threads(2)
 settings.register_profile("noisy machine", deadline=None)
 settings.load_profile("noisy machine")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("LLRAG_WEIGHTS", raising=False)
+
 
 GOLDENS = Path(__file__).parent / "goldens"
 SHAPE = (4, 4, 6)  # channels, height, width of the small backbone's latent frames
@@ -93,3 +104,31 @@ def write(backbone: WanBackbone) -> Write:
 def latents_of(blocks: list[Block]) -> Tensor:
     """All latents [B, F, C, H, W] of a rollout."""
     return torch.cat([block.latents for block in blocks], dim=1)
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Llrag = Callable[..., Done]
+
+
+@pytest.fixture
+def llrag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Llrag:
+    """Calls the program in an empty folder, in this process, so that torch loads once."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["llrag", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import llrag_cli
 from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video
+from llrag_cli.backbones.base import WanBase
 from llrag_cli.backbones.checkpoints import diffusers_name, generator_state, read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
-from llrag_cli.text import clean_text
+from llrag_cli.text import Umt5TextEncoder, clean_text
 
 PRESET = """
 backbone:
@@ -91,9 +92,7 @@ def test_a_lora_changes_the_video(weights: Path, tmp_path: Path) -> None:
 
 
 def test_padding_of_the_prompt_is_zeroed(weights: Path) -> None:
-    from llrag_cli.text import Umt5TextEncoder
-
-    embeddings = Umt5TextEncoder(weights / "base", dtype=torch.float32).encode(["a cat", "a"])
+    embeddings = Umt5TextEncoder(WanBase(weights / "base"), dtype=torch.float32).encode(["a cat", "a"])
     assert embeddings.shape == (2, 512, 32)
     assert (embeddings[0, 2:] == 0).all()
     assert (embeddings[0, :2] != 0).any()

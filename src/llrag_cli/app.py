@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+download_app = typer.Typer(help="Fetch released weights or prompts.", no_args_is_help=True)
+app.add_typer(download_app, name="download")
 presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
@@ -27,6 +29,11 @@ Set = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
+To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
+FromSource = Annotated[str | None, typer.Option("--source", help="Where to take them from; --list says what there is")]
+ShowList = Annotated[bool, typer.Option("--list", help="Say what there is: size, licence, source, present or not")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and stop")]
+Force = Annotated[bool, typer.Option("--force", help="Fetch and replace what is already there")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 
 
@@ -52,11 +59,13 @@ def root(
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows, in a sentence")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="tiny (embedded), self-forcing, causal-forcing or longlive")
+        str | None,
+        typer.Option(help="tiny (embedded), self-forcing, causal-forcing, longlive; more in `llrag presets`"),
     ] = None,
     rag: Rag = True,
     seconds: Annotated[float, typer.Option(help="Length of the video; it is made in whole blocks of frames")] = 30.0,
     seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
+    image: Annotated[Path | None, typer.Option(help="Picture that opens the video; for frame-wise backbones")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
@@ -65,6 +74,15 @@ def generate(
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
+    ] = False,
+    attention: Annotated[
+        str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
     as_json: Json = False,
 ) -> None:
@@ -84,13 +102,103 @@ def generate(
             settings=tuple(settings or ()),
             seconds=seconds,
             seed=seed,
+            image=image,
             out=out,
             device=device,
             dtype=dtype,
+            offload=offload,
+            attention=attention,
+            compile=compile_,
             force=force,
             as_json=as_json,
         )
     )
+
+
+@download_app.command("weights")
+def download_weights(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="self-forcing, causal-forcing, longlive, encoder, vae, text-encoder, all; more in --list"),
+    ] = None,
+    to: To = None,
+    source: FromSource = None,
+    only: Annotated[bool, typer.Option("--only", help="Leave out what a backbone needs besides its own files")] = False,
+    dtype: Annotated[str, typer.Option(help="Type that backbones are kept in")] = "bfloat16",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove originals from the hub's cache once they are converted")
+    ] = False,
+    force: Force = False,
+    show_list: ShowList = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch weights from the Hugging Face hub; without names, the three backbones and all they need.
+
+    HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    from llrag_cli.commands.download import DownloadRequest, run
+
+    run(
+        DownloadRequest(
+            kind="weights",
+            names=tuple(names or ()),
+            to=to,
+            source=source,
+            only=only,
+            dtype=dtype,
+            prune=prune,
+            force=force,
+            show_list=show_list,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@download_app.command("prompts")
+def download_prompts(
+    names: Annotated[list[str] | None, typer.Argument(help="moviegenbench, vidprom; default: both")] = None,
+    to: To = None,
+    source: FromSource = None,
+    force: Force = False,
+    show_list: ShowList = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch prompt files: the 128 MovieGenBench prompts and the VidProM pool."""
+    from llrag_cli.commands.download import DownloadRequest, run
+
+    run(
+        DownloadRequest(
+            kind="prompts",
+            names=tuple(names or ()),
+            to=to,
+            source=source,
+            only=False,
+            dtype="bfloat16",
+            prune=False,
+            force=force,
+            show_list=show_list,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def doctor(
+    seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for")] = 30.0,
+    rag: Rag = True,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Annotated[bool, typer.Option("--offload", help="Plan with weights kept on the host")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, which weights are here, and whether each backbone fits into its memory."""
+    from llrag_cli.commands.doctor import run
+
+    run(seconds=seconds, rag=rag, device=device, dtype=dtype, offload=offload, as_json=as_json)
 
 
 @app.command()

@@ -83,3 +83,23 @@ def working(text: str) -> Iterator[None]:
     """A spinner on stderr."""
     with _stderr.status(text):
         yield
+
+
+@contextmanager
+def download(total: int) -> Iterator[Any]:
+    """One live line on stderr while files come in; yields ``advance(what is done, bytes further)``."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=_stderr) as display:
+        task = display.add_task("fetching", total=total or None)
+        names = {"fetch": "fetching", "check": "checking", "convert": "converting"}
+
+        def advance(what: str, amount: int) -> None:
+            display.update(task, description=names[what], advance=amount if what == "fetch" else 0)
+
+        yield advance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llrag_cli import console
+from llrag_cli.backbones.base import WanBase
 from llrag_cli.backbones.checkpoints import cast, generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.backbones.wan import WanBackbone
+from llrag_cli.budget import Budget, free_memory, plan
 from llrag_cli.config import RunConfig
+from llrag_cli.download.convert import stored_dtype
 from llrag_cli.errors import LlragError, UsageError, closest
+from llrag_cli.files.image import read_image
+from llrag_cli.files.places import cache_folder, weights_folder
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.presets import load_config
 from llrag_cli.rollout import Block, rollout
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
-from llrag_cli.text import TextEncoder, TinyTextEncoder, Umt5TextEncoder
+from llrag_cli.text import TextEncoder, TinyTextEncoder, WanText
 from llrag_cli.vae import StreamingDecoder, TinyDecoder, WanDecoder
+from llrag_cli.weights import missing_files, needed_files, require_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a backbone is run, which does not change what it computes but for rounding."""
+
+    offload: bool = False  # weights stay on the host and come to the device layer by layer
+    attention: str | None = None  # one of diffusers' attention back ends
+    compile: bool = False  # torch.compile over the repeated blocks
 
 
 @dataclass
@@ -39,16 +54,28 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, config: RunConfig, *, device: str = "auto", dtype: str = "auto", weights: Path | None = None
+        cls,
+        config: RunConfig,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        weights: Path | None = None,
+        how: Execution | None = None,
+        prompts: Sequence[str] = (),
     ) -> Pipeline:
-        """Load a configuration's weights; raises ``LlragError`` before any work if something is not there."""
-        place = find_device(device)
-        kind = find_dtype(dtype, place, family=config.backbone.family)
+        """Load a configuration's weights; raises ``LlragError`` before any work if something is not there.
+
+        The prompts that are known already are encoded before the backbone is read, so that a large text encoder
+        and the backbone are never in memory together.
+        """
+        target = find_device(device)
+        kind = find_dtype(dtype, target, family=config.backbone.family)
         folder = weights or weights_folder()
+        how = how or Execution()
         require_files(config, folder)
         if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
-            file = _encoder_file(config, folder)
-            encoder = load_encoder(file, device=place)
+            file = needed_files(config, folder)["memory.encoder"]
+            encoder = load_encoder(file, device=target)
             sizes = encoder.config
             if (sizes.spatial_h, sizes.spatial_w) != (config.backbone.height, config.backbone.width):
                 raise LlragError(
@@ -60,24 +87,45 @@ class Pipeline:
         else:
             encode_key = average_pool
         if config.backbone.family == "tiny":
-            return cls(config, *_load_tiny(place, kind), encode_key)
-        return cls(config, *_load_wan(config, folder, place, kind), encode_key)
+            return cls(config, *_load_tiny(target, kind, how), encode_key)
+        return cls(config, *_load_wan(config, folder, target, kind, how, prompts), encode_key)
 
     def blocks(
-        self, prompts: Sequence[str], *, seconds: float, seed: int = 0, samples: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        seconds: float,
+        seed: int = 0,
+        samples: Sequence[int] | None = None,
+        image: Path | None = None,
     ) -> Iterator[Block]:
         """Write one video a prompt, all in one batch, block by block.
 
         A video depends on its prompt, the seed and its sample number (0, 1, ... unless given), not on the batch.
+        With an ``image`` (any size, cut to the video's shape) it opens with that; only frame-wise backbones can.
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise UsageError("a prompt is empty", hint="say in a sentence what the video shows")
-        yield from self.blocks_of(self.text.encode(prompts), seconds=seconds, seed=seed, samples=samples)
+        given = None if image is None else self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
+        yield from self.blocks_of(self.text.encode(prompts), seconds=seconds, seed=seed, samples=samples, given=given)
+
+    def image_latent(self, image: Path) -> Tensor:
+        """The latent frame [1, 1, C, h, w] of a picture."""
+        require_framewise(self.config)
+        ratio = self.decoder.ratio
+        size = (ratio * self.config.backbone.height, ratio * self.config.backbone.width)
+        return self.decoder.encode(read_image(image, size=size)[None])
 
     def blocks_of(
-        self, embeddings: Tensor, *, seconds: float, seed: int = 0, samples: Sequence[int] | None = None
+        self,
+        embeddings: Tensor,
+        *,
+        seconds: float,
+        seed: int = 0,
+        samples: Sequence[int] | None = None,
+        given: Tensor | None = None,
     ) -> Iterator[Block]:
-        """As ``blocks``, for prompt embeddings [B, text, D]."""
+        """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video."""
         config = self.config
         numbers = range(len(embeddings)) if samples is None else samples
         yield from rollout(
@@ -91,7 +139,35 @@ class Pipeline:
             history=History(self.encode_key),
             noise=AddressedNoise(seed, numbers),
             context_timestep=config.sampler.context_timestep,
+            given=given,
         )
+
+
+def require_framewise(config: RunConfig) -> None:
+    """Raise an error unless a configuration can start from a picture."""
+    block = config.backbone.frames_per_block
+    if block != 1:
+        raise UsageError(
+            f"`{config.name}` writes blocks of {block} latent frames, so it cannot open with one picture",
+            hint="use a frame-wise backbone, for example `--backbone causal-forcing-framewise`",
+        )
+
+
+def memory_plan(
+    config: RunConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    seconds: float,
+    offload: bool = False,
+    weights: Path | None = None,
+) -> Budget:
+    """What a run will hold in memory and what there is; reads headers only, raises if a file is not there."""
+    target = find_device(device)
+    folder = weights or weights_folder()
+    require_files(config, folder)
+    kind = find_dtype(dtype, target, family=config.backbone.family)
+    return plan(config, folder, device=target, dtype=kind, seconds=seconds, offload=offload)
 
 
 def schedule_of(config: RunConfig) -> FlowMatchSchedule:
@@ -99,54 +175,13 @@ def schedule_of(config: RunConfig) -> FlowMatchSchedule:
     return FlowMatchSchedule(steps=config.sampler.steps, shift=config.sampler.shift, warp=config.sampler.warp)
 
 
-def weights_folder() -> Path:
-    """Where downloaded weights lie: LLRAG_WEIGHTS, or ``llrag/weights`` in the user's cache."""
-    if "LLRAG_WEIGHTS" in os.environ:
-        return Path(os.environ["LLRAG_WEIGHTS"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llrag" / "weights"
-
-
-def needed_files(config: RunConfig, folder: Path) -> dict[str, Path]:
-    """What a configuration reads from the weights folder: file or folder by the setting that names it."""
-    backbone, memory = config.backbone, config.memory
-    named = {"backbone.weights": backbone.weights, "backbone.lora": backbone.lora, "backbone.base": backbone.base}
-    if memory.policy == "retrieval" and memory.keys == "encoder":
-        named["memory.encoder"] = memory.encoder
-    return {setting: folder / name for setting, name in named.items() if name is not None}
-
-
 def default_backbone() -> str:
     """What runs when no backbone is named: a real one if its weights and a GPU are here, else the embedded one."""
     if torch.cuda.is_available():
         for name in ("self-forcing", "longlive", "causal-forcing"):
-            needed = needed_files(load_config(name, method="retrieval"), weights_folder())
-            if all(path.exists() for path in needed.values()):
+            if not missing_files(load_config(name, method="retrieval"), weights_folder()):
                 return name
     return "tiny"
-
-
-def require_files(config: RunConfig, folder: Path) -> None:
-    """Raise an error that names the first file that is not there."""
-    if config.backbone.family == "wan":
-        for setting in ("weights", "base"):
-            if getattr(config.backbone, setting) is None:
-                raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
-    for setting, path in needed_files(config, folder).items():
-        if not path.exists():
-            raise LlragError(
-                f"the weights of `{config.name}` are not all there: no `{path}` (setting `{setting}`)",
-                hint="put the released file there, point LLRAG_WEIGHTS to the folder that holds it, "
-                "or use `--backbone tiny`",
-            )
-
-
-def _encoder_file(config: RunConfig, folder: Path) -> Path:
-    if config.memory.encoder is None:
-        raise UsageError(
-            "`memory.keys` is `encoder` but `memory.encoder` names no file",
-            hint="add `--set memory.encoder=FILE`, or use `--set memory.keys=average`",
-        )
-    return folder / config.memory.encoder
 
 
 def find_device(name: str) -> torch.device:
@@ -176,42 +211,86 @@ def find_dtype(name: str, device: torch.device, *, family: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _load_tiny(device: torch.device, dtype: torch.dtype) -> tuple[WanBackbone, TextEncoder, StreamingDecoder]:
+def _load_tiny(
+    device: torch.device, dtype: torch.dtype, how: Execution
+) -> tuple[WanBackbone, TextEncoder, StreamingDecoder]:
     from llrag_cli.tiny.model import load_embedded
 
     transformer, text, vae = load_embedded()
     cast(transformer, dtype)
-    backbone = WanBackbone(transformer.to(device))
-    return backbone, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device))
+    return place(transformer, device, how), TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device))
 
 
 def _load_wan(
-    config: RunConfig, folder: Path, device: torch.device, dtype: torch.dtype
+    config: RunConfig,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    how: Execution,
+    prompts: Sequence[str],
 ) -> tuple[WanBackbone, TextEncoder, StreamingDecoder]:
-    from diffusers import AutoencoderKLWan
-
     files = needed_files(config, folder)
+    base = WanBase(files["backbone.base"])
+    text = WanText(base, cache=cache_folder() / "prompts", device=_text_device(base, device))
+    if prompts:
+        text.encode(prompts)  # now, while the encoder has the memory to itself
     file = files["backbone.weights"]
+    if (stored := stored_dtype(file)) is not None and DTYPES[stored].itemsize < dtype.itemsize:
+        item = file.stem.replace("_", "-")
+        console.warn(
+            f"`{file}` was rounded to {stored} when it was downloaded; for more precision, "
+            f"`llrag download weights {item} --dtype {str(dtype).removeprefix('torch.')}`"
+        )
     state = generator_state(read_file(file), ema=config.backbone.ema, source=str(file))
     if "backbone.lora" in files:
         lora = lora_state(read_file(files["backbone.lora"]), source=str(files["backbone.lora"]))
         state = merge_lora(state, lora, alpha=config.backbone.lora_alpha, source=str(files["backbone.lora"]))
-    transformer: Any = load_transformer(state, source=str(file), dtype=dtype)
-    base = files["backbone.base"]
-    vae: Any = AutoencoderKLWan.from_pretrained(base / "vae", torch_dtype=dtype, local_files_only=True)
-    return WanBackbone(transformer.to(device)), WanText(base), WanDecoder(vae.to(device))
+    transformer: Any = load_transformer(state, source=str(file), heads=base.heads(), dtype=dtype)
+    del state
+    backbone = place(transformer, device, how)
+    return backbone, text, WanDecoder(base.vae(dtype).to(device))
 
 
-class WanText:
-    """Wan's text encoder, in memory only while it encodes: it is four times the size of the backbone."""
+def _text_device(base: WanBase, device: torch.device) -> torch.device | None:
+    """Where the text encoder computes: with the backbone if it has the room to itself there, else on the CPU."""
+    if device.type != "cuda":
+        return None
+    size = sum(file.stat().st_size for file in base.text_files())
+    room = free_memory(device)
+    return device if room is not None and room > 1.1 * size else None
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """As ``TextEncoder.encode``."""
-        return Umt5TextEncoder(self.base).encode(prompts)
+def place(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:
+    """Bring a transformer to its device, as asked for, and make it a backbone."""
+    backbone = WanBackbone(transformer)  # its own processors first: what follows applies to them
+    if how.attention is not None:
+        set_attention(transformer, how.attention)
+    if how.offload:
+        transformer.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",  # prompt and context are read outside of a block's forward
+            use_stream=device.type == "cuda",
+        )
+        backbone.offloaded_from(device)
+    else:
+        transformer.to(device)
+    if how.compile:
+        backbone.compile()
+    return backbone
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """As ``TextEncoder.unknown_words``."""
-        return []
+
+def set_attention(transformer: Any, name: str) -> None:
+    """Have diffusers compute attention with a back end of its list; one that is not installed is an error."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise UsageError(f"there is no attention back end `{name}`", hint=closest(name, known))
+    try:
+        transformer.set_attention_backend(name)
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise LlragError(
+            f"the attention back end `{name}` does not work here: {str(error).splitlines()[0]}",
+            hint="install what it needs, or use `--attention native`",
+        ) from error

@@ -65,9 +65,15 @@ def rollout(
     history: History,
     noise: Noise,
     context_timestep: float = 0.0,
+    given: Tensor | None = None,
 ) -> Iterator[Block]:
-    """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block."""
-    backbone.begin(prompt, new_cache(memory, backbone, block=block))
+    """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block.
+
+    Latents ``given`` [B, whole blocks of frames, C, H, W] open the video as they are; it goes on from them.
+    """
+    if given is not None and given.shape[1] % block:
+        raise ValueError(f"{given.shape[1]} given frames are no whole blocks of {block}")
+    backbone.begin(prompt, new_cache(memory, backbone, block=block, frames=frames))
     for index, start in enumerate(range(0, frames, block)):
         clock = Stopwatch()
         recalled, similarities = recall(history, memory, start=start)
@@ -75,7 +81,10 @@ def rollout(
         context = attended(memory, start=start, block=block, recalled=recalled)
         backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
         clock.lap("gather")
-        latents = denoise(backbone, schedule, noise, block=index, shape=(len(prompt), block, *shape))
+        if given is not None and start < given.shape[1]:
+            latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
+        else:
+            latents = denoise(backbone, schedule, noise, block=index, shape=(len(prompt), block, *shape))
         clock.lap("denoise")
         backbone.remember(latents, context_timestep)
         clock.lap("remember")
@@ -122,12 +131,14 @@ def attended(memory: MemoryConfig, *, start: int, block: int, recalled: list[lis
     )
 
 
-def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int) -> WanKVCache:
+def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int, frames: int | None = None) -> WanKVCache:
     """An empty cache with room for what the policy can ask for."""
     recalls = memory.policy == "retrieval" and memory.retrieved > 0
     recent = None if memory.window is None else max(memory.window - memory.sink, block)
     host = torch.device("cpu") if memory.archive == "host" and backbone.device.type != "cpu" else None
-    return WanKVCache(layers=backbone.layers, sink=memory.sink, recent=recent, archive=recalls, archive_device=host)
+    return WanKVCache(
+        layers=backbone.layers, sink=memory.sink, recent=recent, archive=recalls, archive_device=host, frames=frames
+    )
 
 
 class Stopwatch:

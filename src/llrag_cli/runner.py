@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def make_video(
     seconds: float,
     seed: int = 0,
     force: bool = False,
+    image: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Make the video of a prompt; returns what was written to ``run.json``.
@@ -65,6 +67,7 @@ def make_video(
         "unknown_words": pipeline.text.unknown_words(prompt),
         "seed": seed,
         "seconds": seconds,
+        "image": None if image is None else str(image),
         "latent_frames": frames,
         "video_frames": video_frames(frames),
         "fps": config.backbone.fps,
@@ -80,7 +83,7 @@ def make_video(
     record["status"] = "failed"
     try:
         with VideoSink(pipeline.decoder, writer) as sink:
-            for block in pipeline.blocks([prompt], seconds=seconds, seed=seed):
+            for block in pipeline.blocks([prompt], seconds=seconds, seed=seed, image=image):
                 sink.put(block.latents)
                 folder.log(block)
                 _account(timings, block)

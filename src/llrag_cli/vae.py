@@ -16,6 +16,8 @@ from llrag_cli.tiny.vae import TinyVAE
 class StreamingDecoder(Protocol):
     """Turns the next latent frames of one video into its next frames, remembering what it must."""
 
+    ratio: int  # pixels along a side for each latent pixel
+
     def decode(self, latents: Tensor) -> Tensor:
         """Frames [B, t, 3, H, W] in [-1, 1] of the next latents [B, T, C, h, w].
 
@@ -27,9 +29,15 @@ class StreamingDecoder(Protocol):
         """Forget; the next latents open a new video."""
         ...
 
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents [B, n, C, h, w] of frames [B, 4(n-1)+1, 3, H, W] in [-1, 1]; forgets as ``reset`` does."""
+        ...
+
 
 class TinyDecoder:
     """The embedded VAE, streaming: it remembers one latent frame."""
+
+    ratio = 8
 
     def __init__(self, vae: TinyVAE) -> None:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
@@ -47,6 +55,12 @@ class TinyDecoder:
         """As ``StreamingDecoder.reset``."""
         self._before = None
 
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """As ``StreamingDecoder.encode``."""
+        self.reset()
+        return self.vae.encode(frames.to(self.vae.mean.device, self.vae.mean.dtype))
+
 
 class WanDecoder:
     """diffusers' ``AutoencoderKLWan``, its temporal cache kept between calls, so there is no seam anywhere."""
@@ -54,6 +68,7 @@ class WanDecoder:
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         shape = (1, -1, 1, 1, 1)
+        self.ratio: int = 2 ** len(vae.config.temperal_downsample)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)
         self.reset()
@@ -62,6 +77,13 @@ class WanDecoder:
         """As ``StreamingDecoder.reset``."""
         self.vae.clear_cache()
         self._opened = False
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """As ``StreamingDecoder.encode``."""
+        weight = next(self.vae.parameters())
+        latents = encode_video(self.vae, frames.to(weight.device, weight.dtype))
+        self.reset()
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -8,44 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from llrag_cli.app import main
+from conftest import Llrag
 from llrag_cli.files.video import read_video
 
 PROMPT = "a red circle bounces around on a striped blue wall"
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Llrag = Callable[..., Done]
-
-
-@pytest.fixture
-def llrag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Llrag:
-    """Calls the program in an empty folder, in this process, so that torch loads once."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["llrag", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return call
 
 
 def test_a_prompt_becomes_a_run_folder(llrag: Llrag, tmp_path: Path) -> None:

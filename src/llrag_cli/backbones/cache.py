@@ -16,13 +16,17 @@ class FramePages:
     """Keys and values [B, pages, tokens, heads, D] of the frames of one layer.
 
     With ``ring`` pages, frame f >= sink lives on page sink + (f - sink) mod (ring - sink), so old frames
-    are overwritten. Without, page f is frame f and room doubles when it runs out.
+    are overwritten. Without, page f is frame f; ``room`` for that many frames is made at once, and doubles
+    when it runs out.
     """
 
-    def __init__(self, *, sink: int, ring: int | None, device: torch.device | None = None) -> None:
+    def __init__(
+        self, *, sink: int, ring: int | None, device: torch.device | None = None, room: int | None = None
+    ) -> None:
         self.sink = sink
         self.ring = ring
         self.device = device
+        self.room = room
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -60,7 +64,7 @@ class FramePages:
         return sum(part.numel() * part.element_size() for part in (self._keys, self._values) if part is not None)
 
     def _make_room(self, frames: int, like: Tensor, device: torch.device) -> None:
-        needed = frames if self.ring is None else self.ring
+        needed = max(frames, self.room or 0) if self.ring is None else self.ring
         old_keys, old_values = self._keys, self._values
         if old_keys is not None and old_keys.shape[1] >= needed:
             return
@@ -141,7 +145,8 @@ class WanKVCache:
     """The caches of all layers of one rollout.
 
     ``recent`` frames besides the sink stay on the compute device; ``None`` keeps all of them there.
-    With an archive every frame can be read back; it lives on ``archive_device``.
+    With an archive every frame can be read back; it lives on ``archive_device``. ``frames`` is how many are
+    expected in all, where that is known.
     """
 
     def __init__(
@@ -152,13 +157,14 @@ class WanKVCache:
         recent: int | None,
         archive: bool = False,
         archive_device: torch.device | None = None,
+        frames: int | None = None,
     ) -> None:
         def layer() -> WanKVLayerCache:
             if archive and archive_device is None:  # one place serves both
-                return WanKVLayerCache(FramePages(sink=sink, ring=None), None)
+                return WanKVLayerCache(FramePages(sink=sink, ring=None, room=frames), None)
             ring = None if recent is None else sink + recent
-            kept = FramePages(sink=sink, ring=None, device=archive_device) if archive else None
-            return WanKVLayerCache(FramePages(sink=sink, ring=ring), kept)
+            kept = FramePages(sink=sink, ring=None, device=archive_device, room=frames) if archive else None
+            return WanKVLayerCache(FramePages(sink=sink, ring=ring, room=frames), kept)
 
         self.layers = [layer() for _ in range(layers)]
 

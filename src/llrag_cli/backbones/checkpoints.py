@@ -194,13 +194,17 @@ def load_transformer(
     return transformer
 
 
-def cast(transformer: nn.Module, dtype: torch.dtype) -> None:
-    """Bring a ``WanTransformer3DModel`` to a dtype, but for norms, modulation tables and the time embedding.
+def kept_exact(name: str) -> bool:
+    """Whether a parameter, named as in diffusers, stays in float32 whatever the model computes in.
 
-    Those stay in float32, as diffusers keeps them when it loads a model itself.
+    Norms, modulation tables and the time embedding, as diffusers does when it loads a model itself.
     """
     from diffusers import WanTransformer3DModel
 
+    return any(part in name for part in WanTransformer3DModel._keep_in_fp32_modules)
+
+
+def cast(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a ``WanTransformer3DModel`` to a dtype, but for what is kept exact."""
     for name, parameter in transformer.named_parameters():
-        exact = any(part in name for part in WanTransformer3DModel._keep_in_fp32_modules)
-        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
+        parameter.data = parameter.data.to(torch.float32 if kept_exact(name) else dtype)

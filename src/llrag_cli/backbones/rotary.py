@@ -11,10 +11,15 @@ THETA = 10000.0
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the channel pairs (2j, 2j+1) of x [B, L, heads, D] by the angles of a table.
 
-    The table is complex64 [B or 1, L, 1, D/2]. The product is float32, cast back to x's type.
+    The table [B or 1, L, 1, D/2, 2] holds float32 cosines and sines. The product is float32, cast back to x's type.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler fuses real products, and knows no complex ones
+        (even, odd), (cosine, sine) = pairs.unbind(-1), table.unbind(-1)
+        turned = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+    return turned.flatten(-2).type_as(x)
 
 
 class FrameRotary(nn.Module):
@@ -37,12 +42,12 @@ class FrameRotary(nn.Module):
         self._space: dict[tuple[int, int], Tensor] = {}
 
     def table(self, times: Tensor, *, height: int, width: int) -> Tensor:
-        """Unit complex numbers [*, F * height * width, 1, D/2] for frame times [*, F], in token order."""
+        """Cosines and sines [*, F * height * width, 1, D/2, 2] for frame times [*, F], in token order."""
         space = self._spatial(height, width)  # [h*w, pairs of rows and columns]
         time = _unit(times.reshape(-1, 1).cpu().double() * self.frequencies[0])  # [N*F, pairs of time]
         shape = (len(time), len(space), -1)
         table = torch.cat((time[:, None].expand(shape), space[None].expand(shape)), dim=-1)
-        return table.reshape(*times.shape[:-1], -1, 1, table.shape[-1])
+        return torch.view_as_real(table.reshape(*times.shape[:-1], -1, 1, table.shape[-1]))
 
     def _spatial(self, height: int, width: int) -> Tensor:
         if (height, width) not in self._space:
@@ -53,7 +58,7 @@ class FrameRotary(nn.Module):
         return self._space[height, width]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The table [1, L, 1, D/2] of the block's own frames, for input [B, C, T, H, W]."""
+        """The table [1, L, 1, D/2, 2] of the block's own frames, for input [B, C, T, H, W]."""
         height, width = (
             size // patch for size, patch in zip(hidden_states.shape[3:], self.patch_size[1:], strict=True)
         )

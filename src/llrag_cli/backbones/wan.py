@@ -44,6 +44,7 @@ class CachedSelfAttention:
     def __init__(self) -> None:
         self.cache: WanKVLayerCache | None = None
         self.stop_once_stored = False
+        self._attention_backend: Any = None  # diffusers' `set_attention_backend` sets it
 
     def __call__(
         self,
@@ -62,7 +63,8 @@ class CachedSelfAttention:
         if self.stop_once_stored:
             raise LastKeysStored
         query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
-        attended = dispatch_attention_fn(query, keys, values).flatten(2, 3).type_as(query)
+        attended = dispatch_attention_fn(query, keys, values, backend=self._attention_backend)
+        attended = attended.flatten(2, 3).type_as(query)
         output: Tensor = attn.to_out[0](attended)
         return output
 
@@ -73,6 +75,7 @@ class PromptCrossAttention:
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self._attention_backend: Any = None
 
     def read(self, attn: Any, text: Tensor) -> None:
         """Take in the embedded prompt [B, text, dim]."""
@@ -91,7 +94,8 @@ class PromptCrossAttention:
         """Output [B, L, dim] for input [B, L, dim]; the text comes from ``read``."""
         assert self.keys is not None and self.values is not None
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        attended = dispatch_attention_fn(query, self.keys, self.values).flatten(2, 3).type_as(query)
+        attended = dispatch_attention_fn(query, self.keys, self.values, backend=self._attention_backend)
+        attended = attended.flatten(2, 3).type_as(query)
         output: Tensor = attn.to_out[0](attended)
         return output
 
@@ -118,12 +122,24 @@ class WanBackbone:
             block.attn2.set_processor(cross)
         self._text: Tensor | None = None
         self._start = 0
+        self._device: torch.device | None = None
+        self._stops_early = True
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.transformer.patch_embedding.weight.device
+        """Where it computes."""
+        device: torch.device = self._device or self.transformer.patch_embedding.weight.device
         return device
+
+    def offloaded_from(self, device: torch.device) -> None:
+        """Compute on a device though the weights rest elsewhere."""
+        self._device = device
+        self._stops_early = False  # a pass that ends half way would leave the offloading half way
+
+    def compile(self) -> None:
+        """Compile the block that all layers repeat; the first passes of each new context length take long."""
+        self.transformer.compile_repeated_blocks(dynamic=False)
+        self._stops_early = False  # an exception is no way out of a compiled block
 
     @property
     def dtype(self) -> torch.dtype:
@@ -193,7 +209,7 @@ class WanBackbone:
     def remember(self, latents: Tensor, timestep: float = 0.0) -> None:
         """One clean pass over finished latents [B, T, C, H, W], for the keys and values it leaves."""
         last = self._self_attention[-1]
-        last.stop_once_stored = True
+        last.stop_once_stored = self._stops_early
         try:
             self.flow(latents, torch.tensor(timestep))
         except LastKeysStored:

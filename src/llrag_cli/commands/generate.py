@@ -24,9 +24,13 @@ class GenerateRequest:
     settings: tuple[str, ...]
     seconds: float
     seed: int
+    image: Path | None
     out: Path | None
     device: str
     dtype: str
+    offload: bool
+    attention: str | None
+    compile: bool
     force: bool
     as_json: bool
 
@@ -41,12 +45,27 @@ def run(request: GenerateRequest) -> None:
     if request.backbone or request.preset:
         _config(request, default="")  # a typo is reported here, before torch loads
     with console.working("loading"):
+        from llrag_cli.files.image import read_image
         from llrag_cli.files.run import RunFolder
-        from llrag_cli.pipeline import Pipeline, default_backbone
+        from llrag_cli.pipeline import Execution, Pipeline, default_backbone, memory_plan, require_framewise
         from llrag_cli.runner import make_video
 
         config = _config(request, default=default_backbone())
-        pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype)
+        if request.image is not None:
+            require_framewise(config)
+            read_image(request.image, size=(8, 8))  # a bad picture is reported here, before weights are read
+        budget = memory_plan(
+            config, device=request.device, dtype=request.dtype, seconds=request.seconds, offload=request.offload
+        )
+        console.note(budget.sentence())
+        budget.require(config)
+        pipeline = Pipeline.load(
+            config,
+            device=request.device,
+            dtype=request.dtype,
+            how=Execution(offload=request.offload, attention=request.attention, compile=request.compile),
+            prompts=prompts,
+        )
     records = []
     for number, prompt in enumerate(prompts, start=1):
         for word in pipeline.text.unknown_words(prompt):
@@ -62,6 +81,7 @@ def run(request: GenerateRequest) -> None:
                 seconds=request.seconds,
                 seed=request.seed,
                 force=request.force,
+                image=request.image,
                 on_progress=update,
             )
         records.append({"folder": str(folder.path), "video": str(folder.video), **record})

@@ -20,10 +20,11 @@ from llrag_cli.tiny.world import Scene, Sprite, clip, random_scene
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Clips as latents [N, F, C, h, w] in half precision, object cover [N, F, 1, h, w] as bytes, and scenes."""
+    """Clips as latents [N, F, C, h, w] in half precision, what share of each latent pixel is which shape,
+    [N, F, 4, h, w] as bytes, and scenes."""
 
     latents: Tensor
-    cover: Tensor
+    shapes: Tensor
     scenes: list[Scene]
 
 
@@ -31,21 +32,26 @@ class LatentClips:
 def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentClips:
     """Render and encode clips of ``frames`` latent frames; the same seed gives the same clips."""
     rng = random.Random(seed)
-    latents, covers, scenes = [], [], []
-    for _ in range(count):
-        scene = random_scene(rng)
-        video, cover = clip(scene, video_frames(frames), rng)
-        latents.append(vae.encode(video[None] * 2 - 1)[0].half())
-        whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).view(frames, TIME, *cover.shape[2:])
-        covers.append((F.max_pool2d(whole.amax(1, keepdim=True), 8) * 255).byte())
-        scenes.append(scene)
-    return LatentClips(torch.stack(latents), torch.stack(covers), scenes)
+    latents, shapes = [], []
+    scenes: list[Scene] = []
+    together = max(1, 96 // frames)
+    while len(scenes) < count:
+        videos = []
+        for _ in range(min(together, count - len(scenes))):
+            scene = random_scene(rng)
+            video, cover = clip(scene, video_frames(frames), rng)
+            whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (frames, TIME))
+            shapes.append((F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte())
+            videos.append(video)
+            scenes.append(scene)
+        latents.append(vae.encode(torch.stack(videos) * 2 - 1).half())
+    return LatentClips(torch.cat(latents), torch.stack(shapes), scenes)
 
 
 def save_clips(clips: LatentClips, path: Path) -> None:
     """Write clips as safetensors, scenes in the metadata."""
     scenes = json.dumps([asdict(scene) for scene in clips.scenes])
-    save_file({"latents": clips.latents, "cover": clips.cover}, path, metadata={"scenes": scenes})
+    save_file({"latents": clips.latents, "shapes": clips.shapes}, path, metadata={"scenes": scenes})
 
 
 def load_clips(path: Path) -> LatentClips:
@@ -55,4 +61,4 @@ def load_clips(path: Path) -> LatentClips:
             Scene(**{**scene, "sprites": tuple(Sprite(**sprite) for sprite in scene["sprites"])})
             for scene in json.loads(file.metadata()["scenes"])
         ]
-        return LatentClips(file.get_tensor("latents"), file.get_tensor("cover"), scenes)
+        return LatentClips(file.get_tensor("latents"), file.get_tensor("shapes"), scenes)

@@ -13,7 +13,7 @@ from llrag_cli.backbones.checkpoints import load_strictly, read_file
 from llrag_cli.tiny.text import TinyText
 from llrag_cli.tiny.vae import TinyVAE
 
-LATENT = (16, 8, 8)  # channels, height, width of a latent frame
+LATENT = (8, 8, 8)  # channels, height, width of a latent frame
 TEXT_DIM = 96  # as TinyTextConfig.dim
 
 TRANSFORMER: dict[str, Any] = {

@@ -165,7 +165,7 @@ class TeacherForced(nn.Module):
         patch = self.rotary.patch_size
         rows, columns = height // patch[1], width // patch[2]
         self.layout, self.shape, self.tokens = layout, (clips, count, blocks), rows * columns
-        own = self.rotary.table(layout.own_times, height=rows, width=columns)  # [B, n, T*tokens, 1, D/2]
+        own = self.rotary.table(layout.own_times, height=rows, width=columns)  # [B, n, T*tokens, 1, D/2, 2]
         self._own = own[:, None].expand(-1, count, *own.shape[1:]).flatten(0, 2)
         self.tables = self.rotary.table(layout.times, height=rows, width=columns).flatten(0, 1)
         seen = layout.seen[:, None].expand(-1, count, -1, -1).flatten(0, 2)  # [B*S*n, N]

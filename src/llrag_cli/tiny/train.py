@@ -35,13 +35,19 @@ def vae(out: Out, minutes: Minutes = 18.0, seed: Seed = 0) -> None:
 
 
 @app.command()
-def clips(out: Out, count: Annotated[int, typer.Option(min=8)] = 3000, seed: Seed = 0) -> None:
+def clips(
+    out: Out,
+    count: Annotated[int, typer.Option(min=8, help="Clips of 24 latent frames")] = 3000,
+    openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 24000,
+    seed: Seed = 0,
+) -> None:
     """Render and encode the clips that the backbone learns from."""
     from llrag_cli.tiny.dataset import make_clips, save_clips
     from llrag_cli.tiny.model import load_vae
 
-    made = make_clips(load_vae(out / "vae.safetensors"), count=count, frames=24, seed=seed)
-    save_clips(made, out / "clips.safetensors")
+    vae = load_vae(out / "vae.safetensors")
+    save_clips(make_clips(vae, count=count, frames=24, seed=seed), out / "clips.safetensors")
+    save_clips(make_clips(vae, count=openings, frames=3, seed=seed + 1), out / "openings.safetensors")
 
 
 @app.command()
@@ -56,8 +62,8 @@ def backbone(
     from llrag_cli.tiny.dataset import load_clips
     from llrag_cli.tiny.train_backbone import train_backbone
 
-    clips = load_clips(out / "clips.safetensors")
-    train_backbone(clips, out / "backbone.safetensors", minutes=minutes, batch=batch, seed=seed, resume=resume)
+    data = load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
+    train_backbone(*data, out / "backbone.safetensors", minutes=minutes, batch=batch, seed=seed, resume=resume)
 
 
 if __name__ == "__main__":

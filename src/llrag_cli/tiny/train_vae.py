@@ -18,6 +18,8 @@ from llrag_cli.tiny.optim import optimizers
 from llrag_cli.tiny.vae import TIME, TinyVAE
 from llrag_cli.tiny.world import clip, random_scene
 
+BOTTLENECK = 2e-3  # of the divergence; what the decoder can fill in by itself, the backbone need not learn
+
 
 def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
     """Training clips as bytes: frames [N, T, 3, H, W] and object cover [N, T, 1, H, W]."""
@@ -26,7 +28,7 @@ def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
     for _ in range(count):
         frame, cover = clip(random_scene(rng), frames, rng)
         videos.append((frame * 255).round().byte())
-        covers.append((cover * 255).round().byte())
+        covers.append((cover.sum(1, keepdim=True) * 255).round().byte())
     return torch.stack(videos), torch.stack(covers)
 
 
@@ -72,7 +74,7 @@ def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips
         near = F.max_pool2d(cover.flatten(0, 1), 7, 1, 3).view_as(cover)
         weight = 1 + 5 * near  # objects and their outlines are small, and are what is looked at
         error = frames - video
-        loss = ((error.square() + 0.15 * error.abs()) * weight).mean() + 3e-4 * divergence
+        loss = ((error.square() + 0.15 * error.abs()) * weight).mean() + BOTTLENECK * divergence
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optim in optims:

@@ -20,7 +20,7 @@ class TinyVAEConfig(BaseModel):
     """Sizes of the embedded VAE; it shrinks space by 8 and time by 4."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    latent_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
+    latent_channels: int = Field(default=8, gt=0, description="channels of a latent frame")
     fine: int = Field(default=64, gt=0, description="features at a quarter of the resolution")
     coarse: int = Field(default=128, gt=0, description="features at an eighth of the resolution")
     encoder_blocks: tuple[int, int] = Field(default=(1, 2), description="residual blocks, fine then coarse")

@@ -43,7 +43,7 @@ WALL_COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PATTERNS = ("plain", "striped", "dotted")
-SIZES: dict[str, float] = {"small": 10.0, "large": 14.0}  # radius in pixels
+SIZES: dict[str, float] = {"small": 12.0, "large": 16.0}  # radius in pixels
 MOTIONS: tuple[Motion, ...] = ("bounce", "orbit", "pan")
 
 
@@ -183,7 +183,7 @@ def move(scene: Scene, frames: int, rng: random.Random) -> Track:
         return _pan(scene, time, rng)
     if scene.motion == "orbit":
         period = rng.uniform(48, 96) * rng.choice((-1, 1))
-        start, distance = rng.uniform(0, 2 * math.pi), rng.uniform(15, 18)
+        start, distance = rng.uniform(0, 2 * math.pi), rng.uniform(15.0, 16.5)
         phase = torch.tensor([2 * math.pi * i / len(scene.sprites) for i in range(len(scene.sprites))])
         angle = start + 2 * math.pi * time[:, None] / period + phase  # [T, O]
         centers = SIZE / 2 + distance * torch.stack((angle.cos(), angle.sin()), dim=-1)
@@ -238,12 +238,12 @@ def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
-    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and how much of each pixel is object, [T, 1, 64, 64]."""
+    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and how much of each pixel is which of SHAPES, [T, 4, 64, 64]."""
     axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
     x, y = axis[None, None, :], axis[None, :, None]
     along = x + track.camera[:, None, None]  # the wall moves with the panorama
     frames = _wall(scene, along, y.expand(len(track.camera), SIZE, SIZE))  # [T, 3, H, W]
-    cover = torch.zeros(len(frames), 1, SIZE, SIZE)
+    cover = torch.zeros(len(frames), len(SHAPES), SIZE, SIZE)
     for index, sprite in enumerate(scene.sprites):
         center = track.centers[:, index]
         reach = sprite.radius + 2
@@ -255,7 +255,9 @@ def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
         alpha = (0.5 - outline).clamp(0, 1)[:, None]  # [t, 1, H, W], antialiased
         color = torch.tensor(OBJECT_COLORS[sprite.color]).view(1, 3, 1, 1) / 255
         frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, SIZE, SIZE), alpha)
-        cover[seen] = torch.maximum(cover[seen], alpha)
+        covered = cover[seen] * (1 - alpha)  # what is drawn later hides what is there
+        covered[:, SHAPES.index(sprite.shape)] += alpha[:, 0]
+        cover[seen] = covered
     return frames, cover
 
 
@@ -274,5 +276,5 @@ def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
 
 
 def clip(scene: Scene, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and object cover [T, 1, 64, 64]."""
+    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and cover by shape [T, 4, 64, 64]."""
     return render(scene, move(scene, frames, rng))

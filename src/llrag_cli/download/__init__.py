@@ -1,0 +1,1 @@
+"""Fetching released weights and prompts: a catalogue, a plan made before a byte moves, a check of what arrived."""

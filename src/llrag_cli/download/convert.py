@@ -1,0 +1,66 @@
+"""Released checkpoints rewritten as safetensors in the type they run in, so that the second start is fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from llrag_cli.backbones.checkpoints import (
+    State,
+    diffusers_name,
+    generator_state,
+    kept_exact,
+    load_transformer,
+    lora_state,
+    read_file,
+)
+from llrag_cli.memory.encoder import load_encoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(
+    source: Path, target: Path, *, kind: Literal["generator", "lora", "encoder"], ema: bool, dtype: str
+) -> None:
+    """Write a checkpoint as safetensors under its original names; ``target`` appears only when it is whole.
+
+    The source is memory-mapped, so that the peak is about the size of the result. What cannot be the kind of
+    model it should be raises ``LlragError`` before anything is written.
+    """
+    label, metadata = source.name, {"format": "pt", "kind": kind}
+    state: State
+    if kind == "encoder":
+        encoder = load_encoder(source)
+        state = encoder.state_dict()
+        metadata["config"] = encoder.config.model_dump_json()
+    elif kind == "lora":
+        state = {name: tensor.to(DTYPES[dtype]) for name, tensor in lora_state(read_file(source), source=label).items()}
+        metadata["dtype"] = dtype
+    else:
+        state = generator_state(read_file(source), ema=ema, source=label)
+        load_transformer({name: tensor.to("meta") for name, tensor in state.items()}, source=label, heads=1)
+        state = {
+            name: tensor.to(torch.float32 if kept_exact(diffusers_name(name)) else DTYPES[dtype])
+            for name, tensor in state.items()
+        }
+        metadata["dtype"] = dtype
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata=metadata)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def stored_dtype(path: Path) -> str | None:
+    """The type a converted checkpoint was rounded to; None for any other file."""
+    if path.suffix != ".safetensors":
+        return None
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return dict(header.get("__metadata__", {})).get("dtype")

@@ -1,0 +1,291 @@
+"""`llrag download` against a hub on this machine: plans, transfers that break, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from conftest import Llrag
+from hub import Hub
+from llrag_cli.download import fetch as fetching
+from llrag_cli.download import plan as planning
+from llrag_cli.download.catalogue import catalogue, choose
+from llrag_cli.download.convert import convert, stored_dtype
+from official import golden_generator, official_repos
+
+SELF_FORCING = "checkpoints/self_forcing.pt"
+FOLDER = "Wan2.1-T2V-1.3B-Diffusers"
+
+
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    return official_repos(tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture
+def hub(repos: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running hub, and an empty cache to fetch into."""
+    with Hub({name: dict(files) for name, files in repos.items()}) as running:
+        point_to(running, tmp_path / "hf", monkeypatch)
+        yield running
+
+
+def point_to(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HOME do for a new process."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """Files that are not whole."""
+    found = [file for folder in folders if folder.exists() for file in folder.rglob("*")]
+    return [file.name for file in found if file.name.endswith((".partial", ".incomplete"))]
+
+
+def test_a_backbone_brings_what_it_needs(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("download", "weights", "self-forcing", "--to", "weights")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "weights\n"
+    weights = tmp_path / "weights"
+    state = load_file(weights / "self_forcing.safetensors")
+    assert {name.removeprefix("model.") for name in golden_generator()} == set(state)
+    assert state["blocks.0.self_attn.q.weight"].dtype == torch.bfloat16
+    assert state["blocks.0.modulation"].dtype == torch.float32  # kept exact
+    assert stored_dtype(weights / "self_forcing.safetensors") == "bfloat16"
+    assert (weights / "ae_latent_mem.safetensors").exists()
+    for part in ("vae/config.json", "text_encoder/model.safetensors.index.json", "tokenizer/tokenizer.json"):
+        assert (weights / FOLDER / part).exists()
+    assert not (weights / "causal_forcing.safetensors").exists()
+    assert leftovers(weights, tmp_path / "hf") == []
+    record = json.loads((weights / "downloads.json").read_text())
+    assert record["self_forcing.safetensors"]["repo"] == "qixinhu11/LongLive-RAG"
+    assert record["self_forcing.safetensors"]["dtype"] == "bfloat16"
+
+
+def test_what_is_there_is_not_fetched_again(hub: Hub, llrag: Llrag) -> None:
+    llrag("download", "weights", "encoder", "--to", "weights")
+    hub.fetched.clear()
+    done = llrag("download", "weights", "encoder", "--to", "weights")
+    assert done.returncode == 0
+    assert not hub.fetched
+    assert "0 B to fetch in 0 files, 1 files are here" in done.stderr.replace("\n", " ")
+    forced = llrag("download", "weights", "encoder", "--to", "weights", "--force", "--json")
+    assert json.loads(forced.stdout)[0]["state"] == "cached"
+
+
+def test_another_type_or_another_source_replaces_what_is_there(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    llrag("download", "weights", "causal-forcing", "--only", "--to", "weights")
+    file = tmp_path / "weights/causal_forcing.safetensors"
+    llrag("download", "weights", "causal-forcing", "--only", "--to", "weights", "--dtype", "float32")
+    assert stored_dtype(file) == "float32"
+    llrag("download", "weights", "causal-forcing", "--only", "--to", "weights", "--source", "authors")
+    assert json.loads((tmp_path / "weights/downloads.json").read_text())[file.name]["repo"] == "zhuhz22/Causal-Forcing"
+
+
+def test_a_file_placed_by_hand_is_left_alone(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    mine = tmp_path / "weights/self_forcing.safetensors"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
+    assert mine.read_bytes() == b"mine"
+
+
+def test_a_dry_run_fetches_nothing(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("download", "weights", "longlive", "--to", "weights", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["item"] for row in rows} == {"longlive", "encoder", "vae", "text-encoder"}
+    assert all(row["state"] == "missing" and row["bytes"] > 0 for row in rows)
+    assert not hub.fetched
+    assert not (tmp_path / "weights").exists()
+
+
+def test_the_list_needs_no_hub(llrag: Llrag) -> None:
+    rows = json.loads(llrag("download", "weights", "--list", "--json").stdout)
+    assert {"self-forcing", "causal-forcing", "longlive", "encoder", "vae", "text-encoder"} <= {r["name"] for r in rows}
+    assert all(row["licence"] and row["bytes"] for row in rows)
+    assert "Apache-2.0" in llrag("download", "weights", "--list").stdout
+
+
+def test_prompts(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("download", "prompts", "moviegenbench", "--to", "prompts")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "prompts/moviegenbench_128_refined.txt").read_bytes() == b"a cat\n"
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what is lost when a connection drops
+    hub.breaks[SELF_FORCING] = 1_000_000
+    done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
+    assert done.returncode == 0, done.stderr
+    assert hub.ranges == [f"bytes={15 << 16}-"]
+    assert (tmp_path / "weights/self_forcing.safetensors").exists()
+
+
+def test_an_interrupt_keeps_what_is_whole(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = fetching.check
+
+    def interrupted(file: planning.Wanted, cached: Path, *, advance: fetching.Advance) -> None:
+        if file.path == SELF_FORCING:
+            raise KeyboardInterrupt
+        arrived(file, cached, advance=advance)
+
+    monkeypatch.setattr(fetching, "check", interrupted)
+    done = llrag("download", "weights", "encoder", "self-forcing", "--only", "--to", "weights")
+    assert done.returncode == 130
+    weights = tmp_path / "weights"
+    assert (weights / "ae_latent_mem.safetensors").exists()
+    assert not (weights / "self_forcing.safetensors").exists()
+    monkeypatch.setattr(fetching, "check", arrived)
+    hub.fetched.clear()
+    assert llrag("download", "weights", "encoder", "self-forcing", "--only", "--to", "weights").returncode == 0
+    assert not hub.fetched  # the file itself had arrived
+    assert leftovers(weights, tmp_path / "hf") == []
+
+
+def test_a_wrong_hash_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    hub.corrupt.add(SELF_FORCING)
+    done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
+    assert done.returncode == 1
+    assert "arrived damaged: it has SHA-256" in done.stderr
+    assert not list((tmp_path / "weights").glob("*.safetensors"))
+    assert not [file for file in (tmp_path / "hf").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
+    hub.corrupt.clear()
+    assert llrag("download", "weights", "self-forcing", "--only", "--to", "weights").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "headers", "said"),
+    [
+        ("qixinhu11/LongLive-RAG", 401, {}, "the hub refuses `qixinhu11/LongLive-RAG` (401)"),
+        ("qixinhu11/LongLive-RAG", 404, {"X-Error-Code": "RepoNotFound"}, "the hub has no `qixinhu11/LongLive-RAG`"),
+        ("qixinhu11/LongLive-RAG", 403, {"X-Error-Code": "GatedRepo"}, "only to those who accepted its terms"),
+        ("qixinhu11/LongLive-RAG", 500, {}, "the hub answered 500 when asked for"),
+        (SELF_FORCING, 404, {"X-Error-Code": "EntryNotFound"}, "is not on the hub any more"),
+        (SELF_FORCING, 500, {}, "the hub answered 500 when asked for"),
+        (SELF_FORCING, 401, {}, "the hub refuses"),
+    ],
+)
+def test_what_the_hub_refuses(
+    hub: Hub, llrag: Llrag, tmp_path: Path, key: str, status: int, headers: dict[str, str], said: str
+) -> None:
+    hub.status[key], hub.headers = status, headers
+    done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert said in done.stderr
+    assert "hint: " in done.stderr
+    assert leftovers(tmp_path) == []
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_file_that_moved_is_named(hub: Hub, llrag: Llrag) -> None:
+    del hub.repos["qixinhu11/LongLive-RAG"][SELF_FORCING]
+    done = llrag("download", "weights", "self-forcing", "--to", "weights")
+    assert done.returncode == 1
+    assert f"`{SELF_FORCING}` is not in `qixinhu11/LongLive-RAG`" in done.stderr
+
+
+def test_no_hub_at_all(hub: Hub, llrag: Llrag) -> None:
+    hub.__exit__()
+    done = llrag("download", "weights", "encoder", "--to", "weights")
+    assert done.returncode == 1
+    assert f"the connection to {hub.url} failed" in done.stderr
+
+
+def test_a_disk_too_small_stops_before_a_byte(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda place: small)
+    done = llrag("download", "weights", "self-forcing", "--to", "weights")
+    assert done.returncode == 1
+    assert "which has 100 kB" in done.stderr
+    assert not hub.fetched
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llrag_cli.download.convert.save_file", full)
+    done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
+    assert done.returncode == 1
+    assert "cannot be written: no space left on device" in done.stderr
+    assert [file.name for file in (tmp_path / "weights").iterdir()] == []
+
+
+def test_offline_with_and_without_the_cache(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = llrag("download", "weights", "encoder", "vae", "--to", "one")
+    assert done.returncode == 1
+    assert "HF_HUB_OFFLINE is set" in done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    llrag("download", "weights", "encoder", "vae", "--to", "one")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.fetched.clear()
+    done = llrag("download", "weights", "encoder", "vae", "--to", "two")
+    assert done.returncode == 0, done.stderr
+    assert not hub.fetched
+    assert (tmp_path / "two/ae_latent_mem.safetensors").exists()
+    assert (tmp_path / "two" / FOLDER / "vae/config.json").exists()
+
+
+def test_pruned_originals_are_gone(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    llrag("download", "weights", "causal-forcing", "vae", "--only", "--to", "weights", "--prune")
+    cached = [file.name for file in (tmp_path / "hf").rglob("*") if file.is_file()]
+    assert "causal_forcing.pt" not in cached
+    assert "diffusion_pytorch_model.safetensors" in cached
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    from llrag_cli import LlragError
+
+    source = tmp_path / "wrong.pt"
+    state = golden_generator()
+    state["model.blocks.0.extra.weight"] = torch.zeros(2)
+    torch.save({"generator": state}, source)
+    with pytest.raises(LlragError, match=r"has unknown `blocks\.0\.extra\.weight`"):
+        convert(source, tmp_path / "out.safetensors", kind="generator", ema=False, dtype="bfloat16")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("weights", "self-forcin"), "did you mean `self-forcing`?"),
+        (("weights", "self-forcing", "--source", "author"), "did you mean `authors`?"),
+        (("weights", "--dtype", "bfloat"), "did you mean `bfloat16`?"),
+        (("prompts", "movies"), "there is nothing to download called `movies`"),
+    ],
+)
+def test_usage(llrag: Llrag, arguments: tuple[str, ...], said: str) -> None:
+    done = llrag("download", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_catalogue_is_whole() -> None:
+    everything = choose("weights", ["all"])
+    assert [name for name, _ in everything] == list(catalogue().weights)
+    targets = [file.to for _, source in everything for file in source.files]
+    assert len(targets) == len(set(targets))
+    assert [name for name, _ in choose("weights", ["longlive"])] == ["longlive", "encoder", "vae", "text-encoder"]

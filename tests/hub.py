@@ -1,0 +1,156 @@
+"""A hub on this machine: what of the Hugging Face hub's protocol `huggingface_hub` needs to list and fetch files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Repositories as ``{name: {path: content}}``, and what should go wrong."""
+
+    repos: dict[str, dict[str, bytes]]
+    breaks: dict[str, int] = field(default_factory=dict)  # path: bytes after which the connection drops, once
+    corrupt: set[str] = field(default_factory=set)  # paths sent with other bytes than promised
+    status: dict[str, int] = field(default_factory=dict)  # repository or path: HTTP status to answer with
+    headers: dict[str, str] = field(default_factory=dict)  # to send along with such a status
+    fetched: Counter[str] = field(default_factory=Counter)  # GETs of each path
+    ranges: list[str] = field(default_factory=list)  # Range headers received
+    sent: dict[str, list[int]] = field(default_factory=dict)
+    stop_at: dict[str, BaseException] = field(default_factory=dict)
+
+    def __enter__(self) -> Hub:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/models/"):
+            name, what = self._split(path.removeprefix("/api/models/"))
+            if self._fails(name) or what is None:
+                return
+            files = self.hub.repos[name]
+            if what.startswith("revision/"):
+                siblings = [{"rfilename": each} for each in files]
+                self._json({"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
+            else:
+                self._json([_entry(each, content) for each, content in files.items()])
+            return
+        name, what = self._split(path[1:])
+        if what is None:
+            return
+        file = what.split("/", 2)[2]  # resolve/REVISION/FILE
+        if self._fails(name) or self._fails(file):
+            return
+        content = self.hub.repos[name].get(file)
+        if content is None:
+            self._status(404, {"X-Error-Code": "EntryNotFound"})
+            return
+        self._file(file, content)
+
+    def _split(self, path: str) -> tuple[str, str | None]:
+        owner, repo, *rest = path.split("/", 2)
+        name = f"{owner}/{repo}"
+        if name not in self.hub.repos:
+            self._status(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            return name, None
+        return name, rest[0] if rest else ""
+
+    def _fails(self, key: str) -> bool:
+        status = self.hub.status.get(key)
+        if status is not None:
+            self._status(status, self.hub.headers)
+        return status is not None
+
+    def _status(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _json(self, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _file(self, path: str, content: bytes) -> None:
+        start = 0
+        wanted = self.headers.get("Range")
+        if wanted is not None:
+            self.hub.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if wanted else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{_etag(path, content)}"')
+        if _large(path):
+            self.send_header("X-Linked-Etag", f'"{_etag(path, content)}"')
+            self.send_header("X-Linked-Size", str(len(content)))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.hub.fetched[path] += 1
+        body = content[start:]
+        if path in self.hub.corrupt:
+            body = bytes(len(body))
+        stop = self.hub.breaks.pop(path, None)
+        self.wfile.write(body if stop is None else body[:stop])
+        if stop is not None:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+def _large(path: str) -> bool:
+    return path.endswith((".pt", ".pth", ".safetensors", ".model"))
+
+
+def _etag(path: str, content: bytes) -> str:
+    if _large(path):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+    if _large(path):
+        entry["lfs"] = {"oid": _etag(path, content), "size": len(content), "pointerSize": 130}
+    return entry
