@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("", "generate", "presets", "presets show", "verify")
+COMMANDS = ("", "generate", "presets", "presets show", "download weights", "download prompts", "doctor", "verify")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from llrag_cli.backbones.base import WanBase
+from llrag_cli.backbones.cache import ROOM
 from llrag_cli.backbones.checkpoints import diffusers_name, kept_exact, transformer_config
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
@@ -195,7 +196,7 @@ def _caches(config: RunConfig, sizes: Sizes, *, seconds: float, batch: int) -> l
     recalls = memory.policy == "retrieval" and memory.retrieved > 0
     if recalls:
         place: Place = "host" if memory.archive == "host" else "device"
-        parts.append(Part("archive of K/V", frames * frame, place))
+        parts.append(Part("archive of K/V", (frames if frames <= ROOM else _grown(frames)) * frame, place))
     if not recalls or memory.archive == "host":
         parts.append(Part("K/V window", attended * frame, "device"))
     return parts

@@ -16,6 +16,9 @@ PAGES = {
     "llrag verify": ("verify",),
     "llrag presets": ("presets",),
     "llrag presets show": ("presets", "show"),
+    "llrag download weights": ("download", "weights"),
+    "llrag download prompts": ("download", "prompts"),
+    "llrag doctor": ("doctor",),
 }
 
 

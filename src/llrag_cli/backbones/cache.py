@@ -11,13 +11,15 @@ from torch import Tensor
 
 from llrag_cli.backbones.rotary import rotate
 
+ROOM = 2048  # frames to make room for at once, at most: eight minutes of video
+
 
 class FramePages:
     """Keys and values [B, pages, tokens, heads, D] of the frames of one layer.
 
     With ``ring`` pages, frame f >= sink lives on page sink + (f - sink) mod (ring - sink), so old frames
-    are overwritten. Without, page f is frame f; ``room`` for that many frames is made at once, and doubles
-    when it runs out.
+    are overwritten. Without, page f is frame f; ``room`` for that many frames (ROOM at most) is made at once,
+    and doubles when it runs out.
     """
 
     def __init__(
@@ -26,7 +28,7 @@ class FramePages:
         self.sink = sink
         self.ring = ring
         self.device = device
-        self.room = room
+        self.room = min(room or 0, ROOM)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -64,7 +66,7 @@ class FramePages:
         return sum(part.numel() * part.element_size() for part in (self._keys, self._values) if part is not None)
 
     def _make_room(self, frames: int, like: Tensor, device: torch.device) -> None:
-        needed = max(frames, self.room or 0) if self.ring is None else self.ring
+        needed = max(frames, self.room) if self.ring is None else self.ring
         old_keys, old_values = self._keys, self._values
         if old_keys is not None and old_keys.shape[1] >= needed:
             return

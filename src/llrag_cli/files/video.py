@@ -98,12 +98,16 @@ class VideoWriter:
 
 
 class VideoSink:
-    """Decodes latents and writes their frames on a thread of its own, while the next block is computed."""
+    """Decodes latents and writes their frames on a thread of its own, while the next block is computed.
+
+    On a GPU it decodes on a stream of its own, so that neither waits for the other's kernels.
+    """
 
     def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
         self.writer = writer
         self._decoder = decoder
-        self._queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=2)  # so memory stays flat
+        self._queue: queue.Queue[tuple[Tensor, Any] | None] = queue.Queue(maxsize=2)  # so memory stays flat
+        self._stream: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="video", daemon=True)
 
@@ -116,7 +120,7 @@ class VideoSink:
         """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones."""
         if self._error is not None:
             raise self._error
-        self._queue.put(latents)
+        self._queue.put((latents, torch.cuda.current_stream().record_event() if latents.is_cuda else None))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -129,14 +133,25 @@ class VideoSink:
 
     def _work(self) -> None:
         try:
-            while (latents := self._queue.get()) is not None:
-                self.writer.write(self._decoder.decode(latents)[0])
+            while (handed := self._queue.get()) is not None:
+                self.writer.write(self._decode(*handed)[0])
         except BaseException as error:  # noqa: BLE001 - handed to the thread that generates
             self._error = error
             while self._queue.get() is not None:  # until told to stop, so that nobody waits for room
                 pass
         finally:
             self.writer.close()
+
+    def _decode(self, latents: Tensor, ready: Any) -> Tensor:
+        """Frames of latents, once the event of their making has passed."""
+        if ready is None:
+            return self._decoder.decode(latents)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(latents.device)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            latents.record_stream(self._stream)
+            return self._decoder.decode(latents).cpu()  # waits for this stream alone
 
 
 def read_frames(path: Path) -> Iterator[Tensor]:
