@@ -72,6 +72,8 @@ class Pipeline:
         kind = find_dtype(dtype, target, family=config.backbone.family)
         folder = weights or weights_folder()
         how = how or Execution()
+        if how.attention is not None:
+            require_attention(how.attention)
         require_files(config, folder)
         if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
             file = needed_files(config, folder)["memory.encoder"]
@@ -280,13 +282,18 @@ def place(transformer: Any, device: torch.device, how: Execution) -> WanBackbone
     return backbone
 
 
-def set_attention(transformer: Any, name: str) -> None:
-    """Have diffusers compute attention with a back end of its list; one that is not installed is an error."""
+def require_attention(name: str) -> None:
+    """Raise an error unless diffusers knows an attention back end."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
         raise UsageError(f"there is no attention back end `{name}`", hint=closest(name, known))
+
+
+def set_attention(transformer: Any, name: str) -> None:
+    """Have diffusers compute attention with a back end of its list; one that is not installed is an error."""
+    require_attention(name)
     try:
         transformer.set_attention_backend(name)
     except (RuntimeError, ImportError, ValueError) as error:

@@ -94,11 +94,13 @@ class WanBase:
     def text_encoder(self, dtype: torch.dtype) -> Any:
         """The UMT5 encoder, in a type, on the CPU."""
         from transformers import UMT5EncoderModel
+        from transformers.utils.logging import disable_progress_bar
 
         if self.original:
             file = self.folder / ORIGINAL_TEXT
             return umt5_from(read_file(file), source=str(file), dtype=dtype).eval()
         place = self.folder / "text_encoder"
+        disable_progress_bar()
         with _damage_named(place, "text-encoder"):
             return UMT5EncoderModel.from_pretrained(place, dtype=dtype, local_files_only=True).eval()
 

@@ -49,7 +49,8 @@ def read_file(path: Path) -> Any:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise LlragError(
             f"`{path}` cannot be read as a checkpoint: {str(error).splitlines()[0]}",
-            hint="the file is damaged, incomplete or of another kind; fetch it again",
+            hint="the file is damaged, incomplete or of another kind; `llrag download weights NAME --force` fetches "
+            "a released one again",
         ) from error
 
 

@@ -106,15 +106,17 @@ def _fetch(request: DownloadRequest, chosen: list[tuple[str, Source]], folder: P
         if request.as_json:
             console.result_json([_row(file, folder) for file in wanted])
             return
-        table = Table("item", "file", "size", "licence", "to", "", box=None, pad_edge=False)
+        table = Table("item", "size", "", "licence", box=None, pad_edge=False)
+        table.add_column("file", overflow="fold")
+        table.add_column("to", overflow="fold")
         for file in wanted:
             table.add_row(
                 file.item,
-                f"{file.repo}/{file.path}",
                 human(file.bytes),
-                file.licence,
-                str(file.target.relative_to(folder)),
                 file.state,
+                file.licence,
+                f"{file.repo}/{file.path}",
+                str(file.target.relative_to(folder)),
             )
         console.result_table(table)
     here = len(wanted) - len(missing)
@@ -134,6 +136,9 @@ def _fetch(request: DownloadRequest, chosen: list[tuple[str, Source]], folder: P
             ) from None
         with console.download(total) as advance:
             fetch(pending, folder, dtype=request.dtype, prune=request.prune, advance=advance)
+        originals = sum(file.bytes for file in pending if file.spec.convert)
+        if originals and not request.prune:
+            console.note(f"the originals of what was converted, {human(originals)}, stay in the hub's cache (--prune)")
     if request.as_json:
         console.result_json([_row(file, folder) for file in wanted])
     else:

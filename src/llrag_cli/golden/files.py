@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llrag_cli.backbones.base import umt5_from
 from llrag_cli.backbones.checkpoints import (
     diffusers_name,
     generator_state,
@@ -54,6 +55,10 @@ def manifest(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> 
     """Full-size checkpoints without data: every name and shape must fit our modules, on the meta device."""
     shapes = {name: entry["shape"] if isinstance(entry, dict) else entry for name, entry in about["tensors"].items()}
     fake = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    if "umt5" in case:
+        umt5_from(fake, source=case)  # strict: what does not fit is an error that names it
+        yield Check(case, "names and shapes that do not fit", 0.0, 0.0, f"{len(fake)} tensors")
+        return
     modules: tuple[nn.Module, dict[str, Tensor]]
     with torch.device("meta"):
         if "generator" in case:
