@@ -7,7 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("", "generate", "presets", "presets show", "download weights", "download prompts", "doctor", "verify")
+COMMANDS = (
+    "",
+    "generate",
+    "presets",
+    "presets show",
+    "download weights",
+    "download prompts",
+    "doctor",
+    "collect",
+    "verify",
+)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llrag_cli.files.video import VideoSink as VideoSink
     from llrag_cli.files.video import VideoWriter as VideoWriter
     from llrag_cli.files.video import read_video as read_video
+    from llrag_cli.pipeline import Execution as Execution
     from llrag_cli.pipeline import Pipeline as Pipeline
     from llrag_cli.presets import load_config as load_config
     from llrag_cli.rollout import Block as Block
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Block": "rollout",
+    "Execution": "pipeline",
     "LlragError": "errors",
     "Pipeline": "pipeline",
     "RunConfig": "config",

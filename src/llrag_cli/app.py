@@ -187,6 +187,51 @@ def download_prompts(
 
 
 @app.command()
+def collect(
+    prompts: Annotated[Path, typer.Argument(help="Text file with one prompt a line")],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; begun again, it goes on where it stopped")],
+    backbone: Annotated[str | None, typer.Option(help="As for generate")] = None,
+    rag: Rag = False,
+    seconds: Annotated[float, typer.Option(help="Length of each video")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the share that is drawn")] = 0,
+    ratio: Annotated[float, typer.Option(help="Share of the prompts to draw, at most 1")] = 1.0,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Be worker I of N that fill the same folder")] = "1/1",
+    batch: Annotated[int, typer.Option(help="Videos made together; changes speed and memory only")] = 1,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write each video as mp4")] = False,
+    preset: Annotated[Path | None, typer.Option(help="Preset file to use instead of a bundled one")] = None,
+    settings: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make videos of a prompt pool and keep their latents, to train the retrieval encoder on.
+
+    One safetensors file a video, latent_000012.safetensors, with prompt, seed and backbone inside.
+    """
+    from llrag_cli.commands.collect import CollectRequest, run
+
+    run(
+        CollectRequest(
+            prompts=prompts,
+            out=out,
+            backbone=backbone,
+            preset=preset,
+            method="retrieval" if rag else "native",
+            settings=tuple(settings or ()),
+            seconds=seconds,
+            seed=seed,
+            ratio=ratio,
+            shard=shard,
+            batch=batch,
+            preview=preview,
+            device=device,
+            dtype=dtype,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
 def doctor(
     seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for")] = 30.0,
     rag: Rag = True,

@@ -103,3 +103,17 @@ def download(total: int) -> Iterator[Any]:
             display.update(task, description=names[what], advance=amount if what == "fetch" else 0)
 
         yield advance
+
+
+@contextmanager
+def counting(description: str, *, total: int) -> Iterator[Any]:
+    """One live line on stderr while something is done in equal steps; yields ``advance(steps)``."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=_stderr) as display:
+        task = display.add_task(description, total=total)
+        yield lambda steps: display.advance(task, steps)

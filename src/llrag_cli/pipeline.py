@@ -162,6 +162,7 @@ def memory_plan(
     dtype: str = "auto",
     seconds: float,
     offload: bool = False,
+    batch: int = 1,
     weights: Path | None = None,
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is not there."""
@@ -169,7 +170,7 @@ def memory_plan(
     folder = weights or weights_folder()
     require_files(config, folder)
     kind = find_dtype(dtype, target, family=config.backbone.family)
-    return plan(config, folder, device=target, dtype=kind, seconds=seconds, offload=offload)
+    return plan(config, folder, device=target, dtype=kind, seconds=seconds, offload=offload, batch=batch)
 
 
 def schedule_of(config: RunConfig) -> FlowMatchSchedule:

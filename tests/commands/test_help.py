@@ -19,6 +19,7 @@ PAGES = {
     "llrag download weights": ("download", "weights"),
     "llrag download prompts": ("download", "prompts"),
     "llrag doctor": ("doctor",),
+    "llrag collect": ("collect",),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from llrag_cli import console
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, load_config
 
 
@@ -112,19 +113,8 @@ def read_prompts(request: GenerateRequest) -> list[str]:
         if not request.prompt.strip():
             raise UsageError("the prompt is empty", hint="say in a sentence what the video shows")
         return [request.prompt]
-    file = request.prompts
-    assert file is not None
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UsageError(f"there is no prompt file `{file}`", hint="it is a text file, one prompt a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "").lower()
-        raise UsageError(f"`{file}` cannot be read: {reason}", hint="it is a text file, one prompt a line") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"`{file}` holds no prompt", hint="write one prompt a line")
-    return prompts
+    assert request.prompts is not None
+    return read_prompt_file(request.prompts)
 
 
 def _folder(request: GenerateRequest, prompt: str, number: int, count: int) -> Path:

@@ -1,0 +1,113 @@
+"""``llrag collect``: latents of a prompt pool, for training the retrieval encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llrag_cli import console
+from llrag_cli.errors import UsageError
+from llrag_cli.files.prompts import read_prompt_file
+from llrag_cli.presets import Method, load_config
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """What was asked for on the command line."""
+
+    prompts: Path
+    out: Path
+    backbone: str | None
+    preset: Path | None
+    method: Method
+    settings: tuple[str, ...]
+    seconds: float
+    seed: int
+    ratio: float
+    shard: str
+    batch: int
+    preview: bool
+    device: str
+    dtype: str
+    as_json: bool
+
+
+def run(request: CollectRequest) -> None:
+    """Make the videos of a request and keep their latents."""
+    prompts = read_prompt_file(request.prompts)
+    shard = parse_shard(request.shard)
+    if not 0 < request.seconds < float("inf"):
+        raise UsageError(
+            f"videos of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
+        )
+    if not 0 < request.ratio <= 1:
+        raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
+    if request.batch < 1:
+        raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
+    if request.backbone is not None and request.preset is not None:
+        raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
+    named: Path | str | None = request.preset or request.backbone
+    if named is not None:
+        load_config(named, method=request.method, settings=request.settings)  # a typo is reported here
+    with console.working("loading"):
+        from llrag_cli.collect import choose, collect
+        from llrag_cli.files.latents import LatentFolder
+        from llrag_cli.pipeline import Pipeline, default_backbone, memory_plan
+
+        config = load_config(named or default_backbone(), method=request.method, settings=request.settings)
+        chosen = choose(prompts, ratio=request.ratio, seed=request.seed, shard=shard)
+        folder = LatentFolder(request.out)
+        folder.begin(
+            {
+                "config": config.model_dump(mode="json"),
+                "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+                "prompts": len(prompts),
+                "ratio": request.ratio,
+                "seconds": request.seconds,
+                "seed": request.seed,
+                "latent_frames": config.latent_frames(request.seconds),
+            }
+        )
+        missing = [each for each in chosen if not folder.file(each.number).exists()]
+        if missing:
+            budget = memory_plan(
+                config, device=request.device, dtype=request.dtype, seconds=request.seconds, batch=request.batch
+            )
+            console.note(budget.sentence())
+            budget.require(config)
+            pipeline = Pipeline.load(
+                config, device=request.device, dtype=request.dtype, prompts=[each.prompt for each in missing]
+            )
+    console.note(f"{len(missing)} videos to make, {len(chosen) - len(missing)} are here; into {request.out}")
+    if missing:
+        blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
+        with console.counting(f"collecting {config.name} {config.method}", total=len(missing) * blocks) as advance:
+            for _ in collect(
+                pipeline,
+                chosen,
+                folder,
+                seconds=request.seconds,
+                seed=request.seed,
+                batch=request.batch,
+                preview=request.preview,
+                on_block=advance,
+            ):
+                pass
+    if request.as_json:
+        rows = [
+            {"number": each.number, "prompt": each.prompt, "file": str(folder.file(each.number))} for each in chosen
+        ]
+        console.result(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        console.result(str(request.out))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/8`` as worker and workers."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"`--shard {text}` is not I/N", hint="for example `--shard 1/4` on the first of four workers")
+    return int(match[1]), int(match[2])
