@@ -9,9 +9,11 @@ from llrag_cli.config import RunConfig, video_frames
 from llrag_cli.errors import UsageError
 from llrag_cli.presets import METHODS, load_config, preset_names
 
+FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-framewise"]
 
-def test_there_are_six_configurations_and_the_embedded_one() -> None:
-    assert preset_names() == ["tiny", "causal-forcing", "longlive", "self-forcing"]
+
+def test_there_are_six_configurations_the_embedded_one_and_frame_wise_ones() -> None:
+    assert preset_names() == ["tiny", "causal-forcing", *FRAMEWISE, "longlive", "self-forcing"]
     for name in preset_names():
         for method in METHODS:
             assert load_config(name, method=method).memory.policy == method

@@ -31,7 +31,7 @@ def result_json(value: Any) -> None:
 
 def result_table(table: Table) -> None:
     """A result as a table; wide enough for its content when piped."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
 
 

@@ -265,9 +265,7 @@ def _text_device(base: WanBase, device: torch.device) -> torch.device | None:
 
 def place(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:
     """Bring a transformer to its device, as asked for, and make it a backbone."""
-    backbone = WanBackbone(transformer)  # its own processors first: what follows applies to them
-    if how.attention is not None:
-        set_attention(transformer, how.attention)
+    backbone = WanBackbone(transformer)
     if how.offload:
         transformer.enable_group_offload(
             onload_device=device,
@@ -278,6 +276,8 @@ def place(transformer: Any, device: torch.device, how: Execution) -> WanBackbone
         backbone.offloaded_from(device)
     else:
         transformer.to(device)
+    if how.attention is not None:
+        set_attention(backbone, how.attention)
     if how.compile:
         backbone.compile()
     return backbone
@@ -292,12 +292,15 @@ def require_attention(name: str) -> None:
         raise UsageError(f"there is no attention back end `{name}`", hint=closest(name, known))
 
 
-def set_attention(transformer: Any, name: str) -> None:
-    """Have diffusers compute attention with a back end of its list; one that is not installed is an error."""
+def set_attention(backbone: WanBackbone, name: str) -> None:
+    """Have diffusers compute a backbone's attention with a back end of its list; one that fails here is an error.
+
+    It is tried once. diffusers' own setter would change the back end of every model in the process.
+    """
     require_attention(name)
     try:
-        transformer.set_attention_backend(name)
-    except (RuntimeError, ImportError, ValueError) as error:
+        backbone.use_attention(name)
+    except Exception as error:  # every back end fails in its own way
         raise LlragError(
             f"the attention back end `{name}` does not work here: {str(error).splitlines()[0]}",
             hint="install what it needs, or use `--attention native`",

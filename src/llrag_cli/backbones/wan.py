@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
 from llrag_cli.backbones.cache import WanKVCache, WanKVLayerCache
@@ -44,7 +44,7 @@ class CachedSelfAttention:
     def __init__(self) -> None:
         self.cache: WanKVLayerCache | None = None
         self.stop_once_stored = False
-        self._attention_backend: Any = None  # diffusers' `set_attention_backend` sets it
+        self.backend: Any = None  # of diffusers' list; None is its default
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ class CachedSelfAttention:
         if self.stop_once_stored:
             raise LastKeysStored
         query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
-        attended = dispatch_attention_fn(query, keys, values, backend=self._attention_backend)
+        attended = dispatch_attention_fn(query, keys, values, backend=self.backend)
         attended = attended.flatten(2, 3).type_as(query)
         output: Tensor = attn.to_out[0](attended)
         return output
@@ -75,7 +75,7 @@ class PromptCrossAttention:
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self._attention_backend: Any = None
+        self.backend: Any = None
 
     def read(self, attn: Any, text: Tensor) -> None:
         """Take in the embedded prompt [B, text, dim]."""
@@ -94,7 +94,7 @@ class PromptCrossAttention:
         """Output [B, L, dim] for input [B, L, dim]; the text comes from ``read``."""
         assert self.keys is not None and self.values is not None
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        attended = dispatch_attention_fn(query, self.keys, self.values, backend=self._attention_backend)
+        attended = dispatch_attention_fn(query, self.keys, self.values, backend=self.backend)
         attended = attended.flatten(2, 3).type_as(query)
         output: Tensor = attn.to_out[0](attended)
         return output
@@ -135,6 +135,15 @@ class WanBackbone:
         """Compute on a device though the weights rest elsewhere."""
         self._device = device
         self._stops_early = False  # a pass that ends half way would leave the offloading half way
+
+    def use_attention(self, name: str) -> None:
+        """Compute attention with one of diffusers' back ends; raises what it raises when it is tried once."""
+        backend = AttentionBackendName(name)
+        head = self.transformer.config.attention_head_dim
+        trial = torch.zeros(1, 2, 1, head, device=self.device, dtype=self.dtype)
+        dispatch_attention_fn(trial, trial, trial, backend=backend)
+        for own, cross in zip(self._self_attention, self._cross_attention, strict=True):
+            own.backend = cross.backend = backend
 
     def compile(self) -> None:
         """Compile the block that all layers repeat; the first passes of each new context length take long."""

@@ -34,10 +34,10 @@ NAMES = {
 }
 
 
-def unseen_scenes(count: int, *, seed: int = 2024) -> list[Scene]:
-    """Scenes whose every sprite was held out of training, in order of drawing."""
+def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
+    """Scenes whose every sprite was held out of training, or (not ``unseen``) none, in order of drawing."""
     rng = random.Random(seed)
-    return [random_scene(rng, unseen=True) for _ in range(count)]
+    return [random_scene(rng, unseen=unseen) for _ in range(count)]
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
@@ -55,22 +55,24 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each video")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of the first video")] = 0,
     rag: Annotated[bool, typer.Option("--rag/--no-rag")] = True,
+    unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Combinations held out of training, or in it")] = True,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
-    """Make videos of held-out prompts and print how often they show what was asked."""
+    """Make videos of prompts and print how often they show what was asked."""
     torch.set_num_threads(2)
     config = load_config("tiny", method="retrieval" if rag else "native", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")
-    scenes = unseen_scenes(count)
+    scenes = drawn_scenes(count, unseen=unseen)
     with tempfile.TemporaryDirectory() as scratch:
         verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
     if as_json:
         rows = [{"prompt": prompt(scene), **asdict(verdict)} for scene, verdict in zip(scenes, verdicts, strict=True)]
         console.result(json.dumps(rows, indent=1))
         return
-    console.result(f"{count} unseen prompts, {seconds:g} s each, {config.method}")
+    kind = "held out of" if unseen else "in"
+    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.method}")
     for name, meaning in NAMES.items():
         console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
 

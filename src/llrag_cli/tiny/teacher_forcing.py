@@ -136,7 +136,7 @@ class SharedCrossAttention:
         value = attn.to_v(encoder_hidden_states).unflatten(2, heads)
         together = query.unflatten(0, (clips, -1)).flatten(1, 2)  # [B, S*n*L, heads, D]
         attended = dispatch_attention_fn(together, key, value)
-        output: Tensor = attn.to_out[0](attended.view(query.shape).flatten(2, 3))
+        output: Tensor = attn.to_out[0](attended.reshape(query.shape).flatten(2, 3))
         return output
 
 
