@@ -47,7 +47,7 @@ def test_workers_batches_and_interruptions_change_nothing(llrag: Llrag, pool: Pa
     (tmp_path / "shared/latent_000001.safetensors").unlink()  # as if it had not been reached
     (tmp_path / "shared/latent_000001.safetensors.partial").write_bytes(b"half")
     done = llrag("collect", str(pool), "--out", "shared", *SHORT)
-    assert "1 videos to make, 3 are here" in done.stderr
+    assert "1 video to make, 3 here" in done.stderr
     alone, shared = latents_in(tmp_path / "alone"), latents_in(tmp_path / "shared")
     assert alone.keys() == shared.keys()
     for name, latents in alone.items():

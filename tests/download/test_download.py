@@ -78,7 +78,7 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, llrag: Llrag) -> None:
     done = llrag("download", "weights", "encoder", "--to", "weights")
     assert done.returncode == 0
     assert not hub.fetched
-    assert "0 B to fetch in 0 files, 1 files are here" in done.stderr.replace("\n", " ")
+    assert "0 B to fetch in 0 files, 1 file here" in done.stderr.replace("\n", " ")
     forced = llrag("download", "weights", "encoder", "--to", "weights", "--force", "--json")
     assert json.loads(forced.stdout)[0]["state"] == "cached"
 

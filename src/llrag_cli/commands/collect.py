@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llrag_cli import console
 from llrag_cli.errors import UsageError
+from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, load_config
 
@@ -81,7 +82,7 @@ def run(request: CollectRequest) -> None:
             pipeline = Pipeline.load(
                 config, device=request.device, dtype=request.dtype, prompts=[each.prompt for each in missing]
             )
-    console.note(f"{len(missing)} videos to make, {len(chosen) - len(missing)} are here; into {request.out}")
+    console.note(f"{counted(len(missing), 'video')} to make, {len(chosen) - len(missing)} here; into {request.out}")
     if missing:
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
         with console.counting(f"collecting {config.name} {config.method}", total=len(missing) * blocks) as advance:

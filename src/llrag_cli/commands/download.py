@@ -11,6 +11,7 @@ from rich.table import Table
 from llrag_cli import console
 from llrag_cli.download.catalogue import Kind, Source, catalogue, choose
 from llrag_cli.errors import LlragError, UsageError, closest
+from llrag_cli.files.places import counted
 
 if TYPE_CHECKING:
     from llrag_cli.download.plan import Wanted
@@ -120,7 +121,9 @@ def _fetch(request: DownloadRequest, chosen: list[tuple[str, Source]], folder: P
             )
         console.result_table(table)
     here = len(wanted) - len(missing)
-    console.note(f"{human(total)} to fetch in {len(missing)} files, {here} files are here; into {folder}")
+    console.note(
+        f"{human(total)} to fetch in {counted(len(missing), 'file')}, {counted(here, 'file')} here; into {folder}"
+    )
     require_room(wanted, folder, dtype=request.dtype)
     if request.dry_run:
         return

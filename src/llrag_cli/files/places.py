@@ -24,3 +24,8 @@ def human(amount: float) -> str:
         if amount >= scale:
             return f"{amount / scale:.3g} {unit}"
     return f"{amount:.0f} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
