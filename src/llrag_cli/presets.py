@@ -49,6 +49,15 @@ def load_config(preset: str | Path, *, method: Method, settings: Iterable[str] =
     return _validate(content, path, lines, prefixes, set_by_hand=bool(tuple(settings)))
 
 
+def asked_for(*, backbone: str | None, preset: Path | None) -> Path | str | None:
+    """What ``load_config`` takes for ``--backbone`` and ``--preset``, of which at most one may be given."""
+    if backbone is not None and preset is not None:
+        raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
+    if preset is not None:
+        return preset if preset.suffix in (".yaml", ".yml") else str(preset)
+    return backbone
+
+
 def _locate(preset: str | Path) -> Path:
     text = str(preset)
     if text.endswith((".yaml", ".yml")) or "/" in text:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from llrag_cli.backbones.base import WanBase, base_folder
-from llrag_cli.backbones.checkpoints import State, generator_state, read_file
+from llrag_cli.backbones.checkpoints import State, generator_state, read_file, unreadable
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError
 
@@ -83,8 +83,8 @@ def peek(path: Path, *, ema: bool) -> State:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 shapes = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in names}
-        except Exception:  # noqa: BLE001 - read_file names what is wrong
-            return generator_state(read_file(path), ema=ema, source=str(path))
+        except (SafetensorError, OSError) as error:
+            raise unreadable(path, error) from error
         content: Any = {
             name: torch.empty(shape, dtype=_TYPES.get(kind, torch.float32), device="meta")
             for name, (shape, kind) in shapes.items()

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from llrag_cli.backbones.checkpoints import State, load_strictly, read_file
+from llrag_cli.backbones.checkpoints import State, load_strictly, read_file, require_tensors
 from llrag_cli.errors import LlragError
 from llrag_cli.vae import wan_vae_from
 
@@ -152,9 +152,7 @@ def umt5_from(state: Mapping[str, Tensor], *, source: str, dtype: torch.dtype | 
     from transformers import UMT5Config, UMT5EncoderModel
 
     needed = ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.fc1.weight")
-    lacking = [name for name in needed if name not in state]
-    if lacking:
-        raise LlragError(f"`{source}` lacks `{lacking[0]}`", hint="expected Wan's UMT5 text encoder")
+    require_tensors(state, needed, source=source, kind="Wan's UMT5 text encoder")
     vocabulary, width = state["token_embedding.weight"].shape
     buckets, heads = state["blocks.0.pos_embedding.embedding.weight"].shape
     config = UMT5Config(

@@ -47,11 +47,24 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise LlragError(f"there is no file `{path}`", hint="check the path, or download the weights again") from None
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise LlragError(
-            f"`{path}` cannot be read as a checkpoint: {str(error).splitlines()[0]}",
-            hint="the file is damaged, incomplete or of another kind; `llrag download weights NAME --force` fetches "
-            "a released one again",
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> LlragError:
+    """What to say of a file that no library can read."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return LlragError(
+        f"`{path}` cannot be read as a checkpoint: {reason}",
+        hint="the file is damaged, incomplete or of another kind; `llrag download weights NAME --force` fetches "
+        "a released one again",
+    )
+
+
+def require_tensors(state: Mapping[str, Tensor], names: Iterable[str], *, source: str, kind: str) -> None:
+    """Raise an error unless a state dict has what tells its sizes."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise LlragError(f"`{source}` lacks {_some(missing)}", hint=f"these are not the weights of {kind}")
 
 
 def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "checkpoint") -> State:
@@ -182,9 +195,7 @@ def load_transformer(
     from diffusers import WanTransformer3DModel
 
     required = ("patch_embedding.weight", "head.head.weight", "text_embedding.0.weight", "time_embedding.0.weight")
-    missing = [name for name in (*required, "blocks.0.ffn.0.weight") if name not in state]
-    if missing:
-        raise LlragError(f"`{source}` lacks {_some(missing)}", hint="these are not the weights of a Wan generator")
+    require_tensors(state, (*required, "blocks.0.ffn.0.weight"), source=source, kind="a Wan generator")
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_config(state, heads=heads))
     renamed = {diffusers_name(name): tensor for name, tensor in state.items()}

@@ -12,7 +12,7 @@ from llrag_cli import console
 from llrag_cli.errors import UsageError
 from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, load_config
+from llrag_cli.presets import Method, asked_for, load_config
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def run(request: CollectRequest) -> None:
         raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
     if request.batch < 1:
         raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
-    if request.backbone is not None and request.preset is not None:
-        raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
-    named: Path | str | None = request.preset or request.backbone
+    named = asked_for(backbone=request.backbone, preset=request.preset)
     if named is not None:
         load_config(named, method=request.method, settings=request.settings)  # a typo is reported here
     with console.working("loading"):

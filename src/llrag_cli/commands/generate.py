@@ -10,7 +10,7 @@ from llrag_cli import console
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, load_config
+from llrag_cli.presets import Method, asked_for, load_config
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,7 @@ def run(request: GenerateRequest) -> None:
 
 
 def _config(request: GenerateRequest, *, default: str) -> RunConfig:
-    if request.backbone is not None and request.preset is not None:
-        raise UsageError("`--backbone` and `--preset` both name a preset", hint="give one of them")
-    if request.preset is not None:
-        source: Path | str = request.preset if request.preset.suffix in (".yaml", ".yml") else str(request.preset)
-    else:
-        source = request.backbone or default
+    source = asked_for(backbone=request.backbone, preset=request.preset) or default
     return load_config(source, method=request.method, settings=request.settings)
 
 
