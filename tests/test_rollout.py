@@ -7,7 +7,8 @@ import torch
 
 from conftest import Write, latents_of
 from llrag_cli.backbones.wan import WanBackbone
-from llrag_cli.config import MemoryConfig
+from llrag_cli.config import RECALLS, MemoryConfig, Recall
+from llrag_cli.memory.context import recallable
 from llrag_cli.memory.history import average_pool
 
 NATIVE = MemoryConfig(policy="native", window=6, sink=1)
@@ -69,6 +70,34 @@ def test_what_is_recalled_changes_the_video(write: Write) -> None:
     blind = latents_of(write(RECALLING.model_copy(update={"guard": 100}), frames=30))
     assert torch.equal(recalled[:, :9], blind[:, :9])
     assert not torch.allclose(recalled[:, 15:], blind[:, 15:], atol=1e-3)
+
+
+@pytest.mark.parametrize("recall", RECALLS)
+def test_every_policy_recalls_what_it_may_for_each_video_alone(write: Write, recall: Recall) -> None:
+    memory = RECALLING.model_copy(update={"recall": recall, "gate": 0.5})
+    together, alone = write(memory, batch=3, frames=30), write(memory, samples=(2,), frames=30)
+    torch.testing.assert_close(latents_of(together)[2:], latents_of(alone), atol=1e-4, rtol=1e-4)
+    for block in together:
+        pool = recallable(start=block.start, window=8, sink=1, guard=1)
+        assert all(len(row) == min(3, len(pool)) and set(row) <= set(pool) for row in block.recalled)
+        assert len(block.recalled) == (3 if pool else 0)
+
+
+def test_policies_differ(write: Write) -> None:
+    chosen = {
+        recall: tuple(map(tuple, write(RECALLING.model_copy(update={"recall": recall}), frames=36)[-1].recalled))
+        for recall in RECALLS
+        if recall != "gate"
+    }
+    assert len(set(chosen.values())) == len(chosen)
+    assert chosen["deep-sink"] == ((1, 2, 3),)
+
+
+def test_random_recall_is_the_seed_s(write: Write) -> None:
+    memory = RECALLING.model_copy(update={"recall": "random"})
+    first, again, other = (write(memory, frames=36, seed=seed) for seed in (0, 0, 1))
+    assert [block.recalled for block in first] == [block.recalled for block in again]
+    assert [block.recalled for block in first] != [block.recalled for block in other]
 
 
 @pytest.mark.parametrize("sink", [0, 1, 2, 3])

@@ -27,6 +27,11 @@ Rag = Annotated[bool, typer.Option("--rag/--no-rag", help="Recall past frames, o
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="POLICY", help="What is recalled: nearest, prompt, diverse, gate, uniform, random, deep-sink"),
+]
+Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
 To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
@@ -63,6 +68,8 @@ def generate(
         typer.Option(help="tiny (embedded), self-forcing, causal-forcing, longlive; more in `llrag presets`"),
     ] = None,
     rag: Rag = True,
+    memory: Memory = None,
+    encoder: Encoder = None,
     seconds: Annotated[float, typer.Option(help="Length of the video; it is made in whole blocks of frames")] = 30.0,
     seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture that opens the video; for frame-wise backbones")] = None,
@@ -99,6 +106,8 @@ def generate(
             backbone=backbone,
             preset=preset,
             method="retrieval" if rag else "native",
+            memory=memory,
+            encoder=encoder,
             settings=tuple(settings or ()),
             seconds=seconds,
             seed=seed,
@@ -192,6 +201,8 @@ def collect(
     out: Annotated[Path, typer.Option(help="Folder for the latents; begun again, it goes on where it stopped")],
     backbone: Annotated[str | None, typer.Option(help="As for generate")] = None,
     rag: Rag = False,
+    memory: Memory = None,
+    encoder: Encoder = None,
     seconds: Annotated[float, typer.Option(help="Length of each video")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise, and of the share that is drawn")] = 0,
     ratio: Annotated[float, typer.Option(help="Share of the prompts to draw, at most 1")] = 1.0,
@@ -217,6 +228,8 @@ def collect(
             backbone=backbone,
             preset=preset,
             method="retrieval" if rag else "native",
+            memory=memory,
+            encoder=encoder,
             settings=tuple(settings or ()),
             seconds=seconds,
             seed=seed,
@@ -226,6 +239,81 @@ def collect(
             preview=preview,
             device=device,
             dtype=dtype,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command("train-encoder")
+def train_encoder(
+    latents: Annotated[Path, typer.Option(help="Folder that `llrag collect` filled, or of the original's latent_*.pt")],
+    out: Annotated[Path, typer.Option(help="File for the best encoder; what else there is goes beside it")],
+    preset: Annotated[
+        str | None, typer.Option(help="wan, tiny or a file; by default what suits the size of the latents")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the videos; default: the preset's")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier training stopped")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew where one has been trained")] = False,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16; auto is bf16 on a GPU that has it")] = "auto",
+    track: Annotated[str | None, typer.Option(help="Also report to tensorboard or wandb")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto is the GPU if there is one")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train the retrieval encoder: reconstruction, Window Temporal Delta Loss and smoothness.
+
+    Several GPUs: `accelerate launch -m llrag_cli train-encoder ...`.
+    """
+    from llrag_cli.commands.train_encoder import TrainEncoderRequest, run
+
+    run(
+        TrainEncoderRequest(
+            latents=latents,
+            out=out,
+            preset=preset,
+            epochs=epochs,
+            settings=tuple(settings or ()),
+            resume=resume,
+            force=force,
+            precision=precision,
+            track=track,
+            device=device,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command("evaluate-encoder")
+def evaluate_encoder(
+    encoders: Annotated[
+        list[Path] | None, typer.Argument(help="Encoders to compare; default: the embedded one")
+    ] = None,
+    latents: Annotated[
+        Path | None, typer.Option(help="Judge on these latents, without known answers; default: the sprite world")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and picture")] = None,
+    videos: Annotated[int, typer.Option(help="Videos to judge on")] = 24,
+    seconds: Annotated[float, typer.Option(help="Length of each, in the sprite world")] = 90.0,
+    count: Annotated[int, typer.Option(help="K: frames recalled for each query")] = 6,
+    vision: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also compare a vision model of transformers, by name or folder")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure how well keys find what matters: retrieval encoders beside average pooling and random projection."""
+    from llrag_cli.commands.evaluate_encoder import EvaluateEncoderRequest, run
+
+    run(
+        EvaluateEncoderRequest(
+            encoders=tuple(encoders or ()),
+            latents=latents,
+            out=out,
+            videos=videos,
+            seconds=seconds,
+            count=count,
+            vision=vision,
+            seed=seed,
             as_json=as_json,
         )
     )

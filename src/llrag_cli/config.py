@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
 TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
+Recall = Literal["nearest", "prompt", "diverse", "gate", "uniform", "random", "deep-sink"]
+RECALLS: tuple[Recall, ...] = get_args(Recall)
 
 
 class Config(BaseModel):
@@ -44,8 +46,15 @@ class MemoryConfig(Config):
     sink: int = Field(default=1, ge=0, description="first frames of the video, always attended")
     retrieved: int = Field(default=0, ge=0, description="K: frames recalled from history for each block")
     guard: int = Field(default=0, ge=0, description="R: newest evicted frames that cannot be recalled")
+    recall: Recall = Field(default="nearest", description="how the recalled frames are chosen")
+    relevance: float = Field(
+        default=0.5, ge=0, le=1, description="for recall `diverse`: 1 is `nearest`, 0 only variety"
+    )
+    gate: float = Field(default=0.9, ge=-1, le=1, description="for recall `gate`: least cosine to be recalled")
     keys: Literal["average", "encoder"] = Field(default="average", description="what frames are compared by")
-    encoder: str | None = Field(default=None, description="file of the retrieval encoder, for keys `encoder`")
+    encoder: str | None = Field(
+        default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
+    )
     archive: Literal["device", "host"] = Field(
         default="device", description="where keys and values out of the window go"
     )

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 _stderr = Console(stderr=True, highlight=False)
 
 
+def silence() -> None:
+    """Say nothing more: of several processes at one task, one speaks."""
+    _stderr.quiet = True
+
+
 def result(text: str) -> None:
     """A result, for people and pipes."""
-    sys.stdout.write(text + "\n")
+    if not _stderr.quiet:
+        sys.stdout.write(text + "\n")
 
 
 def result_json(value: Any) -> None:
@@ -107,13 +113,18 @@ def download(total: int) -> Iterator[Any]:
 
 @contextmanager
 def counting(description: str, *, total: int) -> Iterator[Any]:
-    """One live line on stderr while something is done in equal steps; yields ``advance(steps)``."""
+    """One live line on stderr while something is done in equal steps; yields ``advance(steps, what to say)``."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[said]}"),
     )
     with rich.progress.Progress(*columns, console=_stderr) as display:
-        task = display.add_task(description, total=total)
-        yield lambda steps: display.advance(task, steps)
+        task = display.add_task(description, total=total, said="")
+
+        def advance(steps: int, said: str = "") -> None:
+            display.update(task, advance=steps, said=said)
+
+        yield advance

@@ -20,7 +20,7 @@ from llrag_cli.download.convert import stored_dtype
 from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.files.image import read_image
 from llrag_cli.files.places import cache_folder, weights_folder
-from llrag_cli.memory.encoder import load_encoder
+from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.presets import load_config
 from llrag_cli.rollout import Block, rollout
@@ -75,22 +75,18 @@ class Pipeline:
         if how.attention is not None:
             require_attention(how.attention)
         require_files(config, folder)
+        encoder = None
         if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
-            file = needed_files(config, folder)["memory.encoder"]
-            encoder = load_encoder(file, device=target)
-            sizes = encoder.config
-            if (sizes.spatial_h, sizes.spatial_w) != (config.backbone.height, config.backbone.width):
-                raise LlragError(
-                    f"`{file}` was made for latents of {sizes.spatial_h}x{sizes.spatial_w}, "
-                    f"not {config.backbone.height}x{config.backbone.width}",
-                    hint="use the encoder trained for this backbone, or `--set memory.keys=average`",
-                )
-            encode_key: KeyEncoder = encoder
-        else:
-            encode_key = average_pool
+            encoder = load_encoder(needed_files(config, folder)["memory.encoder"], device=target)
+            require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
         if config.backbone.family == "tiny":
-            return cls(config, *_load_tiny(target, kind, how), encode_key)
-        return cls(config, *_load_wan(config, folder, target, kind, how, prompts), encode_key)
+            parts = _load_tiny(target, kind, how)
+        else:
+            parts = _load_wan(config, folder, target, kind, how, prompts)
+        pipeline = cls(config, *parts, encoder or average_pool)
+        if encoder is not None:
+            require_fit(encoder.config, config, channels=pipeline.backbone.channels)
+        return pipeline
 
     def blocks(
         self,
@@ -142,6 +138,18 @@ class Pipeline:
             noise=AddressedNoise(seed, numbers),
             context_timestep=config.sampler.context_timestep,
             given=given,
+        )
+
+
+def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> None:
+    """Raise an error unless an encoder takes the latents that a configuration writes."""
+    takes = (sizes.in_channels, sizes.spatial_h, sizes.spatial_w)
+    writes = (channels, config.backbone.height, config.backbone.width)
+    if takes != writes:
+        raise LlragError(
+            f"the retrieval encoder was made for latents of {'x'.join(map(str, takes))}, "
+            f"`{config.name}` writes {'x'.join(map(str, writes))}",
+            hint="use an encoder trained for this backbone, or `--set memory.keys=average`",
         )
 
 

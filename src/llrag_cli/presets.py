@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llrag_cli.config import RunConfig
+from llrag_cli.config import RECALLS, RunConfig
 from llrag_cli.errors import UsageError, closest
+from llrag_cli.training.config import EncoderTraining
 
+Model = TypeVar("Model", bound=BaseModel)
 Method = Literal["native", "retrieval"]
 METHODS: tuple[Method, Method] = ("native", "retrieval")
 
@@ -43,10 +46,27 @@ def load_config(preset: str | Path, *, method: Method, settings: Iterable[str] =
         )
     content |= {"name": path.stem, "method": method, "memory": methods[method]}
     prefixes = {"memory": f"methods.{method}"}
-    _validate(content, path, lines, prefixes)  # the file first, so that its errors carry its lines
+    settings = tuple(settings)
+    _validate(RunConfig, content, path, lines, prefixes)  # the file first, so that its errors carry its lines
     for setting in settings:
-        _apply(content, setting)
-    return _validate(content, path, lines, prefixes, set_by_hand=bool(tuple(settings)))
+        _apply(content, setting, [name for name in setting_names(RunConfig) if name not in ("name", "method", "about")])
+    return _validate(RunConfig, content, path, lines, prefixes, set_by_hand=bool(settings))
+
+
+def load_training(preset: str | Path, *, settings: Iterable[str] = ()) -> EncoderTraining:
+    """How to train an encoder: a bundled preset (``wan``, ``tiny``) or a file, with settings applied."""
+    names = sorted(path.stem for path in (presets_folder() / "encoder").glob("*.yaml"))
+    path = Path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(preset) not in names:
+            raise UsageError(f"there is no training preset `{preset}`", hint=closest(str(preset), names))
+        path = presets_folder() / "encoder" / f"{preset}.yaml"
+    content, lines = _read(path)
+    settings = tuple(settings)
+    _validate(EncoderTraining, content, path, lines, {})
+    for setting in settings:
+        _apply(content, setting, setting_names(EncoderTraining))
+    return _validate(EncoderTraining, content, path, lines, {}, set_by_hand=bool(settings))
 
 
 def asked_for(*, backbone: str | None, preset: Path | None) -> Path | str | None:
@@ -56,6 +76,25 @@ def asked_for(*, backbone: str | None, preset: Path | None) -> Path | str | None
     if preset is not None:
         return preset if preset.suffix in (".yaml", ".yml") else str(preset)
     return backbone
+
+
+def memory_settings(method: Method, *, recall: str | None, encoder: Path | None) -> list[str]:
+    """What ``load_config`` takes as settings for ``--memory`` and ``--encoder``."""
+    for option, given in (("--memory", recall), ("--encoder", encoder)):
+        if given is not None and method == "native":
+            raise UsageError(
+                f"`{option}` says what is recalled, `--no-rag` that nothing is", hint="leave one of them out"
+            )
+    settings = []
+    if recall is not None:
+        if recall not in RECALLS:
+            raise UsageError(f"there is no memory policy `{recall}`", hint=closest(recall, RECALLS))
+        settings.append(f"memory.recall={recall}")
+    if encoder is not None:
+        if not encoder.is_file():
+            raise UsageError(f"there is no file `{encoder}`", hint="`llrag train-encoder` makes one")
+        settings += ["memory.keys=encoder", f"memory.encoder={json.dumps(str(encoder.resolve()))}"]
+    return settings
 
 
 def _locate(preset: str | Path) -> Path:
@@ -95,13 +134,13 @@ def _lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{name}.")
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
+def _apply(content: dict[str, Any], setting: str, valid: Sequence[str]) -> None:
     """Write one ``memory.retrieved=4`` into the raw configuration."""
+    example = "memory.retrieved=4" if "memory.retrieved" in valid else "epochs=100"
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise UsageError(f"`--set {setting}` is not KEY=VALUE", hint="for example `--set memory.retrieved=4`")
+        raise UsageError(f"`--set {setting}` is not KEY=VALUE", hint=f"for example `--set {example}`")
     parts = path.strip().split(".")
-    valid = [name for name in setting_names(RunConfig) if name not in ("name", "method", "about")]
     if path.strip() not in valid:
         raise UsageError(f"there is no setting `{path.strip()}`", hint=closest(path.strip(), valid))
     try:
@@ -128,10 +167,16 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _validate(
-    content: dict[str, Any], path: Path, lines: dict[str, int], prefixes: dict[str, str], *, set_by_hand: bool = False
-) -> RunConfig:
+    model: type[Model],
+    content: dict[str, Any],
+    path: Path,
+    lines: dict[str, int],
+    prefixes: dict[str, str],
+    *,
+    set_by_hand: bool = False,
+) -> Model:
     try:
-        return RunConfig.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if not isinstance(part, int)]
@@ -142,15 +187,14 @@ def _validate(
             where += f", line {lines[in_file]}"
         if first["type"] == "extra_forbidden":
             siblings = [
-                name.split(".")[len(place) - 1]
-                for name in setting_names(RunConfig)
-                if name.split(".")[:-1] == place[:-1]
+                name.split(".")[len(place) - 1] for name in setting_names(model) if name.split(".")[:-1] == place[:-1]
             ]
             raise UsageError(f"{where}: unknown key `{in_file}`", hint=closest(place[-1], set(siblings))) from None
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         subject = f"`{dotted}`: " if dotted else ""
         given = f", not `{first['input']}`" if isinstance(first["input"], str | int | float) else ""
-        raise UsageError(
-            f"{where}: {subject}{message}{given}", hint="`llrag presets show tiny` prints every setting and its value"
-        ) from None
+        hint = "`llrag presets show tiny` prints every setting and its value"
+        if model is not RunConfig:
+            hint = f"its settings are {', '.join(f'`{name}`' for name in setting_names(model))}"
+        raise UsageError(f"{where}: {subject}{message}{given}", hint=hint) from None

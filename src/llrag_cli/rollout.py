@@ -11,8 +11,9 @@ for each block:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from llrag_cli.backbones.cache import WanKVCache
 from llrag_cli.config import MemoryConfig
 from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
 from llrag_cli.memory.history import History
+from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread
 from llrag_cli.sampling.noise import Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -76,7 +78,14 @@ def rollout(
     backbone.begin(prompt, new_cache(memory, backbone, block=block, frames=frames))
     for index, start in enumerate(range(0, frames, block)):
         clock = Stopwatch()
-        recalled, similarities = recall(history, memory, start=start)
+        batch_shape = (len(prompt), block, *shape)
+        recalled, cosines = recall(
+            history,
+            memory,
+            start=start,
+            draft=partial(draft, backbone, schedule, noise, memory, block=index, start=start, shape=batch_shape),
+            scores=partial(noise.draw, index, -1, (len(prompt), start)),
+        )
         clock.lap("recall")
         context = attended(memory, start=start, block=block, recalled=recalled)
         backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
@@ -84,13 +93,13 @@ def rollout(
         if given is not None and start < given.shape[1]:
             latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
         else:
-            latents = denoise(backbone, schedule, noise, block=index, shape=(len(prompt), block, *shape))
+            latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape)
         clock.lap("denoise")
         backbone.remember(latents, context_timestep)
         clock.lap("remember")
         history.append(latents)
         clock.lap("encode")
-        yield Block(index, start, latents, recalled, similarities, clock.laps)
+        yield Block(index, start, latents, recalled, cosines, clock.laps)
 
 
 def denoise(
@@ -106,15 +115,57 @@ def denoise(
     return latents
 
 
-def recall(history: History, memory: MemoryConfig, *, start: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Frames to see again in the block at ``start`` and their cosines, [B][K], most similar first."""
+def draft(
+    backbone: Backbone,
+    schedule: FlowMatchSchedule,
+    noise: Noise,
+    memory: MemoryConfig,
+    *,
+    block: int,
+    start: int,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """What the prompt asks of a block [B, T, C, H, W] when nothing is recalled: x0 of its first denoising step."""
+    context = attended(memory, start=start, block=shape[1], recalled=[])
+    backbone.attend(context, start=start, block=shape[1], height=shape[3], width=shape[4])
+    latents = noise.draw(block, 0, shape).to(backbone.device, backbone.dtype)
+    return schedule.clean(latents, backbone.flow(latents, schedule.steps[0]), schedule.steps[0])
+
+
+def recall(
+    history: History,
+    memory: MemoryConfig,
+    *,
+    start: int,
+    draft: Callable[[], Tensor],
+    scores: Callable[[], Tensor],
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Frames to see again in the block at ``start``, and their cosines with the query, [B][K].
+
+    The query is the key of the newest frame; with recall `prompt`, that of the last frame of a ``draft``
+    [B, T, C, H, W]. ``scores`` [B, N] are random numbers, for recall `random`.
+    """
     if memory.policy != "retrieval" or memory.retrieved == 0 or memory.window is None:
         return [], []
     candidates = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
     if not candidates:
         return [], []
-    frames, similarities = history.recall(count=memory.retrieved, candidates=candidates)
-    return frames.tolist(), similarities.tolist()
+    keys, count = history.keys, memory.retrieved
+    query = history.keys_of(draft()[:, -1:])[:, 0] if memory.recall == "prompt" else keys[:, -1]
+    if memory.recall in ("nearest", "prompt"):
+        frames, cosines = nearest(query, keys, count=count, candidates=candidates)
+    elif memory.recall == "diverse":
+        frames, cosines = diverse(query, keys, count=count, candidates=candidates, relevance=memory.relevance)
+    elif memory.recall == "gate":
+        frames, cosines = gated(query, keys, count=count, candidates=candidates, least=memory.gate)
+    else:
+        if memory.recall == "random":
+            frames = drawn(scores(), count=count, candidates=candidates).to(keys.device)
+        else:
+            row = spread(count=count, candidates=candidates) if memory.recall == "uniform" else candidates[:count]
+            frames = torch.tensor(row, device=keys.device).expand(len(keys), -1)
+        cosines = similarities(query, keys).gather(1, frames)
+    return frames.tolist(), cosines.tolist()
 
 
 def attended(memory: MemoryConfig, *, start: int, block: int, recalled: list[list[int]]) -> Context:

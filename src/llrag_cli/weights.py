@@ -13,6 +13,7 @@ from llrag_cli.backbones.checkpoints import State, generator_state, read_file, u
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError
 
+EMBEDDED_ENCODER = Path(__file__).parent / "tiny" / "weights" / "encoder.safetensors"
 _ITEMS = {  # what `llrag download weights` calls the file of a bundled preset
     "self_forcing.pt": "self-forcing",
     "causal_forcing.pt": "causal-forcing",
@@ -33,7 +34,7 @@ def needed_files(config: RunConfig, folder: Path) -> dict[str, Path]:
     backbone, memory = config.backbone, config.memory
     named = {"backbone.weights": backbone.weights, "backbone.lora": backbone.lora}
     if memory.policy == "retrieval" and memory.keys == "encoder":
-        named["memory.encoder"] = memory.encoder
+        named["memory.encoder"] = memory.encoder or (str(EMBEDDED_ENCODER) if backbone.family == "tiny" else None)
     files = {setting: _converted(folder / name) for setting, name in named.items() if name is not None}
     if backbone.base is not None:
         files["backbone.base"] = base_folder(folder, backbone.base)
@@ -62,11 +63,11 @@ def require_files(config: RunConfig, folder: Path) -> None:
         for setting in ("weights", "base"):
             if getattr(config.backbone, setting) is None:
                 raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
-    if config.memory.policy == "retrieval" and config.memory.keys == "encoder" and config.memory.encoder is None:
-        raise UsageError(
-            "`memory.keys` is `encoder` but `memory.encoder` names no file",
-            hint="add `--set memory.encoder=FILE`, or use `--set memory.keys=average`",
-        )
+        if config.memory.policy == "retrieval" and config.memory.keys == "encoder" and config.memory.encoder is None:
+            raise UsageError(
+                "`memory.keys` is `encoder` but `memory.encoder` names no file",
+                hint="name it with `--encoder FILE`, or use `--set memory.keys=average`",
+            )
     for setting, path in missing_files(config, folder).items():
         item = _ITEMS.get(config.backbone.weights or "", "") or "NAME"
         raise LlragError(

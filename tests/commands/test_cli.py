@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from conftest import Llrag
 from llrag_cli.files.video import read_video
+from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.presets import preset_names
 
 PROMPT = "a red circle bounces around on a striped blue wall"
@@ -67,6 +70,32 @@ def test_half_precision_runs_without_a_word(llrag: Llrag, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run/run.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_memory_and_encoder_are_chosen_and_recorded(llrag: Llrag, tmp_path: Path) -> None:
+    few = ("--seconds", "14", "--set", "sampler.steps=[1000, 500]")
+    recalled = {}
+    for name, options in {
+        "plain": (),
+        "sink": ("--memory", "deep-sink"),
+        "own": ("--encoder", "own.safetensors"),
+    }.items():
+        if name == "own":
+            torch.manual_seed(0)
+            encoder = LatentAutoencoder(
+                EncoderConfig(in_channels=8, spatial_h=8, spatial_w=8, latent_dim=4, hidden_dims=(4,))
+            )
+            save_file(encoder.state_dict(), "own.safetensors", metadata={"config": encoder.config.model_dump_json()})
+        done = llrag("generate", PROMPT, *few, *options, "--out", name)
+        assert done.returncode == 0, done.stderr
+        memory = json.loads((tmp_path / name / "run.json").read_text())["config"]["memory"]
+        assert memory["recall"] == ("deep-sink" if name == "sink" else "nearest")
+        if name == "own":
+            assert memory["keys"] == "encoder" and memory["encoder"] == str(tmp_path / "own.safetensors")
+        last = (tmp_path / name / "memory.jsonl").read_text().splitlines()[-1]
+        recalled[name] = json.loads(last)
+    assert recalled["sink"]["recalled"] == [1, 2, 3, 4]
+    assert recalled["own"]["similarities"] != recalled["plain"]["similarities"]
+
+
 def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
@@ -102,7 +131,10 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--device", "warp"), "there is no device `warp` here", "this machine has `cpu`"),
         (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
-        (("generate", "x", "--set", "memory.keys=encoder"), "`memory.encoder` names no file", "memory.keys=average"),
+        (("generate", "x", "--memory", "nearst"), "there is no memory policy `nearst`", "did you mean `nearest`?"),
+        (("generate", "x", "--memory", "random", "--no-rag"), "`--memory` says what is recalled", "add `--rag`"),
+        (("generate", "x", "--encoder", "no.safetensors"), "there is no file `no.safetensors`", "`llrag train-encoder`"),
+        (("collect", "p.txt", "--out", "o", "--memory", "random"), "`--memory` says what is recalled", "add `--rag`"),
         (("presets", "show", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
         (("verify", "nowhere"), "there is no folder `nowhere`", "golden vectors"),
     ],
@@ -113,6 +145,7 @@ def test_wrong_turns_are_usage_errors(
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00bad")
     (tmp_path / "a-file").write_text("")
+    (tmp_path / "p.txt").write_text("a red circle\n")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     done = llrag(*arguments)
     assert done.returncode == 2

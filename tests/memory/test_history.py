@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from llrag_cli.memory.history import GrowingTensor, History, average_pool
+from llrag_cli.memory.retrieval import nearest
 
 
 def test_growth_keeps_what_was_there_and_moves_rarely() -> None:
@@ -30,6 +31,7 @@ def test_a_repeated_frame_is_recalled() -> None:
     latents = torch.randn(1, 30, 4, 3, 5)
     latents[:, 29] = 2.5 * latents[:, 8]  # brighter, the same direction
     history.append(latents)
-    frames, similarities = history.recall(count=3, candidates=range(1, 18))
+    keys = history.keys
+    frames, similarities = nearest(keys[:, -1], keys, count=3, candidates=range(1, 18))
     assert frames[0, 0] == 8
     torch.testing.assert_close(similarities[0, 0], torch.tensor(1.0))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llrag_cli.memory.context import recallable
-from llrag_cli.memory.retrieval import nearest
+from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -57,3 +59,53 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     frames, _ = nearest(keys[:, -1], keys, count=6, candidates=range(1, 40))
     turned, _ = nearest(keys.flip(0)[:, -1], keys.flip(0), count=6, candidates=range(1, 40))
     assert torch.equal(turned, frames.flip(0))
+
+
+def test_all_relevance_and_no_variety_is_the_nearest() -> None:
+    keys = unit(3, 40, 8)
+    frames, cosines = diverse(keys[:, -1], keys, count=5, candidates=range(1, 35), relevance=1.0)
+    expected = nearest(keys[:, -1], keys, count=5, candidates=range(1, 35))
+    assert torch.equal(frames, expected[0])
+    torch.testing.assert_close(cosines, expected[1])
+
+
+def test_variety_takes_one_of_each_kind_first() -> None:
+    """Ten copies of what the query shows and one of something half like it: the second choice is the other thing."""
+    query = F.normalize(torch.tensor([[1.0, 0.0, 0.0]]), dim=-1)
+    other = F.normalize(torch.tensor([0.7, 0.7, 0.0]), dim=-1)
+    keys = query[:, None].repeat(1, 11, 1)
+    keys[0, 4] = other
+    frames, _ = diverse(query, keys, count=2, candidates=range(11), relevance=0.4)
+    assert 4 in frames[0].tolist()
+    assert 4 not in nearest(query, keys, count=2, candidates=range(11))[0][0].tolist()
+
+
+@given(st.integers(1, 9), st.floats(-1, 1), st.integers(0, 20))
+def test_a_gate_fills_up_with_the_earliest_frames(count: int, least: float, seed: int) -> None:
+    keys, pool = unit(2, 30, 6, seed=seed), range(2, 25)
+    frames, cosines = gated(keys[:, -1], keys, count=count, candidates=pool, least=least)
+    best, values = nearest(keys[:, -1], keys, count=count, candidates=pool)
+    for row in range(2):
+        passed = int((values[row] >= least).sum())
+        assert frames[row, :passed].tolist() == best[row, :passed].tolist()
+        left = [frame for frame in pool if frame not in frames[row, :passed].tolist()]
+        assert frames[row, passed:].tolist() == left[: count - passed]
+    torch.testing.assert_close(cosines, similarities(keys[:, -1], keys).gather(1, frames))
+
+
+@given(count=st.integers(1, 12), first=st.integers(0, 5), size=st.integers(1, 60))
+def test_spread_frames_lie_apart(count: int, first: int, size: int) -> None:
+    pool = range(first, first + size)
+    frames = spread(count=count, candidates=pool)
+    assert len(frames) == min(count, size)
+    assert set(frames) <= set(pool)
+    gaps = {after - before for before, after in pairwise(frames)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert abs((frames[0] - pool[0]) - (pool[-1] - frames[-1])) <= 1
+
+
+def test_drawn_frames_are_candidates_and_differ() -> None:
+    frames = drawn(torch.randn(4, 50), count=6, candidates=range(3, 20))
+    assert frames.shape == (4, 6)
+    assert ((frames >= 3) & (frames < 20)).all()
+    assert all(len(set(row)) == 6 for row in frames.tolist())

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 
 from conftest import SHAPE
@@ -19,7 +20,8 @@ def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, 
     blocks, timestep = 6, torch.tensor(700.0)
     clean, noisy = torch.randn(2, 18, *SHAPE), torch.randn(2, 18, *SHAPE)
     prompt = torch.randn(2, 5, 8)
-    contexts = random_contexts(random.Random(seed), blocks=blocks, block=3, window=8, sink=1, retrieved=3)
+    keys = F.normalize(torch.randn(18, 4), dim=-1)
+    contexts = random_contexts(random.Random(seed), keys, block=3, window=8, sink=1, retrieved=3, guard=1)
     times = torch.stack((torch.zeros(2, blocks), torch.full((2, blocks), 700.0)), dim=1)
     with torch.no_grad():
         forced = TeacherForced(transformer)

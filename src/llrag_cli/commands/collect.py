@@ -12,7 +12,7 @@ from llrag_cli import console
 from llrag_cli.errors import UsageError
 from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, asked_for, load_config
+from llrag_cli.presets import Method, asked_for, load_config, memory_settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class CollectRequest:
     backbone: str | None
     preset: Path | None
     method: Method
+    memory: str | None
+    encoder: Path | None
     settings: tuple[str, ...]
     seconds: float
     seed: int
@@ -49,14 +51,14 @@ def run(request: CollectRequest) -> None:
     if request.batch < 1:
         raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
     named = asked_for(backbone=request.backbone, preset=request.preset)
-    if named is not None:
-        load_config(named, method=request.method, settings=request.settings)  # a typo is reported here
+    settings = (*memory_settings(request.method, recall=request.memory, encoder=request.encoder), *request.settings)
+    load_config(named or "tiny", method=request.method, settings=settings)  # a typo is reported here
     with console.working("loading"):
         from llrag_cli.collect import choose, collect
         from llrag_cli.files.latents import LatentFolder
         from llrag_cli.pipeline import Pipeline, default_backbone, memory_plan
 
-        config = load_config(named or default_backbone(), method=request.method, settings=request.settings)
+        config = load_config(named or default_backbone(), method=request.method, settings=settings)
         chosen = choose(prompts, ratio=request.ratio, seed=request.seed, shard=shard)
         folder = LatentFolder(request.out)
         folder.begin(

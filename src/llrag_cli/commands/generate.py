@@ -10,7 +10,7 @@ from llrag_cli import console
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, asked_for, load_config
+from llrag_cli.presets import Method, asked_for, load_config, memory_settings
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class GenerateRequest:
     backbone: str | None
     preset: Path | None
     method: Method
+    memory: str | None
+    encoder: Path | None
     settings: tuple[str, ...]
     seconds: float
     seed: int
@@ -43,8 +45,7 @@ def run(request: GenerateRequest) -> None:
         raise UsageError(
             f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
         )
-    if request.backbone or request.preset:
-        _config(request, default="")  # a typo is reported here, before torch loads
+    _config(request, default="tiny")  # a typo is reported here, before torch loads
     with console.working("loading"):
         from llrag_cli.files.image import read_image
         from llrag_cli.files.run import RunFolder
@@ -94,7 +95,8 @@ def run(request: GenerateRequest) -> None:
 
 def _config(request: GenerateRequest, *, default: str) -> RunConfig:
     source = asked_for(backbone=request.backbone, preset=request.preset) or default
-    return load_config(source, method=request.method, settings=request.settings)
+    memory = memory_settings(request.method, recall=request.memory, encoder=request.encoder)
+    return load_config(source, method=request.method, settings=(*memory, *request.settings))
 
 
 def read_prompts(request: GenerateRequest) -> list[str]:

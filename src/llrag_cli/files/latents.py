@@ -92,18 +92,20 @@ class LatentFolder:
 
 
 def read_latents(path: Path) -> LatentVideo:
-    """One file of latents, ours or the original's; one that is damaged, or not finite everywhere, is an error."""
-    about: dict[str, Any] = {}
-    content = read_file(path)
+    """One file of latents, ours or the original's, mapped; damaged, or not finite everywhere, it is an error."""
+    latents, about = _tensor(read_file(path), path), {}
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
+    if not torch.isfinite(latents).all():
+        raise LlragError(f"`{path}` has values that are not finite", hint="remove the file, or collect it again")
+    return LatentVideo(path, latents, about)
+
+
+def _tensor(content: Any, path: Path) -> Tensor:
     if isinstance(content, Mapping):
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
         content = tensors[0] if len(tensors) == 1 else content.get("latents")
     if not isinstance(content, Tensor) or content.ndim not in (4, 5) or (content.ndim == 5 and len(content) != 1):
         raise LlragError(f"`{path}` holds no latents of one video", hint="expected a tensor [frames, C, H, W]")
-    latents = content[0] if content.ndim == 5 else content
-    if not torch.isfinite(latents).all():
-        raise LlragError(f"`{path}` has values that are not finite", hint="remove the file, or collect it again")
-    return LatentVideo(path, latents, about)
+    return content[0] if content.ndim == 5 else content

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llrag_cli.memory.retrieval import nearest
-
 
 class KeyEncoder(Protocol):
     """Turns latent frames into the vectors they are compared by."""
@@ -76,13 +74,12 @@ class History:
         return self._keys.filled
 
     @torch.no_grad()
+    def keys_of(self, latents: Tensor) -> Tensor:
+        """Unit keys [B, T, D] of latent frames [B, T, C, H, W]."""
+        embeddings = self._encode(latents.flatten(0, 1)).float()  # [B*T, D]
+        return F.normalize(embeddings, dim=-1).unflatten(0, latents.shape[:2])
+
     def append(self, latents: Tensor) -> None:
         """Take in finished latent frames [B, T, C, H, W]."""
-        embeddings = self._encode(latents.flatten(0, 1)).float()  # [B*T, D]
-        self._keys.append(F.normalize(embeddings, dim=-1).unflatten(0, latents.shape[:2]))
+        self._keys.append(self.keys_of(latents))
         self._frames.append(latents)
-
-    def recall(self, *, count: int, candidates: range) -> tuple[Tensor, Tensor]:
-        """The ``count`` candidates most like the newest frame: frames and similarities [B, K]."""
-        keys = self.keys
-        return nearest(keys[:, -1], keys, count=count, candidates=candidates)

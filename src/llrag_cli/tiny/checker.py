@@ -16,6 +16,7 @@ from llrag_cli.tiny.world import OBJECT_COLORS, SHAPES, SIZE, WALL_COLORS, Scene
 
 NEAR = 0.20  # largest distance in RGB, each channel in [0, 1], at which a pixel is an object's
 VISIBLE = 60  # pixels that make an object visible
+WALL_LIGHTS = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)  # shades of a wall with pattern and place
 _TEMPLATE = 48  # side of the shape templates in pixels
 
 
@@ -43,19 +44,29 @@ def _hue(color: Tensor) -> Tensor:
 
 def objects(frame: Tensor, *, wall: str) -> list[Seen]:
     """The objects visible in a frame [3, H, W] in [0, 1], at most one of a colour."""
-    names = list(OBJECT_COLORS)
-    colors = [OBJECT_COLORS[name] for name in names]
-    shades = [tuple(light * channel for channel in WALL_COLORS[wall]) for light in (0.8, 0.9, 1.0, 1.1, 1.2)]
-    palette = torch.tensor([*colors, *shades]) / 255
-    gaps = (frame[None] - palette[:, :, None, None]).norm(dim=1)  # [colours and wall shades, H, W]
-    nearest, distances = gaps.argmin(dim=0), gaps.min(dim=0).values
     found = []
-    for index, name in enumerate(names):
-        mask = (nearest == index) & (distances < NEAR)
+    for name, mask in _masks(frame, wall).items():
         area = int(mask.sum())
         if area >= VISIBLE:
             found.append(Seen(name, shape_of(mask), area))
     return found
+
+
+def wall_tint(frame: Tensor, *, wall: str) -> Tensor:
+    """The mean colour [3] of what is no object in a frame [3, H, W] in [0, 1]."""
+    covered = torch.stack(list(_masks(frame, wall).values())).any(dim=0)
+    return frame[:, ~covered].mean(dim=1) if not covered.all() else frame.flatten(1).mean(dim=1)
+
+
+def _masks(frame: Tensor, wall: str) -> dict[str, Tensor]:
+    """Which pixels [H, W] are of which object colour."""
+    names = list(OBJECT_COLORS)
+    colors = [OBJECT_COLORS[name] for name in names]
+    shades = [tuple(light * channel for channel in WALL_COLORS[wall]) for light in WALL_LIGHTS]
+    palette = torch.tensor([*colors, *shades]) / 255
+    gaps = (frame[None] - palette[:, :, None, None]).square().sum(dim=1)  # [colours and wall shades, H, W]
+    distances, nearest = gaps.min(dim=0)
+    return {name: (nearest == index) & (distances < NEAR**2) for index, name in enumerate(names)}
 
 
 def shape_of(mask: Tensor) -> str | None:

@@ -17,7 +17,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from llrag_cli.backbones.rotary import FrameRotary, rotate
-from llrag_cli.memory.context import Context, retrieval_window, sliding_window
+from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
+from llrag_cli.memory.retrieval import nearest
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,15 @@ def lay_out(contexts: list[list[Context]], *, block: int) -> Layout:
 
 
 def random_contexts(
-    rng: random.Random, *, blocks: int, block: int, window: int, sink: int, retrieved: int
+    rng: random.Random, keys: Tensor, *, block: int, window: int, sink: int, retrieved: int, guard: int
 ) -> list[Context]:
-    """One policy for a clip: the plain window, seen as if early or late in a video, or recall of any old frames."""
-    if rng.random() < 0.5:
+    """One policy for a clip of frames with unit-norm ``keys`` [F, D]: a context for each of its blocks.
+
+    Either the plain window, seen as if early or late in a video; or recall of the frames most like the newest
+    one, as the engine does it; or recall of any old frames.
+    """
+    blocks = len(keys) // block
+    if rng.random() < 0.4:
         late = rng.choice((0, 0, rng.randrange(300)))
         contexts = []
         for start in range(0, blocks * block, block):
@@ -67,12 +73,17 @@ def random_contexts(
             )
             contexts.append(Context(plain.shared, times, start + shift))
         return contexts
+    alike = rng.random() < 0.6
     local = window - sink - retrieved
     contexts = []
     for start in range(0, blocks * block, block):
         old = range(sink, max(sink, start + block - local))
-        count = min(len(old), rng.choice((retrieved, retrieved, rng.randint(0, retrieved))))
-        recalled = [rng.sample(old, count)] if count else []
+        candidates = recallable(start=start, window=window, sink=sink, guard=guard)
+        if alike and candidates:
+            recalled = nearest(keys[None, start - 1], keys[None], count=retrieved, candidates=candidates)[0].tolist()
+        else:
+            count = min(len(old), rng.choice((retrieved, retrieved, rng.randint(0, retrieved))))
+            recalled = [rng.sample(old, count)] if count else []
         contexts.append(
             retrieval_window(start=start, block=block, window=window, sink=sink, retrieved=retrieved, recalled=recalled)
         )

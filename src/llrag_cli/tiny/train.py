@@ -15,7 +15,7 @@ import typer
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 Out = Annotated[Path, typer.Option(help="Folder of this training")]
-Minutes = Annotated[float, typer.Option(min=0.01, help="How long to train")]
+Steps = Annotated[int, typer.Option(min=1, help="How long to train")]
 Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
 
 
@@ -26,18 +26,18 @@ def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) 
 
 
 @app.command()
-def vae(out: Out, minutes: Minutes = 18.0, seed: Seed = 0) -> None:
+def vae(out: Out, steps: Steps = 580, seed: Seed = 0) -> None:
     """Train the VAE."""
     from llrag_cli.tiny.train_vae import train_vae
 
     out.mkdir(parents=True, exist_ok=True)
-    train_vae(out / "vae.safetensors", minutes=minutes, seed=seed)
+    train_vae(out / "vae.safetensors", steps=steps, seed=seed)
 
 
 @app.command()
 def clips(
     out: Out,
-    count: Annotated[int, typer.Option(min=8, help="Clips of 24 latent frames")] = 3000,
+    count: Annotated[int, typer.Option(min=8, help="Clips of 36 latent frames")] = 2000,
     openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 24000,
     seed: Seed = 0,
 ) -> None:
@@ -46,15 +46,15 @@ def clips(
     from llrag_cli.tiny.model import load_vae
 
     vae = load_vae(out / "vae.safetensors")
-    save_clips(make_clips(vae, count=count, frames=24, seed=seed), out / "clips.safetensors")
+    save_clips(make_clips(vae, count=count, frames=36, seed=seed), out / "clips.safetensors")
     save_clips(make_clips(vae, count=openings, frames=3, seed=seed + 1), out / "openings.safetensors")
 
 
 @app.command()
 def backbone(
     out: Out,
-    minutes: Minutes = 60.0,
-    batch: Annotated[int, typer.Option(min=1, help="Clips a step")] = 6,
+    steps: Steps = 3500,
+    batch: Annotated[int, typer.Option(min=1, help="Clips a step")] = 4,
     seed: Seed = 0,
     resume: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
 ) -> None:
@@ -63,7 +63,7 @@ def backbone(
     from llrag_cli.tiny.train_backbone import train_backbone
 
     data = load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
-    train_backbone(*data, out / "backbone.safetensors", minutes=minutes, batch=batch, seed=seed, resume=resume)
+    train_backbone(*data, out / "backbone.safetensors", steps=steps, batch=batch, seed=seed, resume=resume)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llrag_cli import console
+from llrag_cli.memory.history import average_pool
 from llrag_cli.tiny.dataset import LatentClips
 from llrag_cli.tiny.model import new_transformer
 from llrag_cli.tiny.optim import optimizers
@@ -21,7 +22,7 @@ from llrag_cli.tiny.teacher_forcing import TeacherForced, lay_out, random_contex
 from llrag_cli.tiny.text import TinyText, tokenize
 from llrag_cli.tiny.world import SHAPES, Scene, caption
 
-BLOCK, WINDOW, SINK, RETRIEVED = 3, 12, 1, 4  # as in presets/tiny.yaml
+BLOCK, WINDOW, SINK, RETRIEVED, GUARD = 3, 12, 1, 4, 2  # as in presets/tiny.yaml
 NOISY_STREAMS = 2
 PROBED_LAYER = 3  # of six; its tokens are asked which shapes they show
 PROBE_WEIGHT = 1.0
@@ -33,12 +34,12 @@ def train_backbone(
     openings: LatentClips,
     out: Path,
     *,
-    minutes: float,
-    batch: int = 6,
+    steps: int,
+    batch: int = 4,
     seed: int = 0,
     resume: Path | None = None,
 ) -> None:
-    """Train transformer and text encoder together for a time; averaged weights go to ``out``.
+    """Train transformer and text encoder together; averaged weights go to ``out``.
 
     Steps take turns: ``batch`` whole clips, then as many tokens of opening blocks alone, where the prompt is
     all there is to go by.
@@ -52,10 +53,11 @@ def train_backbone(
     groups = [(group, group["lr"]) for optim in optims for group in optim.param_groups]
     average = {name: value.clone() for name, value in model.state_dict().items()}
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    started = saved = time.monotonic()
+    saved = time.monotonic()
     orders = {True: torch.empty(0, dtype=torch.long), False: torch.empty(0, dtype=torch.long)}
-    step, recent = 0, {True: (0.0, 0.0), False: (0.0, 0.0)}
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
+    recent = {True: (0.0, 0.0), False: (0.0, 0.0)}
+    for step in range(steps):
+        progress = step / steps
         opening = step % 2 == 0
         data = openings if opening else clips
         size = batch * (1 + NOISY_STREAMS) * clips.latents.shape[1] // BLOCK if opening else batch
@@ -76,23 +78,21 @@ def train_backbone(
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
-        step += 1
         for name, value in model.state_dict().items():
-            average[name].lerp_(value, max(0.004, 1 / (step + 1)))
-        pace = 0.05 if step > 2 else 1.0
+            average[name].lerp_(value, max(0.004, 1 / (step + 2)))
+        pace = 0.05 if step > 1 else 1.0
         flow, shown = recent[opening]
         recent[opening] = flow + pace * (loss.item() - flow), shown + pace * (told.item() - shown)
-        if step % 50 == 0:
+        if (step + 1) % 50 == 0:
             losses = ", ".join(
                 f"{name} {recent[kind][0]:.4f} (shapes {recent[kind][1]:.4f})"
                 for kind, name in ((False, "loss"), (True, "of opening blocks"))
             )
-            console.note(f"step {step} {100 * progress:.1f}% {losses}")
+            console.note(f"step {step + 1} of {steps}: {losses}")
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             _save(average, out)
     _save(average, out)
-    console.note(f"done after {step} steps")
 
 
 def _save(average: dict[str, Tensor], out: Path) -> None:
@@ -147,9 +147,10 @@ def flow_loss(
     batch, frames = clean.shape[:2]
     blocks = frames // BLOCK
     noisy_streams = NOISY_STREAMS if blocks > 1 else 1  # a block alone has no past to remember: one noisy stream
+    keys = F.normalize(average_pool(clean.flatten(0, 1)), dim=-1).unflatten(0, clean.shape[:2])
     contexts = [
-        random_contexts(rng, blocks=blocks, block=BLOCK, window=WINDOW, sink=SINK, retrieved=RETRIEVED)
-        for _ in range(batch)
+        random_contexts(rng, key, block=BLOCK, window=WINDOW, sink=SINK, retrieved=RETRIEVED, guard=GUARD)
+        for key in keys
     ]
     uniform = torch.rand(batch, noisy_streams, blocks, generator=generator)
     sigma = TRAIN_SHIFT * uniform / (1 + (TRAIN_SHIFT - 1) * uniform)  # [B, S, n]

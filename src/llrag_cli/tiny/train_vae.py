@@ -53,8 +53,8 @@ def reconstruction(vae: TinyVAE, video: Tensor, *, generator: torch.Generator) -
     return frames, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips: int = 5000) -> None:
-    """Train for a time, then write ``vae.safetensors`` with the latents' statistics inside."""
+def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: int = 5000) -> None:
+    """Train, then write ``vae.safetensors`` with the latents' statistics inside."""
     torch.manual_seed(seed)
     vae = TinyVAE()
     data, held = snippets(clips, frames=9, seed=seed), snippets(64, frames=9, seed=seed + 1)
@@ -62,11 +62,9 @@ def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips
     rates = [group["lr"] for optim in optims for group in optim.param_groups]
     generator = torch.Generator().manual_seed(seed)
     average = {name: value.clone() for name, value in vae.state_dict().items()}
-    started = saved = time.monotonic()
-    for step, (video, cover) in enumerate(batches(data, size, seed=seed)):
-        progress = (time.monotonic() - started) / (60 * minutes)
-        if progress >= 1:
-            break
+    saved = time.monotonic()
+    for step, (video, cover) in zip(range(steps), batches(data, size, seed=seed), strict=False):
+        progress = step / steps
         factor = min(1.0, (step + 1) / 30) * max(0.02, math.cos(0.5 * math.pi * progress))
         for group, rate in zip([g for o in optims for g in o.param_groups], rates, strict=True):
             group["lr"] = rate * factor
@@ -89,7 +87,7 @@ def train_vae(out: Path, *, minutes: float, seed: int = 0, size: int = 32, clips
             _save(vae, average, data, out)
     _save(vae, average, data, out)
     vae.load_state_dict(average)
-    console.note(f"done after {step} steps, average weights: {_quality(vae, held)}")
+    console.note(f"average weights: {_quality(vae, held)}")
 
 
 @torch.no_grad()

@@ -82,8 +82,8 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
     """A scene of one to four sprites of different colours; each (``unseen``) or none of them is held out."""
     motion = rng.choice(MOTIONS)
     wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
-    lap = rng.choice((160, 240, 320)) if motion == "pan" else 160
-    count = {160: 2, 240: 3, 320: 4}[lap] if motion == "pan" else rng.choice((1, 1, 2))
+    lap = rng.choice((160, 256, 320)) if motion == "pan" else 160
+    count = {160: 2, 256: 3, 320: 4}[lap] if motion == "pan" else rng.choice((1, 1, 2))
     kinds = [
         (color, shape)
         for color in OBJECT_COLORS
@@ -264,14 +264,14 @@ def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
 def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
     base = torch.tensor(WALL_COLORS[scene.wall]).view(1, 3, 1, 1) / 255
     if scene.pattern == "striped":
-        ink = (1.5 * torch.sin(2 * math.pi * along / 16) * 4).clamp(-1, 1).expand_as(y)
+        ink = (6 * torch.sin(2 * math.pi * along / 32)).clamp(-1, 1).expand_as(y)
     elif scene.pattern == "dotted":
         dx, dy = torch.remainder(along, 16) - 8, torch.remainder(y, 16) - 8
         ink = (4.0 - (dx.square() + dy.square()).sqrt()).clamp(-1, 1)
     else:
         ink = torch.zeros_like(y)
     place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" else 0.0
-    light = 1.0 + 0.13 * ink + place  # [T, H, W]; the panorama's brightness tells places apart
+    light = 1.0 + 0.18 * ink + place  # [T, H, W]; the panorama's brightness tells places apart
     return (base * light[:, None]).clamp(0, 1)
 
 

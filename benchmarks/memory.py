@@ -1,0 +1,228 @@
+"""Does retrieval help the embedded model? ``python benchmarks/memory.py --out DIR``.
+
+Every memory makes the same videos (prompt and seed) at equal context. Prompts describe panoramas and leave things
+out, so that what the video has shown, not the prompt, must say what comes back. Frames are judged by
+``tiny/consistency.py`` against the video's own first part. Finished videos are kept in DIR/videos.jsonl; the same
+command goes on where it stopped, and ends with DIR/table.md, DIR/memory.json and DIR/memory.png.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from matplotlib.figure import Figure
+
+from llrag_cli import Pipeline, load_config
+from llrag_cli.config import TEMPORAL_RATIO
+from llrag_cli.tiny.consistency import consistency, looks
+from llrag_cli.tiny.world import caption, random_scene
+
+MEMORIES: dict[str, tuple[str, ...]] = {  # settings of the retrieval method; none is the native window
+    "native window": (),
+    "nearest, encoder": ("memory.keys=encoder",),
+    "nearest, average pooling": ("memory.keys=average",),
+    "random": ("memory.recall=random",),
+    "uniform": ("memory.recall=uniform",),
+    "deep sink": ("memory.recall=deep-sink",),
+    "diverse, encoder": ("memory.recall=diverse", "memory.keys=encoder"),
+    "gate, encoder": ("memory.recall=gate", "memory.keys=encoder"),
+    "prompt, encoder": ("memory.recall=prompt", "memory.keys=encoder"),
+}
+MEASURES = {
+    "color": "objects of a colour seen before",
+    "identity": "objects of a colour and shape seen before",
+    "returns": "objects that come back beside the right neighbour",
+    "background": "frames with the wall's colour",
+    "tint": "distance of the wall's colour (less is better)",
+    "visible": "frames that show an object",
+}
+LATENT_FPS = 2  # of the embedded model: 8 frames a second, 4 to a latent frame
+
+
+def prompts_of(count: int, *, keep: float) -> list[str]:
+    """Captions of panoramas, each attribute said with probability ``keep``."""
+    rng, found = random.Random("memory"), list[str]()
+    while len(found) < count:
+        scene = random_scene(rng)
+        if scene.motion == "pan":
+            words = caption(scene, rng, keep=keep)
+            found.append(words if "pass" in words or "slide" in words else f"{words}, passing by")
+    return found
+
+
+def settings_of(memory: str, steps: int) -> tuple[str, ...]:
+    schedule = [round(1000 - 1000 * step / steps) for step in range(steps)]
+    return (*MEMORIES[memory], f"sampler.steps={schedule}")
+
+
+def judge_batch(pipeline: Pipeline, prompts: Sequence[str], *, seconds: float, seed: int, first: int) -> list[Any]:
+    """Make a batch of videos and read what each shows at the end of every latent frame."""
+    frames: list[torch.Tensor] = []
+    pipeline.decoder.reset()
+    samples = range(first, first + len(prompts))
+    for block in pipeline.blocks(prompts, seconds=seconds, seed=seed, samples=samples):
+        decoded = pipeline.decoder.decode(block.latents)
+        frames.append(decoded[:, (decoded.shape[1] - 1) % TEMPORAL_RATIO :: TEMPORAL_RATIO])
+    videos = (torch.cat(frames, dim=1) / 2 + 0.5).clamp(0, 1)  # [B, F, 3, H, W]
+    return [looks(video) for video in videos]
+
+
+def stretches(seconds: float, reference: float) -> list[range]:
+    """The time after the reference, in equal parts of about 10 s, in latent frames."""
+    parts = max(1, round((seconds - reference) / 10))
+    marks = [round(LATENT_FPS * (reference + part * (seconds - reference) / parts)) for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(marks)]
+
+
+def interval(values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The mean of values, nan left out, and its 95 % interval: a bootstrap over prompts."""
+    names = np.unique(clusters)
+    sums = np.array([np.nansum(values[clusters == name]) for name in names])
+    counts = np.array([np.sum(~np.isnan(values[clusters == name])) for name in names])
+    drawn = rng.integers(0, len(names), size=(4000, len(names)))
+    means = sums[drawn].sum(1) / np.maximum(1, counts[drawn].sum(1))
+    return float(np.nanmean(values)), *(float(edge) for edge in np.quantile(means, [0.025, 0.975]))
+
+
+def collect_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
+    """Tables and a picture from the rows of all videos."""
+    rng = np.random.default_rng(0)
+    memories = [memory for memory in MEMORIES if any(row["memory"] == memory for row in rows)]
+    at = {(row["memory"], row["prompt"], row["seed"]): row for row in rows}
+    addresses = sorted({(row["prompt"], row["seed"]) for row in rows})
+    addresses = [address for address in addresses if all((memory, *address) in at for memory in memories)]
+    clusters = np.array([prompt for prompt, _ in addresses])
+    parts = len(rows[0]["stretches"])
+
+    def values(memory: str, measure: str, part: int | None) -> np.ndarray:
+        found = []
+        for address in addresses:
+            each = at[(memory, *address)]["stretches"]
+            chosen = [entry[measure] for entry in (each if part is None else each[part : part + 1])]
+            known = [value for value in chosen if value is not None]
+            found.append(sum(known) / len(known) if known else np.nan)
+        return np.array(found)
+
+    lines = [f"{title}; {len(addresses)} videos of each memory.", ""]
+    numbers: dict[str, Any] = {"videos": len(addresses), "means": {}, "against native": {}, "against random": {}}
+    lines += ["| memory | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
+    for memory in memories:
+        found = {measure: interval(values(memory, measure, None), clusters, rng) for measure in MEASURES}
+        numbers["means"][memory] = found
+        lines.append(
+            f"| {memory} | "
+            + " | ".join(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in found.values())
+            + " |"
+        )
+    for other in ("native window", "random"):
+        if other not in memories:
+            continue
+        short = other.split()[0]
+        lines += ["", f"Paired differences against {other}:", ""]
+        lines += ["| memory | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
+        for memory in memories:
+            if memory == other:
+                continue
+            found = {
+                measure: interval(values(memory, measure, None) - values(other, measure, None), clusters, rng)
+                for measure in MEASURES
+            }
+            numbers[f"against {short}"][memory] = found
+            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in found.values()]
+            lines.append(f"| {memory} | " + " | ".join(cells) + " |")
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    shown = ("color", "identity", "returns", "tint")
+    for axes, measure in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for memory in memories:
+            bands = [interval(values(memory, measure, part), clusters, rng) for part in range(parts)]
+            times = [sum(rows[0]["spans"][part]) / 2 for part in range(parts)]
+            (line,) = axes.plot(times, [mean for mean, _, _ in bands], marker="o", ms=3, label=memory)
+            if memory in ("native window", "nearest, encoder", "random"):
+                axes.fill_between(
+                    times,
+                    [low for _, low, _ in bands],
+                    [high for _, _, high in bands],
+                    color=line.get_color(),
+                    alpha=0.15,
+                )
+        axes.set(title=MEASURES[measure], xlabel="seconds")
+        axes.title.set_fontsize(9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(out / "memory.png", dpi=110)
+    (out / "memory.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    text = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(text)
+    return text
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the results")],
+    prompts: Annotated[int, typer.Option(help="Prompts")] = 32,
+    seeds: Annotated[int, typer.Option(help="Seeds of each prompt")] = 3,
+    seconds: Annotated[float, typer.Option(help="Length of each video")] = 60.0,
+    reference: Annotated[float, typer.Option(help="Seconds at the start that later ones are compared with")] = 20.0,
+    keep: Annotated[float, typer.Option(help="Probability that a prompt says an attribute")] = 0.4,
+    steps: Annotated[int, typer.Option(help="Denoising steps")] = 10,
+    batch: Annotated[int, typer.Option(help="Videos made together")] = 32,
+    memories: Annotated[str, typer.Option(help="Comma-separated, of: " + "; ".join(MEMORIES))] = ";".join(MEMORIES),
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+) -> None:
+    """Make the videos that are not there yet, judge them, and write the report."""
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    pool = prompts_of(prompts, keep=keep)
+    (out / "prompts.txt").write_text("\n".join(pool) + "\n")
+    record = out / "videos.jsonl"
+    common = {"seconds": seconds, "reference": reference, "keep": keep, "steps": steps}
+    for memory in memories.split(";"):
+        config = load_config(
+            "tiny", method="retrieval" if MEMORIES[memory] else "native", settings=settings_of(memory, steps)
+        )
+        pipeline = Pipeline.load(config, device="cpu")
+        for seed in range(seeds):
+            done = {
+                (row["memory"], row["prompt"], row["seed"]) for row in collect_rows(record) if row["common"] == common
+            }
+            for first in range(0, prompts, batch):
+                numbers = range(first, min(prompts, first + batch))
+                if all((memory, number, seed) in done for number in numbers):
+                    continue
+                started = time.perf_counter()
+                read = judge_batch(
+                    pipeline, [pool[number] for number in numbers], seconds=seconds, seed=seed, first=first
+                )
+                spans = stretches(seconds, reference)
+                with record.open("a") as file:
+                    for number, seen in zip(numbers, read, strict=True):
+                        judged = [
+                            asdict(consistency(seen, reference=round(LATENT_FPS * reference), stretch=span))
+                            for span in spans
+                        ]
+                        row = {"memory": memory, "prompt": number, "seed": seed, "common": common, "stretches": judged}
+                        row["spans"] = [[span.start / LATENT_FPS, span.stop / LATENT_FPS] for span in spans]
+                        file.write(json.dumps(row) + "\n")
+                typer.echo(
+                    f"{memory}, seed {seed}: {len(numbers)} videos in {time.perf_counter() - started:.0f} s", err=True
+                )
+    rows = [row for row in collect_rows(record) if row["common"] == common]
+    title = f"{prompts} prompts x {seeds} seeds, {seconds:g} s, {steps} steps, compared with the first {reference:g} s"
+    typer.echo(report(rows, out, title))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,130 @@
+"""``llrag evaluate-encoder``: which keys find what matters, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from llrag_cli import console
+from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.places import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llrag_cli.training.quality import Quality
+    from llrag_cli.vae import TinyDecoder
+
+
+@dataclass(frozen=True)
+class EvaluateEncoderRequest:
+    """What was asked for on the command line."""
+
+    encoders: tuple[Path, ...]
+    latents: Path | None
+    out: Path | None
+    videos: int
+    seconds: float
+    count: int
+    vision: str | None
+    seed: int
+    as_json: bool
+
+
+def run(request: EvaluateEncoderRequest) -> None:
+    """Judge every descriptor on the same videos."""
+    if request.videos < 1 or request.count < 1 or not 10 <= request.seconds <= 3600:
+        raise UsageError(
+            f"{request.videos} videos of {request.seconds:g} s with {request.count} recalled cannot be judged",
+            hint="`--videos` and `--count` are at least 1, `--seconds` from 10 to 3600",
+        )
+    for path in request.encoders:
+        if not path.is_file():
+            raise UsageError(f"there is no file `{path}`", hint="`llrag train-encoder` makes one")
+    with console.working("loading"):
+        from llrag_cli.training.descriptors import encoder_descriptor, plain_descriptors, vision_descriptor
+        from llrag_cli.training.quality import Geometry, quality
+        from llrag_cli.weights import EMBEDDED_ENCODER
+
+        videos, labels = _videos(request)
+        shape = (videos[0].shape[1], videos[0].shape[2], videos[0].shape[3])
+        descriptors = plain_descriptors()
+        if request.vision is not None:
+            descriptors[Path(request.vision).name] = vision_descriptor(request.vision, _decoder(shape))
+        encoders = request.encoders or ((EMBEDDED_ENCODER,) if request.latents is None else ())
+        for path in encoders:
+            descriptors["embedded encoder" if path == EMBEDDED_ENCODER else str(path)] = encoder_descriptor(path, shape)
+    judged = {}
+    with console.counting("judging", total=len(descriptors)) as advance:
+        for name, describe in descriptors.items():
+            judged[name] = quality([describe(video) for video in videos], Geometry(count=request.count), labels)
+            advance(1, name)
+    frames = sum(len(video) for video in videos)
+    if not any(found.queries for found in judged.values()) and labels is not None:
+        raise UsageError("the videos are too short for anything to come back", hint="raise `--seconds`")
+    where = "the sprite world" if request.latents is None else str(request.latents)
+    title = f"{counted(len(videos), 'video')} of {where}, {counted(frames, 'latent frame')}"
+    if request.out is not None:
+        _write(request.out, title, judged, request.count)
+    if request.as_json:
+        console.result_json({name: asdict(found) for name, found in judged.items()})
+    else:
+        console.result_table(table(title, judged, request.count))
+
+
+def _videos(request: EvaluateEncoderRequest) -> tuple[list[Tensor], list[Tensor] | None]:
+    if request.latents is not None:
+        from llrag_cli.training.data import LatentPool
+
+        pool = LatentPool(request.latents)
+        return [pool.frames(video) for video in range(min(request.videos, len(pool)))], None
+    from llrag_cli.tiny.model import load_embedded
+    from llrag_cli.tiny.panorama import make_panorama
+
+    vae = load_embedded()[2]
+    made = [
+        make_panorama(vae, seconds=request.seconds, seed=request.videos * request.seed + number)
+        for number in range(request.videos)
+    ]
+    return [each.latents for each in made], [each.labels for each in made]
+
+
+def _decoder(shape: tuple[int, int, int]) -> TinyDecoder:
+    from llrag_cli.tiny.model import LATENT, load_embedded
+    from llrag_cli.vae import TinyDecoder
+
+    if shape != LATENT:
+        raise LlragError("only latents of the embedded model can be decoded here", hint="leave `--vision` out")
+    return TinyDecoder(load_embedded()[2])
+
+
+def table(title: str, judged: Mapping[str, Quality], count: int) -> Table:
+    """The results for people."""
+    rows = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    rows.add_column("keys")
+    for heading in (f"recall@{count}", "unguarded", "MRR", "cos 1 apart", "cos 8 apart", "near guard", "rank"):
+        rows.add_column(heading, justify="right")
+    for name, found in judged.items():
+        answers = [found.recall, found.unguarded_recall, found.reciprocal_rank]
+        cells = ["-" if value is None else f"{value:.3f}" for value in answers]
+        cells += [f"{found.similarity[lag]:.3f}" if lag in found.similarity else "-" for lag in (1, 8)]
+        rows.add_row(name, *cells, f"{100 * found.near_guard:.0f} %", f"{found.effective_rank:.1f}")
+    return rows
+
+
+def _write(folder: Path, title: str, judged: Mapping[str, Quality], count: int) -> None:
+    from llrag_cli.training.report import encoder_comparison
+
+    content = {"title": title, "count": count, "keys": {name: asdict(found) for name, found in judged.items()}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "encoders.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / "encoders.png").write_bytes(encoder_comparison(title, judged, count))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"`{folder}` cannot be written: {reason}", hint="choose another `--out`") from error
