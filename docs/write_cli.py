@@ -14,8 +14,11 @@ COMMANDS = (
     "presets show",
     "download weights",
     "download prompts",
-    "doctor",
+    "inspect",
     "collect",
+    "train-encoder",
+    "evaluate-encoder",
+    "doctor",
     "verify",
 )
 

@@ -105,7 +105,7 @@ def test_text_is_cleaned_as_the_original_does() -> None:
 
 def test_an_encoder_of_another_size_is_refused(weights: Path, tmp_path: Path) -> None:
     config = load_config(preset(tmp_path), method="retrieval", settings=["backbone.width=8"])
-    with pytest.raises(LlragError, match="was made for latents of 16x4x6, `.*` writes 16x4x8"):
+    with pytest.raises(LlragError, match=r"was made for latents of 16x4x6, `.*` writes 16x4x8"):
         Pipeline.load(config, device="cpu", weights=weights)
 
 

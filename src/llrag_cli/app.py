@@ -320,6 +320,20 @@ def evaluate_encoder(
 
 
 @app.command()
+def inspect(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `llrag generate` made")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for memory.png and memory.html; default: the run's own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a run recalled when: a map, thumbnails, and how it used its memory."""
+    from llrag_cli.commands.inspect import InspectRequest, run
+
+    run(InspectRequest(run=run_folder, out=out, as_json=as_json))
+
+
+@app.command()
 def doctor(
     seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for")] = 30.0,
     rag: Rag = True,

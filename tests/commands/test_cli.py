@@ -133,7 +133,11 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
         (("generate", "x", "--memory", "nearst"), "there is no memory policy `nearst`", "did you mean `nearest`?"),
         (("generate", "x", "--memory", "random", "--no-rag"), "`--memory` says what is recalled", "add `--rag`"),
-        (("generate", "x", "--encoder", "no.safetensors"), "there is no file `no.safetensors`", "`llrag train-encoder`"),
+        (
+            ("generate", "x", "--encoder", "no.safetensors"),
+            "there is no file `no.safetensors`",
+            "`llrag train-encoder`",
+        ),
         (("collect", "p.txt", "--out", "o", "--memory", "random"), "`--memory` says what is recalled", "add `--rag`"),
         (("presets", "show", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
         (("verify", "nowhere"), "there is no folder `nowhere`", "golden vectors"),

@@ -20,6 +20,9 @@ PAGES = {
     "llrag download prompts": ("download", "prompts"),
     "llrag doctor": ("doctor",),
     "llrag collect": ("collect",),
+    "llrag train-encoder": ("train-encoder",),
+    "llrag evaluate-encoder": ("evaluate-encoder",),
+    "llrag inspect": ("inspect",),
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llrag_cli.config import MemoryConfig
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.rollout import Block
 
@@ -68,6 +70,48 @@ class RunFolder:
                 f"`{self.memory}` could not be written: {(error.strerror or str(error)).lower()}",
                 hint="is the disk full, or the folder gone?",
             ) from error
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What one block recalled: its first latent frame, the frames it saw again, most similar first, and cosines."""
+
+    frame: int
+    recalled: tuple[int, ...]
+    similarities: tuple[float, ...]
+
+
+def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
+    """The record of a run and its memory log; a folder that holds none, or a damaged one, is an error.
+
+    A last line that was cut off when a run was killed is left out.
+    """
+    if not folder.path.is_dir():
+        raise UsageError(f"there is no run folder `{folder.path}`", hint="give the folder that `llrag generate` made")
+    for file in (folder.record, folder.memory):
+        if not file.is_file():
+            raise UsageError(
+                f"`{folder.path}` is no run folder: it has no {file.name}", hint="`llrag generate` makes one"
+            )
+    file = folder.record
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        MemoryConfig.model_validate(record["config"]["memory"])
+        for name, value in (("fps", record["fps"]), ("latent_frames", record["latent_frames"])):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}")
+        file = folder.memory
+        lines = file.read_text(encoding="utf-8").split("\n")
+        entries = [json.loads(line) for line in lines[:-1]]
+        blocks = [
+            Recalled(int(entry["frame"]), tuple(map(int, entry["recalled"])), tuple(map(float, entry["similarities"])))
+            for entry in entries
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LlragError(
+            f"`{file}` cannot be read: {str(error).splitlines()[0]}", hint="it is damaged, or not made by llrag"
+        ) from None
+    return record, blocks
 
 
 def unused_folder(parent: Path, name: str) -> Path:
