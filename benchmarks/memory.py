@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from llrag_cli import Pipeline, load_config
 from llrag_cli.config import TEMPORAL_RATIO
+from llrag_cli.metrics.ranks import interval
 from llrag_cli.tiny.consistency import consistency, looks
 from llrag_cli.tiny.world import caption, random_scene
 
@@ -84,28 +85,17 @@ def stretches(seconds: float, reference: float) -> list[range]:
     return [range(start, stop) for start, stop in itertools.pairwise(marks)]
 
 
-def interval(values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """The mean of values, nan left out, and its 95 % interval: a bootstrap over prompts."""
-    names = np.unique(clusters)
-    sums = np.array([np.nansum(values[clusters == name]) for name in names])
-    counts = np.array([np.sum(~np.isnan(values[clusters == name])) for name in names])
-    drawn = rng.integers(0, len(names), size=(4000, len(names)))
-    means = sums[drawn].sum(1) / np.maximum(1, counts[drawn].sum(1))
-    return float(np.nanmean(values)), *(float(edge) for edge in np.quantile(means, [0.025, 0.975]))
-
-
 def collect_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
     """Tables and a picture from the rows of all videos."""
-    rng = np.random.default_rng(0)
     memories = [memory for memory in MEMORIES if any(row["memory"] == memory for row in rows)]
     at = {(row["memory"], row["prompt"], row["seed"]): row for row in rows}
     addresses = sorted({(row["prompt"], row["seed"]) for row in rows})
     addresses = [address for address in addresses if all((memory, *address) in at for memory in memories)]
-    clusters = np.array([prompt for prompt, _ in addresses])
+    clusters = [prompt for prompt, _ in addresses]
     parts = len(rows[0]["stretches"])
 
     def values(memory: str, measure: str, part: int | None) -> np.ndarray:
@@ -121,7 +111,7 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
     numbers: dict[str, Any] = {"videos": len(addresses), "means": {}, "against native": {}, "against random": {}}
     lines += ["| memory | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
     for memory in memories:
-        found = {measure: interval(values(memory, measure, None), clusters, rng) for measure in MEASURES}
+        found = {measure: interval(values(memory, measure, None), clusters=clusters) for measure in MEASURES}
         numbers["means"][memory] = found
         lines.append(
             f"| {memory} | "
@@ -138,7 +128,7 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
             if memory == other:
                 continue
             found = {
-                measure: interval(values(memory, measure, None) - values(other, measure, None), clusters, rng)
+                measure: interval(values(memory, measure, None) - values(other, measure, None), clusters=clusters)
                 for measure in MEASURES
             }
             numbers[f"against {short}"][memory] = found
@@ -148,7 +138,7 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
     shown = ("color", "identity", "returns", "tint")
     for axes, measure in zip(figure.subplots(1, len(shown)), shown, strict=True):
         for memory in memories:
-            bands = [interval(values(memory, measure, part), clusters, rng) for part in range(parts)]
+            bands = [interval(values(memory, measure, part), clusters=clusters) for part in range(parts)]
             times = [sum(rows[0]["spans"][part]) / 2 for part in range(parts)]
             (line,) = axes.plot(times, [mean for mean, _, _ in bands], marker="o", ms=3, label=memory)
             if memory in ("native window", "nearest, encoder", "random"):

@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 download_app = typer.Typer(help="Fetch released weights or prompts.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
+bench_app = typer.Typer(help="Figures of videos: consistency, motion, drift.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
@@ -359,6 +361,26 @@ def verify(
     from llrag_cli.commands.verify import run
 
     run(folder, device=device, dtype=dtype, as_json=as_json)
+
+
+@bench_app.command("score")
+def bench_score(
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos")],
+    group_by: Annotated[
+        str | None, typer.Option(metavar="folder", help="Rank the folders that videos lie in against each other")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a file that is no video; else it is left out")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score any video: consistency, motion and drift, in one pass and flat memory.
+
+    Needs the extra `metrics`: pip install 'llrag[metrics]'.
+    """
+    from llrag_cli.commands.bench import ScoreRequest, score_videos
+
+    score_videos(ScoreRequest(videos=tuple(videos), group_by=group_by, strict=strict, as_json=as_json))
 
 
 @presets_app.callback()

@@ -6,6 +6,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -154,19 +155,51 @@ class VideoSink:
             return self._decoder.decode(latents).cpu()  # waits for this stream alone
 
 
-def read_frames(path: Path) -> Iterator[Tensor]:
-    """The frames [3, H, W] of a video file, in [0, 1], one after the other."""
+@dataclass(frozen=True)
+class OpenVideo:
+    """A video file being read: frames [3, H, W] in [0, 1], once, in order."""
+
+    fps: float
+    width: int
+    height: int
+    frames: Iterator[Tensor]
+
+
+def open_video(path: Path) -> OpenVideo:
+    """Open a video file; one that has no picture to show is an error, here or when it ends too soon."""
     import imageio_ffmpeg
 
     ffmpeg()
+    unreadable = LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?")
+    raw = imageio_ffmpeg.read_frames(str(path))
     try:
-        frames = imageio_ffmpeg.read_frames(str(path))
-        width, height = next(frames)["size"]
-    except (OSError, StopIteration) as error:
-        raise LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?") from error
-    for raw in frames:
-        image = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(height, width, 3)
-        yield image.permute(2, 0, 1).float() / 255
+        about = next(raw)
+        (width, height), fps = about["size"], float(about["fps"])
+    except (OSError, StopIteration, KeyError, RuntimeError) as error:
+        raise unreadable from error
+    if not (width > 0 and height > 0 and fps > 0):
+        raise unreadable
+
+    def frames() -> Iterator[Tensor]:
+        count = 0
+        try:
+            for bytes_ in raw:
+                image = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).view(height, width, 3)
+                count += 1
+                yield image.permute(2, 0, 1).float() / 255
+        except (OSError, RuntimeError) as error:
+            raise unreadable from error
+        finally:
+            raw.close()
+        if count == 0:
+            raise unreadable
+
+    return OpenVideo(fps, width, height, frames())
+
+
+def read_frames(path: Path) -> Iterator[Tensor]:
+    """The frames [3, H, W] of a video file, in [0, 1], one after the other."""
+    return open_video(path).frames
 
 
 def read_video(path: Path) -> Tensor:

@@ -1,0 +1,57 @@
+"""Figures of frames as they are, no model needed. Frames are [T, 3, H, W] in [0, 1]; results in 0..255 say so."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BINS = 8  # of each colour in a joint histogram
+
+
+def flicker(frames: Tensor) -> float | None:
+    """VBench's temporal flickering: 1 - the mean absolute difference of adjacent frames; None for one frame."""
+    return float(1 - (frames[1:] - frames[:-1]).abs().mean()) if len(frames) > 1 else None
+
+
+def chroma_noise(frames: Tensor, *, sigma: float = 2.0) -> float:
+    """RMS of what a Gaussian of ``sigma`` pixels takes away from Cb and Cr (BT.601), in 0..255.
+
+    Grows as colours break up, which is the first sign of drift in autoregressive video.
+    """
+    red, green, blue = frames.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = torch.stack(((blue - luma) / 1.772, (red - luma) / 1.402), dim=1)  # [T, 2, H, W]
+    return float(255 * (chroma - blurred(chroma, sigma)).square().mean().sqrt())
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images [T, C, H, W] under a Gaussian, edges repeated."""
+    reach = min(round(4 * sigma), min(images.shape[2:]) - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(images)
+    flat = images.flatten(0, 1)[:, None]
+    padded = F.pad(flat, (reach,) * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel[None, None, None])
+    return F.conv2d(rows, kernel[None, None, :, None])[:, 0].view_as(images)
+
+
+def colorfulness(frames: Tensor) -> float:
+    """Hasler and Suesstrunk (2003), the mean over frames, on the scale of 0..255: 0 is gray, 60 and more is vivid."""
+    red, green, blue = (255 * frames).unbind(1)
+    opponents = torch.stack((red - green, (red + green) / 2 - blue), dim=1).flatten(2)  # [T, 2, H*W]
+    spread = opponents.std(dim=2, correction=0).norm(dim=1)
+    return float((spread + 0.3 * opponents.mean(dim=2).norm(dim=1)).mean())
+
+
+def histogram(frames: Tensor) -> Tensor:
+    """The joint histogram of RGB over all pixels, 8 bins a colour: [512], sum 1."""
+    bins = (frames * BINS).long().clamp(0, BINS - 1)
+    red, green, blue = bins.unbind(1)
+    counts = torch.bincount((red * BINS * BINS + green * BINS + blue).flatten(), minlength=BINS**3)
+    return counts / counts.sum()
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """What two histograms share, in 0..1."""
+    return float(torch.minimum(one, other).sum())
