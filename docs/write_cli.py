@@ -15,6 +15,8 @@ COMMANDS = (
     "download weights",
     "download prompts",
     "inspect",
+    "bench",
+    "bench score",
     "collect",
     "train-encoder",
     "evaluate-encoder",

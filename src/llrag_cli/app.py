@@ -20,8 +20,9 @@ app = typer.Typer(
 )
 download_app = typer.Typer(help="Fetch released weights or prompts.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
-bench_app = typer.Typer(help="Figures of videos: consistency, motion, drift.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
+bench_app = typer.Typer(invoke_without_command=True)
+app.add_typer(bench_app, name="bench", help="Compare memories on the same prompts and seeds; also `benchmark`.")
+app.add_typer(bench_app, name="benchmark", hidden=True)
 presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
@@ -295,7 +296,7 @@ def evaluate_encoder(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for table and picture")] = None,
     videos: Annotated[int, typer.Option(help="Videos to judge on")] = 24,
-    seconds: Annotated[float, typer.Option(help="Length of each, in the sprite world")] = 90.0,
+    seconds: Annotated[float, typer.Option(help="Length of each, in the sprite world")] = 160.0,
     count: Annotated[int, typer.Option(help="K: frames recalled for each query")] = 6,
     vision: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Also compare a vision model of transformers, by name or folder")
@@ -361,6 +362,55 @@ def verify(
     from llrag_cli.commands.verify import run
 
     run(folder, device=device, dtype=dtype, as_json=as_json)
+
+
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Backbone to compare on; repeatable; default: tiny")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="native, retrieval, or a policy of --memory; repeatable; the first is compared with"),
+    ] = None,
+    horizon: Annotated[list[float] | None, typer.Option(help="Seconds; repeatable; default: 30")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line; tiny has its own")] = None,
+    count: Annotated[int | None, typer.Option(help="Prompts to draw; default: all of the file, or 8")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds for each prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed, also of the draw")] = 0,
+    settings: Set = None,
+    out: Annotated[Path, typer.Option(help="Folder; begun again, it goes on where it stopped")] = Path("bench"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare memories: the same prompts and seeds under each, made, scored, compared in pairs.
+
+    Writes results.json, results.csv and report.html into the folder. Needs the extra `metrics`.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from llrag_cli.commands.bench import BenchRequest, run
+
+    run(
+        BenchRequest(
+            backbones=tuple(backbone or ()),
+            methods=tuple(method or ()),
+            horizons=tuple(horizon or ()),
+            prompts=prompts,
+            count=count,
+            seeds=seeds,
+            seed=seed,
+            settings=tuple(settings or ()),
+            out=out,
+            dry_run=dry_run,
+            device=device,
+            dtype=dtype,
+            as_json=as_json,
+        )
+    )
 
 
 @bench_app.command("score")

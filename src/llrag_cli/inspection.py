@@ -78,13 +78,13 @@ def moments(blocks: Sequence[Recalled], count: int = 6) -> list[Recalled]:
     return [recalling[(place + 1) * len(recalling) // count - 1] for place in range(count)]
 
 
-def thumbnails(video: Path, frames: set[int]) -> dict[int, Tensor]:
+def thumbnails(video: Path, frames: set[int], *, side: int = THUMBNAIL) -> dict[int, Tensor]:
     """Small pictures [h, w, 3] in [0, 1] of latent frames, each by its last video frame; those the file has."""
     wanted = {TEMPORAL_RATIO * frame: frame for frame in frames}
     found: dict[int, Tensor] = {}
     for number, image in enumerate(read_frames(video)):
         if number in wanted:
-            scale = max(1, max(image.shape[1:]) // THUMBNAIL)
+            scale = max(1, max(image.shape[1:]) // side)
             found[wanted[number]] = torch.nn.functional.avg_pool2d(image[None], scale)[0].permute(1, 2, 0)
         if len(found) == len(wanted):
             break

@@ -23,6 +23,8 @@ PAGES = {
     "llrag train-encoder": ("train-encoder",),
     "llrag evaluate-encoder": ("evaluate-encoder",),
     "llrag inspect": ("inspect",),
+    "llrag bench": ("bench",),
+    "llrag bench score": ("bench", "score"),
 }
 
 

@@ -12,7 +12,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from conftest import Llrag
 from llrag_cli.tiny.model import load_embedded
-from llrag_cli.tiny.panorama import OBJECTS, make_panorama
+from llrag_cli.tiny.panorama import WORLDS, World, make_panorama
 from llrag_cli.training.descriptors import random_projection, vision_descriptor
 from llrag_cli.training.quality import Geometry, quality
 from llrag_cli.vae import TinyDecoder
@@ -47,12 +47,13 @@ def test_without_labels_nothing_is_claimed() -> None:
     assert found.queries == 0
 
 
-def test_a_panorama_knows_what_it_shows() -> None:
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_panorama_knows_what_it_shows(world: World) -> None:
     vae = load_embedded()[2]
-    first, again = (make_panorama(vae, seconds=12, seed=5) for _ in range(2))
+    first, again = (make_panorama(vae, world, seconds=12, seed=5) for _ in range(2))
     assert torch.equal(first.latents, again.latents) and torch.equal(first.labels, again.labels)
     assert first.latents.shape[1:] == (8, 8, 8) and len(first.latents) == len(first.labels) == 25
-    assert set(first.labels.tolist()) <= set(range(-1, OBJECTS))
+    assert set(first.labels.tolist()) <= set(range(-1, 8))
 
 
 def test_projection_keeps_cosines() -> None:
@@ -68,7 +69,7 @@ def test_a_vision_model_sees_decoded_frames(tmp_path: Path) -> None:
     sizes = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
     Dinov2Model(sizes).save_pretrained(tmp_path / "dino")
     vae = load_embedded()[2]
-    latents = make_panorama(vae, seconds=12, seed=1).latents
+    latents = make_panorama(vae, "shapes", seconds=12, seed=1).latents
     keys = vision_descriptor(str(tmp_path / "dino"), TinyDecoder(vae))(latents)
     assert keys.shape == (len(latents), 32)
     assert not torch.allclose(keys[0], keys[-1])
@@ -78,17 +79,19 @@ def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> N
     done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "40", "--out", "report", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert list(told) == ["average pooling", "random projection", "embedded encoder"]
-    assert all(0 < found["recall"] <= 1 and found["queries"] > 5 for found in told.values())
+    assert list(told) == [f"sprite world, objects differ in {world}: 2 videos of 40 s" for world in WORLDS]
+    for table in told.values():
+        assert list(table) == ["average pooling", "random projection", "embedded encoder"]
+        assert all(0 < found["recall"] <= 1 and found["queries"] > 5 for found in table.values())
     assert (tmp_path / "report/encoders.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "report/encoders.json").read_text())["keys"] == told
+    assert json.loads((tmp_path / "report/encoders.json").read_text()) == told
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nothing.safetensors"], "there is no file `nothing.safetensors`"),
-        (["--videos", "0"], "0 videos of 90 s with 6 recalled cannot be judged"),
+        (["--videos", "0"], "0 videos of 160 s with 6 recalled cannot be judged"),
         (["--latents", "nowhere"], "there are no latents in `nowhere`"),
         (["--vision", "no/such-model", "--videos", "1", "--seconds", "10"], "there is no vision model `no/such-model`"),
     ],

@@ -1,4 +1,4 @@
-"""``llrag bench``: figures of videos, ours or not."""
+"""``llrag bench``: memories compared on the same prompts and seeds; ``bench score``: figures of any video."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from rich.table import Table
 
 from llrag_cli import console
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.places import counted
+from llrag_cli.files.places import counted, human
+from llrag_cli.files.prompts import read_prompt_file
 
 if TYPE_CHECKING:
-    from llrag_cli.metrics.score import Scores
+    from llrag_cli.bench.grid import Cell, Grid
+    from llrag_cli.bench.run import Bench
+    from llrag_cli.metrics.score import BackEnd, Scores
 
+DEFAULT_PROMPTS = 8  # of the embedded model
 COLUMNS = {  # field of Scores, heading
     "consistency_within": "within",
     "consistency_across": "across",
@@ -38,6 +42,25 @@ UNAVAILABLE = {  # VBench-Long's dimensions that no package with weights measure
 
 
 @dataclass(frozen=True)
+class BenchRequest:
+    """What was asked for on the command line."""
+
+    backbones: tuple[str, ...]
+    methods: tuple[str, ...]
+    horizons: tuple[float, ...]
+    prompts: Path | None
+    count: int | None
+    seeds: int
+    seed: int
+    settings: tuple[str, ...]
+    out: Path
+    dry_run: bool
+    device: str
+    dtype: str
+    as_json: bool
+
+
+@dataclass(frozen=True)
 class ScoreRequest:
     """What was asked for on the command line."""
 
@@ -47,21 +70,174 @@ class ScoreRequest:
     as_json: bool
 
 
+def run(request: BenchRequest) -> None:
+    """Make what is missing of a grid, score what is there, and say what comes of it."""
+    grid = _grid(request)
+    with console.working("loading"):
+        back_end = _back_end()
+        from llrag_cli.bench.report import write_report
+        from llrag_cli.bench.results import FIGURES, compare, verdict
+        from llrag_cli.bench.run import Bench
+
+        bench = Bench(request.out, grid, settings=request.settings)
+        cells, missing = list(grid.cells()), bench.missing()
+    console.note(
+        f"{counted(len(cells), 'video')} of {grid.seconds:g} s: {len(missing)} to make, {len(cells) - len(missing)} "
+        f"here; in {request.out}"
+    )
+    if request.dry_run:
+        _plan(request, bench, missing)
+        return
+    blocks = {
+        cell: (config := bench.config(cell)).latent_frames(grid.seconds) // config.backbone.frames_per_block
+        for cell in missing
+    }
+    with console.counting("making", total=sum(blocks.values())) as advance:
+        for _ in bench.make(
+            request.device,
+            request.dtype,
+            lambda cell, done: advance(1, f"{cell.backbone} {cell.method} {cell.number}, block {done}/{blocks[cell]}"),
+        ):
+            pass
+    scored = []
+    with console.counting("scoring", total=len(cells)) as advance:
+        for cell in cells:
+            scored += bench.scores(cell, back_end)
+            advance(1, f"{cell.backbone} {cell.method} {cell.number}")
+    baseline = grid.methods[0]
+    results = compare(scored, baseline=baseline)
+    files = write_report(request.out, grid, results, scored, back_end=back_end.name, baseline=baseline)
+    if request.as_json:
+        console.result_json({"schema": 1, "back_end": back_end.name, "baseline": baseline, "results": results})
+        return
+    for result in results:
+        table = Table(
+            title=f"{result['backbone']}, {result['seconds']:g} s, {counted(result['prompts'], 'prompt')}, "
+            f"{result['videos']} videos of each method",
+            title_justify="left",
+            title_style="",
+            box=None,
+            pad_edge=False,
+        )
+        table.add_column("figure")
+        for method in result["methods"]:
+            table.add_column(method, justify="right")
+            if "differences" in result["methods"][method]:
+                table.add_column(f"minus {baseline}", justify="right")
+                table.add_column("wins", justify="right")
+        for figure in FIGURES:
+            row = [figure.heading + (" (ranked)" if figure.name in result["ranked_by"] else "")]
+            for entry in result["methods"].values():
+                row.append(_cell(entry["means"].get(figure.name)))
+                if "differences" in entry:
+                    found = entry["differences"].get(figure.name)
+                    row += ["-", "-"] if found is None else [_interval(found), f"{100 * found['wins']:.0f} %"]
+            if any(cell != "-" for cell in row[1:]):
+                table.add_row(*row)
+        row = ["average rank"]
+        for entry in result["methods"].values():
+            row.append(_cell(entry["average_rank"]))
+            row += ["", ""] if "differences" in entry else []
+        table.add_row(*row)
+        console.result_table(table)
+        if result["not_ranked"]:
+            console.result(f"not ranked: {result['not_ranked']}")
+        console.result(verdict(result, baseline=baseline) + "\n")
+    for file in files:
+        console.result(str(file))
+
+
+def _grid(request: BenchRequest) -> Grid:
+    """The grid asked for; every wrong name is told before anything is loaded."""
+    from llrag_cli.bench.grid import Grid, method_config, subset
+
+    backbones, methods = request.backbones or ("tiny",), request.methods or ("native", "retrieval")
+    for backbone in backbones:
+        for method in methods:
+            method_config(backbone, method, request.settings)
+    horizons = tuple(sorted(set(request.horizons or (30.0,))))
+    if not all(0 < horizon < float("inf") for horizon in horizons):
+        raise UsageError("a horizon is not more than 0 seconds", hint="for example `--horizon 30 --horizon 60`")
+    if request.seeds < 1 or (request.count is not None and request.count < 1):
+        raise UsageError("a grid needs a prompt and a seed", hint="`--seeds` and `--count` are at least 1")
+    if request.prompts is not None:
+        prompts = subset(read_prompt_file(request.prompts), count=request.count, seed=request.seed)
+    elif set(backbones) == {"tiny"}:
+        from llrag_cli.tiny.evaluate import drawn_scenes
+        from llrag_cli.tiny.world import prompt
+
+        drawn = [prompt(scene) for scene in drawn_scenes(request.count or DEFAULT_PROMPTS, seed=request.seed)]
+        prompts = tuple(enumerate(drawn, start=1))
+    else:
+        raise UsageError(
+            "the real backbones need prompts",
+            hint="`--prompts FILE`; `llrag download prompts` fetches the 128 of MovieGenBench",
+        )
+    seeds = tuple(range(request.seed, request.seed + request.seeds))
+    return Grid(tuple(backbones), tuple(methods), horizons, prompts, seeds)
+
+
+def _plan(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:
+    """What would be made, and about how long that takes and how much it fills, as far as finished videos tell."""
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for cell in bench.grid.cells():
+        found = bench.measured(cell)
+        if found is not None:
+            rates.setdefault(cell.backbone, []).append(found)
+    rows = []
+    for backbone in bench.grid.backbones:
+        videos = sum(cell.backbone == backbone for cell in missing)
+        known = rates.get(backbone)
+        seconds = videos * bench.grid.seconds
+        rows.append(
+            {
+                "backbone": backbone,
+                "videos": videos,
+                "seconds_of_video": seconds,
+                "seconds_of_work": None if not known else round(seconds * sum(r[0] for r in known) / len(known), 1),
+                "bytes": None if not known else round(seconds * sum(r[1] for r in known) / len(known)),
+            }
+        )
+    if request.as_json:
+        console.result_json(rows)
+        return
+    table = Table("backbone", "videos", "of video", "work", "disk", box=None, pad_edge=False)
+    for row in rows:
+        work, size = row["seconds_of_work"], row["bytes"]
+        table.add_row(
+            str(row["backbone"]),
+            str(row["videos"]),
+            f"{row['seconds_of_video']:.0f} s",
+            "known after the first video" if work is None else f"{float(str(work)) / 60:.1f} min",
+            "known after the first video" if size is None else human(int(str(size))),
+        )
+    console.result_table(table)
+
+
+def _back_end() -> BackEnd:
+    try:
+        from llrag_cli.metrics.score import offline
+
+        return offline()
+    except ImportError as error:
+        raise LlragError(
+            f"what metrics need is not installed: no module `{error.name}`", hint="`pip install 'llrag[metrics]'`"
+        ) from None
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
 def score_videos(request: ScoreRequest) -> None:
     """Score videos, one pass each, and print a table; ranks of groups, where asked for."""
     paths = _find(request.videos)
     if request.group_by not in (None, "folder"):
         raise UsageError(f"videos cannot be grouped by `{request.group_by}`", hint="`--group-by folder`")
     with console.working("loading"):
-        try:
-            from llrag_cli.metrics.score import offline, score
-
-            back_end = offline()
-        except ImportError as error:
-            raise LlragError(
-                f"what metrics need is not installed: no module `{error.name}`", hint="`pip install 'llrag[metrics]'`"
-            ) from None
+        back_end = _back_end()
         from llrag_cli.files.video import open_video
+        from llrag_cli.metrics.score import score
     rows: list[tuple[Path, dict[str, Any], Scores]] = []
     with console.counting("scoring", total=len(paths)) as advance:
         for path in paths:

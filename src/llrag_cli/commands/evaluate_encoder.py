@@ -51,47 +51,64 @@ def run(request: EvaluateEncoderRequest) -> None:
         from llrag_cli.training.quality import Geometry, quality
         from llrag_cli.weights import EMBEDDED_ENCODER
 
-        videos, labels = _videos(request)
-        shape = (videos[0].shape[1], videos[0].shape[2], videos[0].shape[3])
+        sets = _sets(request)
+        first = next(iter(sets.values())).videos[0]
+        shape = (first.shape[1], first.shape[2], first.shape[3])
         descriptors = plain_descriptors()
         if request.vision is not None:
             descriptors[Path(request.vision).name] = vision_descriptor(request.vision, _decoder(shape))
         encoders = request.encoders or ((EMBEDDED_ENCODER,) if request.latents is None else ())
         for path in encoders:
             descriptors["embedded encoder" if path == EMBEDDED_ENCODER else str(path)] = encoder_descriptor(path, shape)
-    judged = {}
-    with console.counting("judging", total=len(descriptors)) as advance:
-        for name, describe in descriptors.items():
-            judged[name] = quality([describe(video) for video in videos], Geometry(count=request.count), labels)
-            advance(1, name)
-    frames = sum(len(video) for video in videos)
-    if not any(found.queries for found in judged.values()) and labels is not None:
+    judged: dict[str, dict[str, Quality]] = {title: {} for title in sets}
+    with console.counting("judging", total=len(descriptors) * len(sets)) as advance:
+        for title, each in sets.items():
+            for name, describe in descriptors.items():
+                keys = [describe(video) for video in each.videos]
+                judged[title][name] = quality(keys, Geometry(count=request.count), each.labels)
+                advance(1, name)
+    if request.latents is None and not all(found.queries for table in judged.values() for found in table.values()):
         raise UsageError("the videos are too short for anything to come back", hint="raise `--seconds`")
-    where = "the sprite world" if request.latents is None else str(request.latents)
-    title = f"{counted(len(videos), 'video')} of {where}, {counted(frames, 'latent frame')}"
     if request.out is not None:
-        _write(request.out, title, judged, request.count)
+        _write(request.out, judged, request.count)
     if request.as_json:
-        console.result_json({name: asdict(found) for name, found in judged.items()})
-    else:
-        console.result_table(table(title, judged, request.count))
+        told = {title: {name: asdict(found) for name, found in table.items()} for title, table in judged.items()}
+        console.result_json(told)
+        return
+    for title, table_ in judged.items():
+        console.result_table(table(title, table_, request.count))
+        console.result("")
 
 
-def _videos(request: EvaluateEncoderRequest) -> tuple[list[Tensor], list[Tensor] | None]:
+@dataclass(frozen=True)
+class _Set:
+    """Videos to judge on, and what each of their frames shows, where that is known."""
+
+    videos: list[Tensor]
+    labels: list[Tensor] | None
+
+
+def _sets(request: EvaluateEncoderRequest) -> dict[str, _Set]:
+    """What to judge on, by title."""
     if request.latents is not None:
         from llrag_cli.training.data import LatentPool
 
         pool = LatentPool(request.latents)
-        return [pool.frames(video) for video in range(min(request.videos, len(pool)))], None
+        videos = [pool.frames(video) for video in range(min(request.videos, len(pool)))]
+        return {f"{counted(len(videos), 'video')} of {request.latents}": _Set(videos, None)}
     from llrag_cli.tiny.model import load_embedded
-    from llrag_cli.tiny.panorama import make_panorama
+    from llrag_cli.tiny.panorama import WORLDS, make_panorama
 
     vae = load_embedded()[2]
-    made = [
-        make_panorama(vae, seconds=request.seconds, seed=request.videos * request.seed + number)
-        for number in range(request.videos)
-    ]
-    return [each.latents for each in made], [each.labels for each in made]
+    sets = {}
+    for world in WORLDS:
+        made = [
+            make_panorama(vae, world, seconds=request.seconds, seed=request.videos * request.seed + number)
+            for number in range(request.videos)
+        ]
+        title = f"sprite world, objects differ in {world}: {counted(len(made), 'video')} of {request.seconds:g} s"
+        sets[title] = _Set([each.latents for each in made], [each.labels for each in made])
+    return sets
 
 
 def _decoder(shape: tuple[int, int, int]) -> TinyDecoder:
@@ -117,14 +134,14 @@ def table(title: str, judged: Mapping[str, Quality], count: int) -> Table:
     return rows
 
 
-def _write(folder: Path, title: str, judged: Mapping[str, Quality], count: int) -> None:
+def _write(folder: Path, judged: Mapping[str, Mapping[str, Quality]], count: int) -> None:
     from llrag_cli.training.report import encoder_comparison
 
-    content = {"title": title, "count": count, "keys": {name: asdict(found) for name, found in judged.items()}}
+    content = {title: {name: asdict(found) for name, found in table.items()} for title, table in judged.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "encoders.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / "encoders.png").write_bytes(encoder_comparison(title, judged, count))
+        (folder / "encoders.png").write_bytes(encoder_comparison(judged, count))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"`{folder}` cannot be written: {reason}", hint="choose another `--out`") from error

@@ -162,7 +162,11 @@ class OpenVideo:
     fps: float
     width: int
     height: int
-    frames: Iterator[Tensor]
+    frames: Generator[Tensor, None, None]
+
+    def close(self) -> None:
+        """Stop reading before the end."""
+        self.frames.close()
 
 
 def open_video(path: Path) -> OpenVideo:
@@ -180,7 +184,7 @@ def open_video(path: Path) -> OpenVideo:
     if not (width > 0 and height > 0 and fps > 0):
         raise unreadable
 
-    def frames() -> Iterator[Tensor]:
+    def frames() -> Generator[Tensor, None, None]:
         count = 0
         try:
             for bytes_ in raw:

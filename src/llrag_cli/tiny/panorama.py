@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ from llrag_cli.tiny.world import (
     render,
 )
 
-OBJECTS, SPACING = 8, 80  # pixels between objects; a frame shows 64
+World = Literal["colours", "shapes"]
+WORLDS: tuple[World, ...] = get_args(World)
+SPACING = 80  # pixels between objects; a frame shows 64
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,26 @@ class Panorama:
     labels: Tensor
 
 
-def long_scene(rng: random.Random) -> Scene:
-    """Eight different objects round a wall of 640 pixels, in few colours: what tells most of them apart is shape."""
-    wall = rng.choice(tuple(WALL_COLORS))
-    colors = rng.sample([color for color in OBJECT_COLORS if color != wall], 3)
-    kinds = [Sprite(color, shape, size) for color in colors for shape in SHAPES for size in SIZES]
-    return Scene(tuple(rng.sample(kinds, OBJECTS)), wall, rng.choice(PATTERNS), "pan", OBJECTS * SPACING)
+def long_scene(world: World, rng: random.Random) -> Scene:
+    """Objects round a wall that closes on itself.
+
+    ``colours``: eight of three colours, four shapes and two sizes, and a brightness that tells places apart.
+    ``shapes``: four of one colour and size on an even wall; only their shapes differ, as faces do.
+    """
+    wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
+    colors = rng.sample([color for color in OBJECT_COLORS if color != wall], 3 if world == "colours" else 1)
+    sizes = tuple(SIZES) if world == "colours" else ("large",)
+    kinds = [Sprite(color, shape, size) for color in colors for shape in SHAPES for size in sizes]
+    count = min(8, len(kinds))
+    shaded = world == "colours"
+    return Scene(tuple(rng.sample(kinds, count)), wall, pattern, "pan", count * SPACING, shaded=shaded)
 
 
 @torch.no_grad()
-def make_panorama(vae: TinyVAE, *, seconds: float, seed: int) -> Panorama:
+def make_panorama(vae: TinyVAE, world: World, *, seconds: float, seed: int) -> Panorama:
     """A camera over a long scene, with pauses and turns for half of the seeds; the same seed, the same video."""
-    rng = random.Random(f"panorama {seed}")
-    scene = long_scene(rng)
+    rng = random.Random(f"{world} {seed}")
+    scene = long_scene(world, rng)
     frames = 1 + math.ceil(seconds * FPS / TIME)
     track = move(scene, video_frames(frames), rng)
     video, _ = render(scene, track)

@@ -63,13 +63,15 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video shows. ``lap`` is the circumference of the panorama in pixels (pan only)."""
+    """What a video shows. ``lap`` is the circumference of the panorama in pixels, ``shaded`` whether its brightness
+    tells places apart (pan only)."""
 
     sprites: tuple[Sprite, ...]
     wall: str
     pattern: str
     motion: Motion
     lap: int = 160
+    shaded: bool = True
 
 
 def held_out(sprite: Sprite, wall: str) -> bool:
@@ -270,7 +272,7 @@ def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
         ink = (4.0 - (dx.square() + dy.square()).sqrt()).clamp(-1, 1)
     else:
         ink = torch.zeros_like(y)
-    place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" else 0.0
+    place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" and scene.shaded else 0.0
     light = 1.0 + 0.18 * ink + place  # [T, H, W]; the panorama's brightness tells places apart
     return (base * light[:, None]).clamp(0, 1)
 

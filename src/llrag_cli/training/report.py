@@ -60,28 +60,30 @@ def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> b
     return file.getvalue()
 
 
-def encoder_comparison(title: str, judged: Mapping[str, Quality], count: int) -> bytes:
-    """A PNG: similarity by lag of each kind of key, and how much of what is recalled shows the right object."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    answered = [name for name, found in judged.items() if found.recall is not None]
-    lags, *more = figure.subplots(1, 2 if answered else 1, squeeze=False)[0]
-    for name, found in judged.items():
-        lags.plot(list(found.similarity), list(found.similarity.values()), marker="o", ms=3, label=name)
-    lags.set(title="Cosine of keys by distance", xlabel="latent frames apart", ylim=(None, 1.02))
-    lags.set_xscale("log", base=2)
-    lags.legend(frameon=False)
-    for axes in more:
-        places = range(len(answered))
-        guarded = [judged[name].recall or 0.0 for name in answered]
-        free = [judged[name].unguarded_recall or 0.0 for name in answered]
-        axes.bar([place - 0.2 for place in places], guarded, 0.4, label="candidates as in a rollout", color="#3b6fd4")
-        axes.bar([place + 0.2 for place in places], free, 0.4, label="every past frame a candidate", color="#d4583b")
-        axes.set_xticks(list(places), [Path(name).stem for name in answered], rotation=15, ha="right")
-        axes.set(title=f"recall@{count} of the same object, not adjacent", ylim=(0, 1))
-        axes.legend(frameon=False)
-    for axes in (lags, *more):
-        axes.spines[["top", "right"]].set_visible(False)
+def encoder_comparison(judged: Mapping[str, Mapping[str, Quality]], count: int) -> bytes:
+    """A PNG, one row for each set of videos: similarity by lag of each kind of key, and how much it finds again."""
+    figure = Figure(figsize=(11, 3.9 * len(judged)), layout="constrained")
+    for row, (title, table) in zip(figure.subfigures(len(judged), 1, squeeze=False)[:, 0], judged.items(), strict=True):
+        row.suptitle(title, fontsize=10)
+        answered = [name for name, found in table.items() if found.recall is not None]
+        lags, *more = row.subplots(1, 2 if answered else 1, squeeze=False)[0]
+        for name, found in table.items():
+            label = Path(name).stem
+            lags.plot(list(found.similarity), list(found.similarity.values()), marker="o", ms=3, label=label)
+        lags.set(title="Cosine of keys by distance", xlabel="latent frames apart", ylim=(None, 1.02))
+        lags.set_xscale("log", base=2)
+        lags.legend(frameon=False, fontsize=8)
+        for axes in more:
+            places = range(len(answered))
+            guarded = [table[name].recall or 0.0 for name in answered]
+            free = [table[name].unguarded_recall or 0.0 for name in answered]
+            axes.bar([place - 0.2 for place in places], guarded, 0.4, label="candidates of a rollout", color="#3b6fd4")
+            axes.bar([place + 0.2 for place in places], free, 0.4, label="all past frames", color="#d4583b")
+            axes.set_xticks(list(places), [Path(name).stem for name in answered], rotation=15, ha="right")
+            axes.set(title=f"recall@{count}: same object, not adjacent", ylim=(0, 1))
+            axes.legend(frameon=False, fontsize=8)
+        for axes in (lags, *more):
+            axes.spines[["top", "right"]].set_visible(False)
     file = BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

@@ -1,0 +1,1 @@
+"""The benchmark: the same prompts and seeds under several memories, made, scored and compared in pairs."""
