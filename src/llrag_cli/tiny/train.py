@@ -1,11 +1,13 @@
 """Train the embedded model from nothing, stage by stage: ``python -m llrag_cli.tiny.train STAGE --out DIR``.
 
 The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
-folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships.
+folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool for
+``llrag collect`` and ``llrag train-encoder``, which make the encoder that it ships too.
 """
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +66,17 @@ def backbone(
 
     data = load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
     train_backbone(*data, out / "backbone.safetensors", steps=steps, batch=batch, seed=seed, resume=resume)
+
+
+@app.command()
+def prompts(out: Out, count: Annotated[int, typer.Option(min=2, help="Prompts")] = 192, seed: Seed = 0) -> None:
+    """Write a pool of captions, some of which leave things out, to collect latents for the retrieval encoder."""
+    from llrag_cli.tiny.world import caption, random_scene
+
+    out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    lines = [caption(random_scene(rng), rng, keep=rng.choice((0.5, 1.0))) for _ in range(count)]
+    (out / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
