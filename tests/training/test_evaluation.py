@@ -76,10 +76,10 @@ def test_a_vision_model_sees_decoded_frames(tmp_path: Path) -> None:
 
 
 def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> None:
-    done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "40", "--out", "report", "--json")
+    done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "80", "--out", "report", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert list(told) == [f"sprite world, objects differ in {world}: 2 videos of 40 s" for world in WORLDS]
+    assert list(told) == [f"sprite world, objects differ in {world}: 2 videos of 80 s" for world in WORLDS]
     for table in told.values():
         assert list(table) == ["average pooling", "random projection", "embedded encoder"]
         assert all(0 < found["recall"] <= 1 and found["queries"] > 5 for found in table.values())
