@@ -170,7 +170,7 @@ def test_a_sure_gain_is_said_and_chance_is_not() -> None:
     assert result["methods"]["a"]["differences"]["first_to_last"]["wins"] == 1
     assert result["methods"]["b"]["differences"]["first_to_last"]["wins"] == 0.5
     said = verdict(result, baseline="native")
-    assert "a is better in first to last +0.100" in said
+    assert "a is better in first to last +0.1000" in said
     assert "b cannot be told from native" in said
     assert {entry["average_rank"] for entry in result["methods"].values()} == {2}
 
@@ -182,6 +182,11 @@ def test_less_is_better_where_it_is() -> None:
     (result,) = compare(both, baseline="native")
     assert "worse in chroma noise +0.5" in verdict(result, baseline="native")
     assert result["methods"]["a"]["differences"]["chroma_noise_growth"]["wins"] == 0
+
+
+def test_too_few_prompts_are_too_few() -> None:
+    (result,) = compare(scored("native", [0.1, 0.2]) + scored("a", [0.5, 0.6]), baseline="native")
+    assert verdict(result, baseline="native").endswith("fewer than 5 prompts, too few to be sure of anything")
 
 
 def test_only_what_every_method_has_is_compared() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llrag_cli.bench.grid import Cell, Grid
-from llrag_cli.bench.results import FIGURES, as_csv, verdict
+from llrag_cli.bench.results import FEWEST_PROMPTS, FIGURES, as_csv, verdict
 from llrag_cli.bench.run import Scored
 from llrag_cli.errors import LlragError
 from llrag_cli.files.run import RunFolder, read_run
@@ -104,6 +104,7 @@ def report(
         "summary": f"{len(grid.prompts)} prompts x {len(grid.seeds)} seeds, {', '.join(grid.methods)}; {back_end}",
         "verdicts": [verdict(dict(result), baseline=baseline) for result in results],
         "baseline": baseline,
+        "fewest": FEWEST_PROMPTS,
         "results": results,
         "figures": [{"name": f.name, "heading": f.heading, "better": f.better} for f in FIGURES],
         "plots": plots(longest, records),

@@ -40,6 +40,7 @@ FIGURES = (
     Figure("sprite_returns", "returns right", "more"),
     Figure("sprite_tint", "wall drift", "less"),
 )
+FEWEST_PROMPTS = 5  # below this a bootstrap over prompts is sure of everything
 Pair = tuple[int, int]  # prompt number and seed
 Column = list["float | None"]  # a figure of one method's videos, in order of pairs
 
@@ -112,6 +113,8 @@ def _ranks(means: Mapping[str, Mapping[str, float | None]]) -> tuple[dict[str, f
 def verdict(result: dict[str, Any], *, baseline: str) -> str:
     """One entry of ``compare`` in a sentence or two."""
     where = f"{result['backbone']}, {result['seconds']:g} s, {result['videos']} videos of each method"
+    if result["prompts"] < FEWEST_PROMPTS:
+        return f"{where}: fewer than {FEWEST_PROMPTS} prompts, too few to be sure of anything"
     said = []
     for method, entry in result["methods"].items():
         if "differences" not in entry:
@@ -122,7 +125,7 @@ def verdict(result: dict[str, Any], *, baseline: str) -> str:
             found = entry["differences"].get(figure.name)
             if found is None or figure.better == "neither" or found["low"] <= 0 <= found["high"]:
                 continue
-            text = f"{figure.heading} {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+            text = f"{figure.heading} {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
             (for_it if (found["mean"] > 0) == (figure.better == "more") else against).append(text)
         if not for_it and not against:
             said.append(f"{method} cannot be told from {baseline}")

@@ -226,7 +226,7 @@ def _back_end() -> BackEnd:
 
 
 def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 def score_videos(request: ScoreRequest) -> None:
