@@ -83,7 +83,8 @@ def memory_settings(method: Method, *, recall: str | None, encoder: Path | None)
     for option, given in (("--memory", recall), ("--encoder", encoder)):
         if given is not None and method == "native":
             raise UsageError(
-                f"`{option}` says what is recalled, `--no-rag` that nothing is", hint="leave one of them out"
+                f"`{option}` says what is recalled, but without retrieval nothing is",
+                hint=f"add `--rag`, or leave `{option}` out",
             )
     settings = []
     if recall is not None:
