@@ -180,8 +180,14 @@ class EncoderTrainer:
                 on_epoch(record)
             self.accelerator.log(_flat_record(record), step=epoch)
             self.accelerator.wait_for_everyone()
+        records = self.folder.records()
+        # what holds the process group goes before the group, and all processes before any of them ends:
+        # otherwise the last reference dies at exit and waits for a peer that has left
+        self.objective = self.accelerator.unwrap_model(self.objective)
+        self.accelerator.free_memory()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        return self.folder.records()
+        return records
 
     def _learn(self, epoch: int) -> dict[str, float]:
         """One pass over the videos; returns the mean of each part of the loss."""
