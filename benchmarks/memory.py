@@ -32,6 +32,8 @@ MEMORIES: dict[str, tuple[str, ...]] = {  # settings of the retrieval method; no
     "native window": (),
     "nearest, encoder": ("memory.keys=encoder",),
     "nearest, average pooling": ("memory.keys=average",),
+    "successor, encoder": ("memory.recall=successor", "memory.keys=encoder"),
+    "successor, average pooling": ("memory.recall=successor", "memory.keys=average"),
     "random": ("memory.recall=random",),
     "uniform": ("memory.recall=uniform",),
     "deep sink": ("memory.recall=deep-sink",),

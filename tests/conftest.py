@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 torch.set_num_threads(2)
-settings.register_profile("noisy machine", deadline=None)
-settings.load_profile("noisy machine")
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=explore pytest
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)

@@ -32,11 +32,22 @@ Set = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(metavar="POLICY", help="What is recalled: nearest, prompt, diverse, gate, uniform, random, deep-sink"),
+    typer.Option(
+        metavar="POLICY", help="What is recalled: nearest, successor, prompt, diverse, gate, uniform, random, deep-sink"
+    ),
 ]
 Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
+]
+Attention = Annotated[
+    str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
+]
 To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
 FromSource = Annotated[str | None, typer.Option("--source", help="Where to take them from; --list says what there is")]
 ShowList = Annotated[bool, typer.Option("--list", help="Say what there is: size, licence, source, present or not")]
@@ -65,6 +76,7 @@ def root(
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the video shows, in a sentence")] = None,
     backbone: Annotated[
         str | None,
@@ -84,21 +96,21 @@ def generate(
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
-    ] = False,
-    attention: Annotated[
-        str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
-    ] = False,
+    offload: Offload = False,
+    attention: Attention = None,
+    compile_: Compile = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an interrupted run; --seconds may be more than it had"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a long video from a text prompt.
 
-    The run folder holds video.mp4, run.json (settings, versions, timings) and memory.jsonl (what each block recalled).
+    The run folder holds video.mp4, run.json (settings, versions, timings), memory.jsonl (what each block recalled)
+    and latents.safetensors. Whatever stops a run, --resume goes on where it was. With --prompts and --out,
+    so does the same command.
     """
     from llrag_cli.commands.generate import GenerateRequest, run
 
@@ -122,6 +134,42 @@ def generate(
             attention=attention,
             compile=compile_,
             force=force,
+            as_json=as_json,
+            resume=resume,
+            said=frozenset(name for name in context.params if _was_said(context, name)),
+        )
+    )
+
+
+def _was_said(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@app.command()
+def extend(
+    run: Annotated[Path, typer.Argument(help="Run folder of the video")],
+    seconds: Annotated[float, typer.Option(help="How much longer it becomes")] = 30.0,
+    prompt: Annotated[str | None, typer.Option(help="What the new part shows; default: as before")] = None,
+    device: Device = "auto",
+    offload: Offload = False,
+    attention: Attention = None,
+    compile_: Compile = False,
+    as_json: Json = False,
+) -> None:
+    """Make a finished video longer, with its whole memory, under its prompt or a new one."""
+    from llrag_cli.commands import resume
+
+    resume.run(
+        resume.ResumeRequest(
+            run=run,
+            further=seconds,
+            prompt=prompt,
+            device=device,
+            offload=offload,
+            attention=attention,
+            compile=compile_,
             as_json=as_json,
         )
     )

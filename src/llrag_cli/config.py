@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from typing_extensions import Self
 
 TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
-Recall = Literal["nearest", "prompt", "diverse", "gate", "uniform", "random", "deep-sink"]
+Recall = Literal["nearest", "successor", "prompt", "diverse", "gate", "uniform", "random", "deep-sink"]
 RECALLS: tuple[Recall, ...] = get_args(Recall)
 
 

@@ -58,7 +58,9 @@ class _Numbers(rich.progress.ProgressColumn):
         state: Progress | None = task.fields.get("state")
         if state is None or not state.done:
             return Text(f"block 0/{task.total:.0f}", style="dim")
-        left = state.elapsed / state.done * (state.blocks - state.done)
+        if state.done <= state.before:
+            return Text(f"catching up, block {state.done}/{state.before}", style="dim")
+        left = state.elapsed / (state.done - state.before) * (state.blocks - state.done)
         parts = [
             f"block {state.done}/{state.blocks}",
             f"{state.seconds_of_video:.1f} s",

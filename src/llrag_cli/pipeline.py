@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,12 @@ class Pipeline:
         seed: int = 0,
         samples: Sequence[int] | None = None,
         given: Tensor | None = None,
+        later_prompts: Mapping[int, Tensor] | None = None,
     ) -> Iterator[Block]:
-        """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video."""
+        """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video.
+
+        ``later_prompts`` [B, text, D] take over at the block of their number.
+        """
         config = self.config
         numbers = range(len(embeddings)) if samples is None else samples
         yield from rollout(
@@ -138,6 +142,7 @@ class Pipeline:
             noise=AddressedNoise(seed, numbers),
             context_timestep=config.sampler.context_timestep,
             given=given,
+            later_prompts=later_prompts,
         )
 
 

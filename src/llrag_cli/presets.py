@@ -53,6 +53,14 @@ def load_config(preset: str | Path, *, method: Method, settings: Iterable[str] =
     return _validate(RunConfig, content, path, lines, prefixes, set_by_hand=bool(settings))
 
 
+def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """A configuration with ``KEY=VALUE`` settings changed."""
+    content = config.model_dump(mode="json")
+    for setting in settings:
+        _apply(content, setting, [name for name in setting_names(RunConfig) if name not in ("name", "method", "about")])
+    return _validate(RunConfig, content, Path(config.name), {}, {}, set_by_hand=True)
+
+
 def load_training(preset: str | Path, *, settings: Iterable[str] = ()) -> EncoderTraining:
     """How to train an encoder: a bundled preset (``wan``, ``tiny``) or a file, with settings applied."""
     names = sorted(path.stem for path in (presets_folder() / "encoder").glob("*.yaml"))

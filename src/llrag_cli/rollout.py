@@ -11,7 +11,7 @@ for each block:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from llrag_cli.backbones.cache import WanKVCache
 from llrag_cli.config import MemoryConfig
+from llrag_cli.errors import LlragError
 from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
 from llrag_cli.memory.history import History
-from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread
+from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread, successors
 from llrag_cli.sampling.noise import Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -38,6 +39,7 @@ class Backbone(Protocol):
     @property
     def layers(self) -> int: ...
     def begin(self, prompt: Tensor, cache: WanKVCache) -> None: ...
+    def read(self, prompt: Tensor) -> None: ...
     def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
     def remember(self, latents: Tensor, timestep: float = 0.0) -> None: ...
@@ -68,21 +70,27 @@ def rollout(
     noise: Noise,
     context_timestep: float = 0.0,
     given: Tensor | None = None,
+    later_prompts: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Block]:
     """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block.
 
     Latents ``given`` [B, whole blocks of frames, C, H, W] open the video as they are; it goes on from them.
+    ``later_prompts`` [B, text, D] take over at the block of their number. Raises ``LlragError`` for a block that is
+    not finite.
     """
     if given is not None and given.shape[1] % block:
         raise ValueError(f"{given.shape[1]} given frames are no whole blocks of {block}")
     backbone.begin(prompt, new_cache(memory, backbone, block=block, frames=frames))
     for index, start in enumerate(range(0, frames, block)):
         clock = Stopwatch()
+        if later_prompts is not None and index in later_prompts:
+            backbone.read(later_prompts[index])
         batch_shape = (len(prompt), block, *shape)
         recalled, cosines = recall(
             history,
             memory,
             start=start,
+            block=block,
             draft=partial(draft, backbone, schedule, noise, memory, block=index, start=start, shape=batch_shape),
             scores=partial(noise.draw, index, -1, (len(prompt), start)),
         )
@@ -93,7 +101,8 @@ def rollout(
         if given is not None and start < given.shape[1]:
             latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
         else:
-            latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape)
+            latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape).contiguous()
+            require_finite(latents, index)
         clock.lap("denoise")
         backbone.remember(latents, context_timestep)
         clock.lap("remember")
@@ -113,6 +122,15 @@ def denoise(
             latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
         latents = schedule.clean(latents, backbone.flow(latents, timestep), timestep)
     return latents
+
+
+def require_finite(latents: Tensor, block: int) -> None:
+    """Raise ``LlragError`` if a block has values that are NaN or infinite."""
+    if not torch.isfinite(latents).all():
+        raise LlragError(
+            f"block {block} came out with values that are not finite",
+            hint="weights or `--dtype` are at fault: try `--dtype bfloat16` or float32",
+        )
 
 
 def draft(
@@ -137,6 +155,7 @@ def recall(
     memory: MemoryConfig,
     *,
     start: int,
+    block: int,
     draft: Callable[[], Tensor],
     scores: Callable[[], Tensor],
 ) -> tuple[list[list[int]], list[list[float]]]:
@@ -154,6 +173,8 @@ def recall(
     query = history.keys_of(draft()[:, -1:])[:, 0] if memory.recall == "prompt" else keys[:, -1]
     if memory.recall in ("nearest", "prompt"):
         frames, cosines = nearest(query, keys, count=count, candidates=candidates)
+    elif memory.recall == "successor":
+        frames, cosines = successors(query, keys, count=count, candidates=candidates, ahead=block)
     elif memory.recall == "diverse":
         frames, cosines = diverse(query, keys, count=count, candidates=candidates, relevance=memory.relevance)
     elif memory.recall == "gate":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
 from llrag_cli.backbones.checkpoints import State, load_strictly
@@ -17,6 +19,7 @@ class StreamingDecoder(Protocol):
     """Turns the next latent frames of one video into its next frames, remembering what it must."""
 
     ratio: int  # pixels along a side for each latent pixel
+    reach: int  # latent frames back that a frame depends on
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames [B, t, 3, H, W] in [-1, 1] of the next latents [B, T, C, h, w].
@@ -38,6 +41,7 @@ class TinyDecoder:
     """The embedded VAE, streaming: it remembers one latent frame."""
 
     ratio = 8
+    reach = 1
 
     def __init__(self, vae: TinyVAE) -> None:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
@@ -69,6 +73,7 @@ class WanDecoder:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         shape = (1, -1, 1, 1, 1)
         self.ratio: int = 2 ** len(vae.config.temperal_downsample)
+        self.reach = decoder_reach(vae)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)
         self.reset()
@@ -106,6 +111,19 @@ class WanDecoder:
             )
             self._opened = True
         return torch.cat(decoded, dim=2).transpose(1, 2).float().clamp(-1, 1)
+
+
+def decoder_reach(vae: AutoencoderKLWan) -> int:
+    """Latent frames back that a decoded frame can depend on, by what its causal convolutions see of the past."""
+    reach, rate = 0.0, 1  # rate: frames for each latent frame
+    decoder = vae.decoder
+    for part in (decoder.conv_in, decoder.mid_block, *decoder.up_blocks, decoder.conv_out):
+        for name, module in part.named_modules():
+            if isinstance(module, WanCausalConv3d):
+                reach += (module.kernel_size[0] - 1) / rate
+                if name.endswith("time_conv"):  # it doubles the frames
+                    rate *= 2
+    return math.ceil(reach)
 
 
 @torch.no_grad()

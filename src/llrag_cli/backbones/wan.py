@@ -168,12 +168,17 @@ class WanBackbone:
     @torch.no_grad()
     def begin(self, prompt: Tensor, cache: WanKVCache) -> None:
         """Start a video: prompt embeddings [B, text, D_text] (zero rows after the words), an empty cache."""
+        self.read(prompt)
+        for attention, layer in zip(self._self_attention, cache.layers, strict=True):
+            attention.cache = layer
+
+    @torch.no_grad()
+    def read(self, prompt: Tensor) -> None:
+        """Follow a prompt, given as for ``begin``, from the next block on."""
         prompt = prompt.to(self.device, self.dtype)
         text = self.transformer.condition_embedder.text_embedder(prompt)
         for block, cross in zip(self.transformer.blocks, self._cross_attention, strict=True):
             cross.read(block.attn2, text)
-        for attention, layer in zip(self._self_attention, cache.layers, strict=True):
-            attention.cache = layer
         self._text = prompt[:, :0]  # the keys and values are kept, so no pass needs the words again
 
     @torch.no_grad()

@@ -88,7 +88,13 @@ class Bench:
                 on_block(cell, progress.done)
 
             make_video(
-                pipeline, cell.prompt, folder, seconds=self.grid.seconds, seed=cell.seed, force=True, on_progress=told
+                pipeline,
+                cell.prompt,
+                folder,
+                seconds=self.grid.seconds,
+                seed=cell.seed,
+                existing="renew",
+                on_progress=told,
             )
             yield cell
 

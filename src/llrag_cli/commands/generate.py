@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llrag_cli import console
 from llrag_cli.config import RunConfig
@@ -36,10 +37,15 @@ class GenerateRequest:
     compile: bool
     force: bool
     as_json: bool
+    resume: Path | None = None
+    said: frozenset[str] = frozenset()  # names of the options that were given, not left at their defaults
 
 
 def run(request: GenerateRequest) -> None:
     """Make the videos of a request."""
+    if request.resume is not None:
+        _resume(request, request.resume)
+        return
     prompts = read_prompts(request)
     if not 0 < request.seconds < float("inf"):
         raise UsageError(
@@ -50,7 +56,7 @@ def run(request: GenerateRequest) -> None:
         from llrag_cli.files.image import read_image
         from llrag_cli.files.run import RunFolder
         from llrag_cli.pipeline import Execution, Pipeline, default_backbone, memory_plan, require_framewise
-        from llrag_cli.runner import make_video
+        from llrag_cli.runner import Existing, make_video
 
         config = _config(request, default=default_backbone())
         if request.image is not None:
@@ -69,6 +75,7 @@ def run(request: GenerateRequest) -> None:
             prompts=prompts,
         )
     records = []
+    existing: Existing = "replace" if request.force else "resume" if request.prompts and request.out else "refuse"
     for number, prompt in enumerate(prompts, start=1):
         for word in pipeline.text.unknown_words(prompt):
             console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
@@ -82,7 +89,7 @@ def run(request: GenerateRequest) -> None:
                 folder,
                 seconds=request.seconds,
                 seed=request.seed,
-                force=request.force,
+                existing=existing,
                 image=request.image,
                 on_progress=update,
             )
@@ -91,6 +98,40 @@ def run(request: GenerateRequest) -> None:
             console.result(str(folder.video))
     if request.as_json:
         console.result_json(records if request.prompts else records[0])
+
+
+def _resume(request: GenerateRequest, folder: Path) -> None:
+    """Go on with a run; what else was said must be what it was begun with."""
+    from llrag_cli.commands.resume import ResumeRequest
+    from llrag_cli.commands.resume import run as resume
+
+    for name in ("prompts", "out", "force"):
+        if name in request.said:
+            raise UsageError(
+                f"`--{name}` does not go with `--resume`", hint="a run goes on in its folder, with what it has"
+            )
+    said: dict[str, Any] = {
+        name: getattr(request, name) for name in ("prompt", "seed", "dtype") if name in request.said
+    }
+    if request.image is not None:
+        said["image"] = str(request.image)
+    if source := asked_for(backbone=request.backbone, preset=request.preset):
+        said["backbone"] = Path(source).stem
+    if "rag" in request.said:
+        said["method"] = request.method
+    memory = memory_settings(request.method, recall=request.memory, encoder=request.encoder)
+    resume(
+        ResumeRequest(
+            run=folder,
+            seconds=request.seconds if "seconds" in request.said else None,
+            said={**said, "settings": (*memory, *request.settings)},
+            device=request.device,
+            offload=request.offload,
+            attention=request.attention,
+            compile=request.compile,
+            as_json=request.as_json,
+        )
+    )
 
 
 def _config(request: GenerateRequest, *, default: str) -> RunConfig:

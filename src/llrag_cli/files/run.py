@@ -3,73 +3,97 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from llrag_cli.config import MemoryConfig
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.rollout import Block
+from llrag_cli.files.durable import replace_file
+
+LOCKS = ("run.lock", "run.owner")
 
 
 class RunFolder:
-    """``video.mp4``, ``run.json`` (whose ``status`` tells whether it is complete) and ``memory.jsonl``."""
+    """``video.mp4``, ``run.json`` (whose ``status`` tells whether it is complete), ``memory.jsonl``, and what it
+    takes to go on: ``latents.safetensors`` and ``commits.jsonl``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.video = path / "video.mp4"
         self.record = path / "run.json"
         self.memory = path / "memory.jsonl"
+        self.latents = path / "latents.safetensors"
 
-    def create(self, *, force: bool) -> None:
-        """Make the folder; an existing run is replaced only with ``force``, other files are never touched."""
-        ours = (self.video, self.record, self.memory)
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Have the folder, made if need be, to oneself; the system lets it go with the process, however that ends."""
+        lock, owner = FileLock(self.path / "run.lock"), self.path / "run.owner"
         try:
-            if self.path.exists() and any(self.path.iterdir()) and not force:
-                raise UsageError(
-                    f"`{self.path}` exists and is not empty",
-                    hint="choose another `--out`, or add `--force` to replace the run in it",
-                )
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in ours:
-                file.unlink(missing_ok=True)
-            self.memory.touch()
+            lock.acquire(timeout=0)
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        except Timeout:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise UsageError(f"{who} is writing `{self.path}`", hint="wait for it, or choose another `--out`") from None
         except OSError as error:
+            lock.release()
             reason = (error.strerror or str(error)).lower()
             raise UsageError(
                 f"`{self.path}` cannot be written: {reason}", hint="choose another folder with `--out`"
             ) from error
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def require_free(self) -> None:
+        """Raise an error if there is a run in the folder, or something else."""
+        if not self.path.is_dir() or all(path.name in LOCKS for path in self.path.iterdir()):
+            return
+        if self.record.exists():
+            raise UsageError(
+                f"`{self.path}` holds a run",
+                hint=f"`llrag generate --resume {self.path}` goes on with it; or choose another `--out`, "
+                "or add `--force` to replace it",
+            )
+        raise UsageError(
+            f"`{self.path}` exists and is not empty",
+            hint="choose another `--out`, or add `--force`: files that are not a run's are left alone",
+        )
+
+    def clear(self) -> None:
+        """Remove the files of a run, and no others."""
+        for file in (self.record, self.video, self.memory, self.latents, self.path / "commits.jsonl"):
+            file.unlink(missing_ok=True)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace ``run.json`` in one step, so that it is never half there."""
-        partial = self.record.with_suffix(".json.partial")
-        try:
-            partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(self.record)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise LlragError(
-                f"`{self.record}` could not be written: {(error.strerror or str(error)).lower()}",
-                hint="is the disk full, or the folder gone?",
-            ) from error
+        replace_file(self.record, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def log(self, block: Block) -> None:
-        """Append what a block recalled, one line of JSON."""
-        line = {
-            "block": block.index,
-            "frame": block.start,
-            "recalled": block.recalled[0] if block.recalled else [],
-            "similarities": [round(value, 6) for value in block.similarities[0]] if block.similarities else [],
-        }
+    def read_record(self) -> dict[str, Any]:
+        """What ``run.json`` says; raises ``LlragError`` where there is no run, or it cannot be read."""
+        if not self.path.is_dir():
+            raise UsageError(f"there is no run folder `{self.path}`", hint="give the folder that `llrag generate` made")
+        if not self.record.is_file():
+            raise UsageError(f"`{self.path}` is no run folder: it has no run.json", hint="`llrag generate` makes one")
         try:
-            with self.memory.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise LlragError(
-                f"`{self.memory}` could not be written: {(error.strerror or str(error)).lower()}",
-                hint="is the disk full, or the folder gone?",
-            ) from error
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            MemoryConfig.model_validate(record["config"]["memory"])
+            for name, value in (("fps", record["fps"]), ("latent_frames", record["latent_frames"])):
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"`{name}` is {value!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unreadable(self.record, error) from None
+        assert isinstance(record, dict)
+        return record
 
 
 @dataclass(frozen=True)
@@ -86,21 +110,10 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
 
     A last line that was cut off when a run was killed is left out.
     """
-    if not folder.path.is_dir():
-        raise UsageError(f"there is no run folder `{folder.path}`", hint="give the folder that `llrag generate` made")
-    for file in (folder.record, folder.memory):
-        if not file.is_file():
-            raise UsageError(
-                f"`{folder.path}` is no run folder: it has no {file.name}", hint="`llrag generate` makes one"
-            )
-    file = folder.record
+    record, file = folder.read_record(), folder.memory
+    if not file.is_file():
+        raise UsageError(f"`{folder.path}` is no run folder: it has no {file.name}", hint="`llrag generate` makes one")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        MemoryConfig.model_validate(record["config"]["memory"])
-        for name, value in (("fps", record["fps"]), ("latent_frames", record["latent_frames"])):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}")
-        file = folder.memory
         lines = file.read_text(encoding="utf-8").split("\n")
         entries = [json.loads(line) for line in lines[:-1]]
         blocks = [
@@ -108,10 +121,14 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
             for entry in entries
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LlragError(
-            f"`{file}` cannot be read: {str(error).splitlines()[0]}", hint="it is damaged, or not made by llrag"
-        ) from None
+        raise _unreadable(file, error) from None
     return record, blocks
+
+
+def _unreadable(file: Path, error: Exception) -> LlragError:
+    return LlragError(
+        f"`{file}` cannot be read: {str(error).splitlines()[0]}", hint="it is damaged, or not made by llrag"
+    )
 
 
 def unused_folder(parent: Path, name: str) -> Path:

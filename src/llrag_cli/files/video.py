@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import AppendFile
+from llrag_cli.files.fragments import take_apart
+from llrag_cli.files.journal import VideoMark
 from llrag_cli.vae import StreamingDecoder
+
+Commit = Callable[[Tensor], None]
+
+KEPT = "what was made before is kept; make room, or choose another folder"
 
 
 def ffmpeg() -> str:
@@ -57,8 +65,8 @@ class VideoWriter:
         except OSError as error:
             self._pipe = None
             raise LlragError(
-                f"`{self.path}` could not be written: {self._cause(error)}",
-                hint="what was made before is kept; make room, or choose another folder",
+                f"`{self.path}` could not be written: {self.cause(error)}",
+                hint=KEPT,
             ) from error
 
     def close(self) -> None:
@@ -67,7 +75,7 @@ class VideoWriter:
         if pipe is not None:
             pipe.close()
 
-    def _cause(self, error: OSError) -> str:
+    def cause(self, error: OSError) -> str:
         """What ffmpeg's broken pipe most likely means."""
         if not self.path.parent.is_dir():
             return "its folder is not there"
@@ -98,30 +106,129 @@ class VideoWriter:
         return pipe
 
 
+class SegmentedVideo:
+    """An H.264 mp4 that can be broken off and taken up again: every few blocks are encoded by themselves.
+
+    A segment is appended once it is whole, so the file plays at any time, and ends the same however often
+    its making was interrupted. ``mark`` tells where it stands after whole segments.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fps: int,
+        blocks: int,
+        upscale: int = 1,
+        crf: int = 18,
+        mark: VideoMark | None = None,
+    ) -> None:
+        """Go on with a file from ``mark``; a segment has as many ``blocks``."""
+        self.path = path
+        self.mark = mark or VideoMark()
+        self.frames = self.mark.frames  # written so far, those of an unfinished segment too
+        self._blocks, self._settings = blocks, (fps, upscale, crf)
+        self._file = AppendFile(path, length=self.mark.bytes)
+        for stale in path.parent.glob(f"{path.stem}.*.part.mp4"):
+            stale.unlink(missing_ok=True)
+        self._segment: VideoWriter | None = None
+        self._pending = 0  # blocks of the segment so far
+
+    def write(self, frames: Tensor) -> None:
+        """Append the frames [T, 3, H, W] in [-1, 1] of the next block."""
+        if self._segment is None:
+            fps, upscale, crf = self._settings
+            part = self.path.with_name(f"{self.path.stem}.{os.getpid()}.part.mp4")
+            self._segment = VideoWriter(part, fps=fps, upscale=upscale, crf=crf)
+        try:
+            self._segment.write(frames)
+        except LlragError:
+            self._segment.path.unlink(missing_ok=True)
+            self._segment = None
+            raise
+        self.frames += len(frames)
+        self._pending += 1
+        if self._pending == self._blocks:
+            self.mark = self._append()
+
+    def close(self) -> None:
+        """Append what there is of the last segment, and let the file go."""
+        try:
+            if self._segment is not None:
+                self._append()
+        finally:
+            self._file.close()
+
+    def _append(self) -> VideoMark:
+        """Finish the segment; returns where the file stands after it."""
+        assert self._segment is not None
+        segment, blocks = self._segment, self._pending
+        self._segment, self._pending = None, 0
+        try:
+            segment.close()
+            part = take_apart(
+                segment.path.read_bytes(), frames_before=self.mark.frames, fragments_before=self.mark.fragments
+            )
+            if part.frames != segment.frames:
+                raise ValueError(f"{part.frames} of {segment.frames} frames")
+        except (OSError, ValueError) as error:
+            cause = segment.cause(error if isinstance(error, OSError) else OSError(0, f"ffmpeg left {error}"))
+            raise LlragError(f"`{self.path}` could not be written: {cause}", hint=KEPT) from error
+        finally:
+            segment.path.unlink(missing_ok=True)
+        self._file.append(part.body if self.mark.frames else part.opening + part.body)
+        return VideoMark(
+            bytes=self._file.length,
+            frames=self.mark.frames + part.frames,
+            fragments=self.mark.fragments + part.fragments,
+            blocks=self.mark.blocks + blocks,
+        )
+
+
+class FrameWriter(Protocol):
+    """Where the frames of a video go."""
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames [T, 3, H, W] in [-1, 1]."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
 class VideoSink:
     """Decodes latents and writes their frames on a thread of its own, while the next block is computed.
 
-    On a GPU it decodes on a stream of its own, so that neither waits for the other's kernels.
+    On a GPU it decodes on a stream of its own, so that neither waits for the other's kernels. A video that goes on
+    starts from the latents ``before`` [1, F, C, h, w], so that the decoder knows what it must of the past.
     """
 
-    def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
+    def __init__(self, decoder: StreamingDecoder, writer: FrameWriter, *, before: Tensor | None = None) -> None:
         self.writer = writer
         self._decoder = decoder
-        self._queue: queue.Queue[tuple[Tensor, Any] | None] = queue.Queue(maxsize=2)  # so memory stays flat
+        self._before = before
+        self._queue: queue.Queue[tuple[Tensor, Any, Commit | None] | None] = queue.Queue(maxsize=2)  # flat memory
         self._stream: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="video", daemon=True)
 
     def __enter__(self) -> VideoSink:
         self._decoder.reset()
+        if self._before is not None:
+            self._decoder.decode(self._before)
         self._thread.start()
         return self
 
-    def put(self, latents: Tensor) -> None:
-        """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones."""
+    def put(self, latents: Tensor, *, commit: Commit | None = None) -> None:
+        """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones.
+
+        ``commit`` is called first, on the thread, with the latents on the CPU.
+        """
         if self._error is not None:
             raise self._error
-        self._queue.put((latents, torch.cuda.current_stream().record_event() if latents.is_cuda else None))
+        ready = torch.cuda.current_stream().record_event() if latents.is_cuda else None
+        self._queue.put((latents, ready, commit))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,25 +241,32 @@ class VideoSink:
 
     def _work(self) -> None:
         try:
-            while (handed := self._queue.get()) is not None:
-                self.writer.write(self._decode(*handed)[0])
+            try:
+                while (handed := self._queue.get()) is not None:
+                    self._take(*handed)
+            finally:
+                self.writer.close()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that generates
             self._error = error
-            while self._queue.get() is not None:  # until told to stop, so that nobody waits for room
-                pass
-        finally:
-            self.writer.close()
+            while handed is not None:  # until told to stop, so that nobody waits for room
+                handed = self._queue.get()
 
-    def _decode(self, latents: Tensor, ready: Any) -> Tensor:
-        """Frames of latents, once the event of their making has passed."""
+    def _take(self, latents: Tensor, ready: Any, commit: Commit | None) -> None:
+        """Commit latents and write their frames, once the event of their making has passed."""
         if ready is None:
-            return self._decoder.decode(latents)
+            if commit is not None:
+                commit(latents)
+            self.writer.write(self._decoder.decode(latents)[0])
+            return
         if self._stream is None:
             self._stream = torch.cuda.Stream(latents.device)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             latents.record_stream(self._stream)
-            return self._decoder.decode(latents).cpu()  # waits for this stream alone
+            if commit is not None:
+                commit(latents.cpu())  # waits for this stream alone
+            frames = self._decoder.decode(latents).cpu()
+        self.writer.write(frames[0])
 
 
 @dataclass(frozen=True)

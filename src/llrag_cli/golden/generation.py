@@ -125,6 +125,10 @@ class Tap:
         self._block = -1
         self.inner.begin(prompt, cache)
 
+    def read(self, prompt: Tensor) -> None:
+        """As ``Backbone.read``."""
+        self.inner.read(prompt)
+
     def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """As ``Backbone.attend``; the block's number and the cache before it are noted."""
         self._block, self._call, self._start, self._context = start // block, 0, start, context

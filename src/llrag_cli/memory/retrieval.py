@@ -23,6 +23,16 @@ def nearest(query: Tensor, keys: Tensor, *, count: int, candidates: range) -> tu
     return best.indices + candidates.start, best.values
 
 
+def successors(query: Tensor, keys: Tensor, *, count: int, candidates: range, ahead: int) -> tuple[Tensor, Tensor]:
+    """The frames ``ahead`` of those whose keys best match the query: what came next when it looked like this.
+
+    Similarities are those of the matches. Fewer than ``ahead`` + 1 candidates hold no match: K is 0.
+    """
+    matched = range(candidates.start, max(candidates.start, candidates.stop - ahead))
+    frames, cosines = nearest(query, keys, count=count, candidates=matched)
+    return frames + ahead, cosines
+
+
 def diverse(
     query: Tensor, keys: Tensor, *, count: int, candidates: range, relevance: float = 0.5
 ) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: flo
     verdicts = []
     for number, scene in enumerate(scenes, start=1):
         folder = RunFolder(out / f"{number:03d}")
-        make_video(pipeline, prompt(scene), folder, seconds=seconds, seed=seed + number, force=True)
+        make_video(pipeline, prompt(scene), folder, seconds=seconds, seed=seed + number, existing="replace")
         verdicts.append(judge(read_video(folder.video), scene))
     return verdicts
 

@@ -1,0 +1,102 @@
+"""Kill a run again and again, and compare what it ends with: ``python benchmarks/kill_chain.py --kills 50``.
+
+One run is left in peace. Another is killed (SIGKILL, now and then SIGINT) at random moments, in loading, in catching
+up and in the midst of blocks, and gone on with by ``llrag generate --resume`` until it is finished. Latents, memory log
+and video must be the same, byte for byte. Exits with 1 if they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import filecmp
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROMPT = "a red circle and a white cross pass by on a striped blue wall"
+FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llrag_cli", "generate", *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )
+
+
+def commits(run: Path) -> int:
+    file = run / "commits.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def kill_somewhere(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> str:
+    """Kill the process at a random moment, or let it finish; returns what it was doing."""
+    before, new = commits(run), rng.choice((0, 0, 1, 1, 2, 3))
+    limit = time.monotonic() + (rng.uniform(0, 6) if new == 0 else 600)
+    while process.poll() is None and time.monotonic() < limit and (new == 0 or commits(run) < before + new):
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.4) if new else 0)
+    if process.poll() is not None:
+        return "finished" if process.returncode == 0 else "failed"
+    done = commits(run)
+    process.send_signal(rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT)))
+    process.wait()
+    return "in the midst of blocks" if done > before else "in catching up" if before else "before the first block"
+
+
+def chain(folder: Path, *, kills: int, seconds: float, seed: int) -> bool:
+    """Make both runs, and say what happened; whether they are the same."""
+    rng = random.Random(seed)
+    run, whole = folder / "killed", folder / "whole"
+    options = (PROMPT, "--seconds", f"{seconds:g}", "--set", "sampler.steps=[1000, 750, 500, 250]")
+    if start(*options, "--out", str(whole)).wait():
+        raise SystemExit("the run that was left in peace failed")
+    killed: collections.Counter[str] = collections.Counter()
+    while killed.total() < kills:
+        begun = (run / "run.json").exists()
+        process = start("--resume", str(run)) if begun else start(*options, "--out", str(run), "--force")
+        what = kill_somewhere(process, run, rng)
+        if what == "failed":
+            assert process.stderr is not None
+            raise SystemExit(f"it failed: {process.stderr.read().decode()[-2000:]}")
+        if what == "finished":
+            break
+        killed[what] += 1
+        print(f"kill {killed.total()}, {what}: {commits(run)} blocks committed", file=sys.stderr)
+    if start("--resume", str(run)).wait():
+        raise SystemExit("the last resume failed")
+    same = {name: filecmp.cmp(run / name, whole / name, shallow=False) for name in FILES}
+    blocks, record = commits(whole), json.loads((run / "run.json").read_text())
+    print(f"{killed.total()} kills of a run of {blocks} blocks:")
+    for what, count in killed.items():
+        print(f"  {count} {what}")
+    for name, equal in same.items():
+        print(f"{name}: {'the same' if equal else 'DIFFERENT'}, {(whole / name).stat().st_size} bytes")
+    print(f"status: {record['status']}")
+    return all(same.values()) and record["status"] == "complete"
+
+
+def main() -> None:
+    """Parse the command line and run the chain."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of video; more kills need more")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder for the two runs; default: a temporary one")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        same = chain(given.out or Path(scratch), kills=given.kills, seconds=given.seconds, seed=given.seed)
+    raise SystemExit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Files that survive: what was said to be written is on the disk, whatever happens next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from llrag_cli.errors import LlragError
+
+HINT = "make room, or choose another folder; what was written before is kept"
+
+
+def unwritten(path: Path, error: OSError, *, hint: str = HINT) -> LlragError:
+    """The error of a file that could not be written."""
+    return LlragError(f"`{path}` could not be written: {(error.strerror or str(error)).lower()}", hint=hint)
+
+
+def replace_file(path: Path, content: bytes, *, hint: str = HINT) -> None:
+    """Write a whole file in one step: it holds the old content or the new, never a part; raises ``LlragError``."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb", buffering=0) as file:
+            _write(file.fileno(), content)
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise unwritten(path, error, hint=hint) from error
+
+
+class AppendFile:
+    """A file that grows by whole pieces: after an error it ends where its last whole piece did.
+
+    It is cut to ``length`` bytes when opened; shorter, it is an error.
+    """
+
+    def __init__(self, path: Path, *, length: int = 0) -> None:
+        self.path = path
+        self.length = length
+        try:
+            self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            if size < length:
+                raise LlragError(
+                    f"`{path}` ends after {size} of {length} bytes", hint="it was changed since; restore it from a copy"
+                )
+            self._file.truncate(length)
+            self._file.seek(length)
+        except OSError as error:
+            raise unwritten(path, error) from error
+
+    def append(self, content: bytes) -> None:
+        """Add a piece; it is on the disk when this returns."""
+        number = self._file.fileno()
+        try:
+            _write(number, content)
+            os.fsync(number)
+        except OSError as error:
+            self._file.truncate(self.length)
+            self._file.seek(self.length)
+            raise unwritten(self.path, error) from error
+        self.length += len(content)
+
+    def overwrite(self, content: bytes) -> None:
+        """Replace the first bytes of the file by as many others."""
+        try:
+            self._file.seek(0)
+            _write(self._file.fileno(), content)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritten(self.path, error) from error
+        finally:
+            self._file.seek(self.length)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+    def __enter__(self) -> AppendFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _write(number: int, content: bytes) -> None:
+    """All of it: the system may take a part at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(number, rest) :]
