@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llrag_cli.presets import load_config as load_config
     from llrag_cli.rollout import Block as Block
     from llrag_cli.runner import make_video as make_video
+    from llrag_cli.runner import resume_video as resume_video
     from llrag_cli.tiny.checker import judge as judge
 
 _PUBLIC = {
@@ -42,6 +43,7 @@ _PUBLIC = {
     "judge": "tiny.checker",
     "load_config": "presets",
     "make_video": "runner",
+    "resume_video": "runner",
     "read_video": "files.video",
 }
 __all__ = sorted(_PUBLIC)
