@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import typer
+
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
 FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
 
@@ -71,17 +73,17 @@ def chain(folder: Path, *, kills: int, seconds: float, seed: int) -> bool:
         if what == "finished":
             break
         killed[what] += 1
-        print(f"kill {killed.total()}, {what}: {commits(run)} blocks committed", file=sys.stderr)
+        typer.echo(f"kill {killed.total()}, {what}: {commits(run)} blocks committed", err=True)
     if start("--resume", str(run)).wait():
         raise SystemExit("the last resume failed")
     same = {name: filecmp.cmp(run / name, whole / name, shallow=False) for name in FILES}
     blocks, record = commits(whole), json.loads((run / "run.json").read_text())
-    print(f"{killed.total()} kills of a run of {blocks} blocks:")
+    typer.echo(f"{killed.total()} kills of a run of {blocks} blocks:")
     for what, count in killed.items():
-        print(f"  {count} {what}")
+        typer.echo(f"  {count} {what}")
     for name, equal in same.items():
-        print(f"{name}: {'the same' if equal else 'DIFFERENT'}, {(whole / name).stat().st_size} bytes")
-    print(f"status: {record['status']}")
+        typer.echo(f"{name}: {'the same' if equal else 'DIFFERENT'}, {(whole / name).stat().st_size} bytes")
+    typer.echo(f"status: {record['status']}")
     return all(same.values()) and record["status"] == "complete"
 
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "inspect",
     "bench",
     "bench score",
+    "extend",
     "collect",
     "train-encoder",
     "evaluate-encoder",

@@ -80,7 +80,8 @@ RECORD: dict[str, Any] = {"fps": 8, "latent_frames": 9, "config": {"memory": {"p
     [
         (None, "there is no run folder `run`"),
         ({}, "`run` is no run folder: it has no run.json"),
-        ({"run.json": "{}"}, "it has no memory.jsonl"),
+        ({"run.json": "{}"}, "`run/run.json` cannot be read"),
+        ({"run.json": json.dumps(RECORD)}, "it has no memory.jsonl"),
         ({"run.json": "{half", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
         ({"run.json": "{}", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
         ({"run.json": json.dumps(RECORD | {"fps": 0}), "memory.jsonl": ""}, "`fps` is 0"),

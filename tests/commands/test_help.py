@@ -19,6 +19,7 @@ PAGES = {
     "llrag download weights": ("download", "weights"),
     "llrag download prompts": ("download", "prompts"),
     "llrag doctor": ("doctor",),
+    "llrag extend": ("extend",),
     "llrag collect": ("collect",),
     "llrag train-encoder": ("train-encoder",),
     "llrag evaluate-encoder": ("evaluate-encoder",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,9 @@ def block(index: int, latents: Tensor = MADE) -> Block:
     return Block(index, 3 * index, latents[:, 3 * index : 3 * index + 3], [[1, index]], [[0.5, 0.25]])
 
 
-def keep(folder: Path, *, blocks: range, committed: Committed | None = None, dtype: torch.dtype = torch.float32) -> None:
+def keep(
+    folder: Path, *, blocks: range, committed: Committed | None = None, dtype: torch.dtype = torch.float32
+) -> None:
     journal = Journal(folder, shape=SHAPE, dtype=dtype, committed=committed)
     for index in blocks:
         made = block(index)
@@ -85,11 +86,10 @@ def test_damage_is_found_or_costs_blocks_but_is_never_taken_for_truth(
         del content[at : at + 7]
     file.write_bytes(content)
     if how == "remove":
-        os.unlink(file)
+        file.unlink()
     try:
         found = committed(tmp_path)
-    except LlragError as error:
-        assert str(tmp_path) in error.problem
+    except LlragError:
         return
     if found.latents is not None:
         assert torch.equal(found.latents, MADE[:, : found.latents.shape[1]])
