@@ -41,6 +41,14 @@ def test_neighbours_are_no_answers() -> None:
     assert found.similarity[1] > 0.99
 
 
+def test_frames_of_the_same_stay_are_no_answers() -> None:
+    labels = (torch.arange(120) // 40) % 2  # 0 stays for 40 frames, 1 for 40, then 0 comes back for 40
+    clock = torch.stack(((torch.arange(120) / 100).cos(), (torch.arange(120) / 100).sin()), dim=1)
+    found = quality([clock], GEOMETRY, [labels])
+    assert found.queries == 13  # of the blocks of the return alone
+    assert found.recall is not None and found.recall < 0.5
+
+
 def test_without_labels_nothing_is_claimed() -> None:
     found = quality([torch.randn(60, 5)], GEOMETRY)
     assert found.recall is found.reciprocal_rank is found.unguarded_recall is None
@@ -54,6 +62,8 @@ def test_a_panorama_knows_what_it_shows(world: World) -> None:
     assert torch.equal(first.latents, again.latents) and torch.equal(first.labels, again.labels)
     assert first.latents.shape[1:] == (8, 8, 8) and len(first.latents) == len(first.labels) == 25
     assert set(first.labels.tolist()) <= set(range(-1, 8))
+    lit = make_panorama(vae, world, seconds=12, seed=5, changing_light=True)
+    assert torch.equal(lit.labels, first.labels) and not torch.allclose(lit.latents, first.latents, atol=0.1)
 
 
 def test_projection_keeps_cosines() -> None:
@@ -79,10 +89,17 @@ def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> N
     done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "80", "--out", "report", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert list(told) == [f"sprite world, objects differ in {world}: 2 videos of 80 s" for world in WORLDS]
-    for table in told.values():
+    lights = ("steady light", "changing light")
+    assert list(told) == [
+        f"objects differ in {world}, {light}: 2 videos of 80 s" for world in WORLDS for light in lights
+    ]
+    for title, table in told.items():
         assert list(table) == ["average pooling", "random projection", "embedded encoder"]
         assert all(0 < found["recall"] <= 1 and found["queries"] > 5 for found in table.values())
+        pooling, encoder = table["average pooling"], table["embedded encoder"]
+        assert encoder["similarity"]["1"] < 0.75 < 0.95 < pooling["similarity"]["1"]  # what the delta loss is for
+        if "changing" in title:
+            assert encoder["recall"] > 1.5 * pooling["recall"]
     assert (tmp_path / "report/encoders.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "report/encoders.json").read_text()) == told
 

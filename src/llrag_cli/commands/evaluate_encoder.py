@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -101,12 +102,13 @@ def _sets(request: EvaluateEncoderRequest) -> dict[str, _Set]:
 
     vae = load_embedded()[2]
     sets = {}
-    for world in WORLDS:
+    for world, changing in itertools.product(WORLDS, (False, True)):
+        seeds = range(request.videos * request.seed, request.videos * (request.seed + 1))
         made = [
-            make_panorama(vae, world, seconds=request.seconds, seed=request.videos * request.seed + number)
-            for number in range(request.videos)
+            make_panorama(vae, world, seconds=request.seconds, seed=seed, changing_light=changing) for seed in seeds
         ]
-        title = f"sprite world, objects differ in {world}: {counted(len(made), 'video')} of {request.seconds:g} s"
+        light = "changing light" if changing else "steady light"
+        title = f"objects differ in {world}, {light}: {counted(len(made), 'video')} of {request.seconds:g} s"
         sets[title] = _Set([each.latents for each in made], [each.labels for each in made])
     return sets
 
@@ -127,8 +129,11 @@ def table(title: str, judged: Mapping[str, Quality], count: int) -> Table:
     for heading in (f"recall@{count}", "unguarded", "MRR", "cos 1 apart", "cos 8 apart", "near guard", "rank"):
         rows.add_column(heading, justify="right")
     for name, found in judged.items():
-        answers = [found.recall, found.unguarded_recall, found.reciprocal_rank]
-        cells = ["-" if value is None else f"{value:.3f}" for value in answers]
+        recall = "-"
+        if found.recall is not None and found.recall_interval is not None:
+            recall = "{:.3f} [{:.2f}, {:.2f}]".format(found.recall, *found.recall_interval)
+        answers = [found.unguarded_recall, found.reciprocal_rank]
+        cells = [recall, *("-" if value is None else f"{value:.3f}" for value in answers)]
         cells += [f"{found.similarity[lag]:.3f}" if lag in found.similarity else "-" for lag in (1, 8)]
         rows.add_row(name, *cells, f"{100 * found.near_guard:.0f} %", f"{found.effective_rank:.1f}")
     return rows

@@ -29,6 +29,7 @@ from llrag_cli.tiny.world import (
 World = Literal["colours", "shapes"]
 WORLDS: tuple[World, ...] = get_args(World)
 SPACING = 80  # pixels between objects; a frame shows 64
+LIGHT = 0.35  # share of the brightness by which light changes at most
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,26 @@ def long_scene(world: World, rng: random.Random) -> Scene:
     return Scene(tuple(rng.sample(kinds, count)), wall, pattern, "pan", count * SPACING, shaded=shaded)
 
 
+def brightness(frames: int, rng: random.Random) -> Tensor:
+    """A factor for each video frame [T], within 1 - LIGHT .. 1 + LIGHT: two waves of 30 to 160 s."""
+    time = torch.arange(frames) / FPS
+    waves = [torch.sin(2 * math.pi * (time / rng.uniform(30, 160) + rng.random())) for _ in range(2)]
+    return 1 + LIGHT * (waves[0] + waves[1]) / 2
+
+
 @torch.no_grad()
-def make_panorama(vae: TinyVAE, world: World, *, seconds: float, seed: int) -> Panorama:
-    """A camera over a long scene, with pauses and turns for half of the seeds; the same seed, the same video."""
+def make_panorama(vae: TinyVAE, world: World, *, seconds: float, seed: int, changing_light: bool = False) -> Panorama:
+    """A camera over a long scene, with pauses and turns for half of the seeds; the same seed, the same video.
+
+    In changing light, brightness follows two slow waves, as clouds and a camera's exposure make it.
+    """
     rng = random.Random(f"{world} {seed}")
     scene = long_scene(world, rng)
     frames = 1 + math.ceil(seconds * FPS / TIME)
     track = move(scene, video_frames(frames), rng)
     video, _ = render(scene, track)
+    if changing_light:
+        video = (video * brightness(len(video), rng)[:, None, None, None]).clamp(0, 1)
     ahead = track.centers[::TIME, :, 0] - SIZE / 2  # [F, O], of the last video frame of each latent frame
     nearest = ahead.abs().argmin(dim=1)
     seen = ahead.abs().amin(dim=1) <= SIZE / 2
