@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,6 @@ def raft_state() -> dict[str, torch.Tensor]:
 
 def serve(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have everything that is fetched come from this hub, what web servers have included."""
-    import hashlib
-
     point_to(hub, cache, monkeypatch)
     content = catalogue().model_dump()
     for item in content["metrics"].values():

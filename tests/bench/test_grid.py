@@ -8,12 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Llrag
+from llrag_cli import LlragError
 from llrag_cli.bench import report
 from llrag_cli.bench.grid import Cell, Grid, method_config, subset
 from llrag_cli.bench.results import FIGURES, compare, verdict
@@ -207,6 +209,15 @@ def test_a_missing_dimension_is_not_ranked() -> None:
     (result,) = compare(one + blind, baseline="native", ranked=RANKED_OFFLINE)
     assert result["not_ranked"] == "`a` has no motion_smoothness"
     assert result["methods"]["a"]["average_rank"] is None
+
+
+def test_scores_of_two_back_ends_are_not_compared() -> None:
+    one, other = scored("native", [0.5]), scored("a", [0.5])
+    mixed = [replace(one[0], back_end="offline: x"), replace(other[0], back_end="official: y")]
+    with pytest.raises(
+        LlragError, match="scores of different back ends are not compared: `official: y` and `offline: x`"
+    ):
+        compare(mixed, baseline="native", ranked=RANKED_OFFLINE)
 
 
 def test_cells_of_one_pipeline_follow_each_other() -> None:

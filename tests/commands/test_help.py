@@ -18,6 +18,7 @@ PAGES = {
     "llrag presets show": ("presets", "show"),
     "llrag download weights": ("download", "weights"),
     "llrag download prompts": ("download", "prompts"),
+    "llrag download metrics": ("download", "metrics"),
     "llrag doctor": ("doctor",),
     "llrag collect": ("collect",),
     "llrag train-encoder": ("train-encoder",),
