@@ -88,9 +88,9 @@ def official(folder: Path, device: torch.device) -> BackEnd:
         for name in ("clip-vit-base-patch32", "clip-vit-large-patch14")
     )
     weight, bias = linear_head(metrics / "sa_0_4_vit_l_14_linear.pth", width=large.config.projection_dim)
-    models = [*LICENCES, *([] if flow is None else ["RAFT"])]
+    licences = LICENCES if flow is None else {**LICENCES, "RAFT": "BSD-3-Clause"}
     return BackEnd(
-        name=f"official: {', '.join(models)}",
+        name=f"official: {', '.join(licences)}",
         features=dino,
         first_features=dinov2,
         background=features(base, CLIP, _embedding, device),
@@ -98,7 +98,7 @@ def official(folder: Path, device: torch.device) -> BackEnd:
         flow=flow,
         mapping=read_mapping(metrics / "subject_mapping_table.yaml"),
         ranked=RANKED,
-        licences=LICENCES if flow is None else {**LICENCES, "RAFT": "BSD-3-Clause"},
+        licences=licences,
         unavailable=UNAVAILABLE if why_not is None else {**UNAVAILABLE, "dynamic_degree": why_not},
     )
 
