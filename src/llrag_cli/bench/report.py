@@ -40,7 +40,7 @@ def write_report(
     baseline: str,
 ) -> list[Path]:
     """Write the three files; returns their paths."""
-    head = {**about(back_end), "baseline": baseline}
+    head = {"schema": 1, **back_end.about, "baseline": baseline}
     page = report(root, grid, results, scored, back_end=back_end, baseline=baseline)
     contents = {
         "results.json": json.dumps({**head, "results": results, "videos": _rows(root, scored)}, indent=1) + "\n",
@@ -59,16 +59,6 @@ def write_report(
                 hint="make room; videos and scores are kept, and the same command goes on",
             ) from error
     return [root / name for name in contents]
-
-
-def about(back_end: BackEnd) -> dict[str, Any]:
-    """What is said of a back end in JSON."""
-    return {
-        "schema": 1,
-        "back_end": back_end.name,
-        "licences": dict(back_end.licences),
-        "unavailable": dict(back_end.unavailable),
-    }
 
 
 def licences(back_end: BackEnd) -> str:

@@ -76,7 +76,7 @@ def run(request: BenchRequest) -> None:
     grid = _grid(request)
     with console.working("loading"):
         back_end = _back_end(request.backend, request.device)
-        from llrag_cli.bench.report import about, write_report
+        from llrag_cli.bench.report import write_report
         from llrag_cli.bench.results import FIGURES, compare, verdict
         from llrag_cli.bench.run import Bench
 
@@ -109,7 +109,7 @@ def run(request: BenchRequest) -> None:
     results = compare(scored, baseline=baseline, ranked=back_end.ranked)
     files = write_report(request.out, grid, results, scored, back_end=back_end, baseline=baseline)
     if request.as_json:
-        console.result_json({**about(back_end), "baseline": baseline, "results": results})
+        console.result_json({"schema": 1, **back_end.about, "baseline": baseline, "results": results})
         return
     for result in results:
         table = Table(
@@ -255,7 +255,6 @@ def score_videos(request: ScoreRequest) -> None:
         raise UsageError(f"videos cannot be grouped by `{request.group_by}`", hint="`--group-by folder`")
     with console.working("loading"):
         back_end = _back_end(request.backend, request.device)
-        from llrag_cli.bench.report import about as about_back_end
         from llrag_cli.files.video import open_video
         from llrag_cli.metrics.score import score
     rows: list[tuple[Path, dict[str, Any], Scores]] = []
@@ -278,7 +277,8 @@ def score_videos(request: ScoreRequest) -> None:
     if request.as_json:
         console.result_json(
             {
-                **about_back_end(back_end),
+                "schema": 1,
+                **back_end.about,
                 "videos": [{"video": str(path), **about, **asdict(found)} for path, about, found in rows],
                 "groups": grouped,
                 "left_out": [str(path) for path in paths if path not in {row[0] for row in rows}],

@@ -30,9 +30,14 @@ class Remote:
 
 def on_the_web(base: str, spec: CatalogueFile, target: Path) -> Remote:
     """Ask a web server for the size of a file; without a network, look at what is here already."""
-    if constants.HF_HUB_OFFLINE and target.exists():
-        return Remote(target.stat().st_size, None)
     url = f"{base}/{spec.path}"
+    if constants.HF_HUB_OFFLINE:
+        if target.exists():
+            return Remote(target.stat().st_size, None)
+        raise LlragError(
+            f"HF_HUB_OFFLINE is set, and there is no `{target}`",
+            hint=f"unset it for the download, or bring the file of `{url}` there",
+        )
     with explained(url, host=_host(url)):
         answer = get_session().head(url, headers=AS_THEY_ARE, follow_redirects=True)
     _require_success(answer, url)

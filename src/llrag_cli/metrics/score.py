@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ class BackEnd:
     def kind(self) -> str:
         """How it is asked for: ``offline`` or ``official``."""
         return self.name.split(":")[0]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What JSON results say of it."""
+        return {"back_end": self.name, "licences": dict(self.licences), "unavailable": dict(self.unavailable)}
 
 
 RANKED_OFFLINE = ("consistency_within", "consistency_across", "motion_smoothness", "temporal_flickering")
