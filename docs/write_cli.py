@@ -14,6 +14,7 @@ COMMANDS = (
     "presets show",
     "download weights",
     "download prompts",
+    "download metrics",
     "inspect",
     "bench",
     "bench score",

@@ -8,17 +8,22 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
 class Hub:
-    """Repositories as ``{name: {path: content}}``, and what should go wrong."""
+    """Repositories as ``{name: {path: content}}``, plain files at ``/web/``, and what should go wrong."""
 
     repos: dict[str, dict[str, bytes]]
+    web: dict[str, bytes] = field(default_factory=dict)
     breaks: dict[str, int] = field(default_factory=dict)  # path: bytes after which the connection drops, once
     corrupt: set[str] = field(default_factory=set)  # paths sent with other bytes than promised
     status: dict[str, int] = field(default_factory=dict)  # repository or path: HTTP status to answer with
@@ -44,6 +49,15 @@ class Hub:
         return f"http://{host!s}:{port}"
 
 
+def point_to(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HOME do for a new process."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -59,6 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        if path.startswith("/web/"):
+            name = path.removeprefix("/web/")
+            if name not in self.hub.web:
+                self._status(404, {})
+            elif not self._fails(name):
+                self._file(name, self.hub.web[name])
+            return
         if path.startswith("/api/models/"):
             name, what = self._split(path.removeprefix("/api/models/"))
             if self._fails(name) or what is None:

@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-download_app = typer.Typer(help="Fetch released weights or prompts.", no_args_is_help=True)
+download_app = typer.Typer(help="Fetch released weights, prompts, or models that metrics need.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
 bench_app = typer.Typer(invoke_without_command=True)
 app.add_typer(bench_app, name="bench", help="Compare memories on the same prompts and seeds; also `benchmark`.")
@@ -53,6 +53,10 @@ FromSource = Annotated[str | None, typer.Option("--source", help="Where to take 
 ShowList = Annotated[bool, typer.Option("--list", help="Say what there is: size, licence, source, present or not")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and stop")]
 Force = Annotated[bool, typer.Option("--force", help="Fetch and replace what is already there")]
+Backend = Annotated[
+    str,
+    typer.Option(help="What measures: offline (models inside packages) or official (VBench-Long's, downloaded)"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 
 
@@ -235,6 +239,38 @@ def download_prompts(
             names=tuple(names or ()),
             to=to,
             source=source,
+            only=False,
+            dtype="bfloat16",
+            prune=False,
+            force=force,
+            show_list=show_list,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@download_app.command("metrics")
+def download_metrics(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="dino, dinov2, clip-b32, clip-l14, aesthetic, raft, mapping; default: all"),
+    ] = None,
+    to: To = None,
+    force: Force = False,
+    show_list: ShowList = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the models that `llrag bench --backend official` measures with: 3 GB."""
+    from llrag_cli.commands.download import DownloadRequest, run
+
+    run(
+        DownloadRequest(
+            kind="metrics",
+            names=tuple(names or ()),
+            to=to,
+            source=None,
             only=False,
             dtype="bfloat16",
             prune=False,
@@ -430,6 +466,7 @@ def bench(
     settings: Set = None,
     out: Annotated[Path, typer.Option(help="Folder; begun again, it goes on where it stopped")] = Path("bench"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop")] = False,
+    backend: Backend = "offline",
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -454,6 +491,7 @@ def bench(
             settings=tuple(settings or ()),
             out=out,
             dry_run=dry_run,
+            backend=backend,
             device=device,
             dtype=dtype,
             as_json=as_json,
@@ -470,6 +508,8 @@ def bench_score(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a file that is no video; else it is left out")
     ] = False,
+    backend: Backend = "offline",
+    device: Annotated[str, typer.Option(help="Where official models run: cpu, cuda or cuda:1; auto")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Score any video: consistency, motion and drift, in one pass and flat memory.
@@ -478,7 +518,11 @@ def bench_score(
     """
     from llrag_cli.commands.bench import ScoreRequest, score_videos
 
-    score_videos(ScoreRequest(videos=tuple(videos), group_by=group_by, strict=strict, as_json=as_json))
+    score_videos(
+        ScoreRequest(
+            videos=tuple(videos), group_by=group_by, strict=strict, backend=backend, device=device, as_json=as_json
+        )
+    )
 
 
 @presets_app.callback()

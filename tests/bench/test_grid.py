@@ -9,16 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Llrag
+from llrag_cli import LlragError
 from llrag_cli.bench import report
 from llrag_cli.bench.grid import Cell, Grid, method_config, subset
 from llrag_cli.bench.results import FIGURES, compare, verdict
 from llrag_cli.bench.run import Scored
+from llrag_cli.metrics.score import RANKED_OFFLINE
 
 GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4", "--set", "sampler.steps=[1000, 500]")
 
@@ -157,7 +160,7 @@ def figures(**known: float) -> dict[str, Any]:
 
 
 def scored(method: str, values: list[float | None], name: str = "first_to_last") -> list[Scored]:
-    ranked = {figure.name: 0.5 for figure in FIGURES if figure.ranked}
+    ranked = dict.fromkeys(RANKED_OFFLINE, 0.5)
     found = []
     for number, value in enumerate(values, start=1):
         extra = {} if value is None else {name: value}
@@ -169,7 +172,9 @@ def test_a_sure_gain_is_said_and_chance_is_not() -> None:
     base = [0.5 + 0.01 * number for number in range(12)]
     sure = [value + 0.1 + 0.01 * (-1) ** number for number, value in enumerate(base)]
     chance = [value + 0.1 * (-1) ** number for number, value in enumerate(base)]
-    (result,) = compare(scored("native", base) + scored("a", sure) + scored("b", chance), baseline="native")
+    (result,) = compare(
+        scored("native", base) + scored("a", sure) + scored("b", chance), baseline="native", ranked=RANKED_OFFLINE
+    )
     assert result["methods"]["a"]["differences"]["first_to_last"]["wins"] == 1
     assert result["methods"]["b"]["differences"]["first_to_last"]["wins"] == 0.5
     said = verdict(result, baseline="native")
@@ -182,27 +187,40 @@ def test_less_is_better_where_it_is() -> None:
     base = [1.0 + 0.01 * number for number in range(8)]
     noisy = [value + 0.5 + 0.01 * (number % 3) for number, value in enumerate(base)]
     both = scored("native", base, "chroma_noise_growth") + scored("a", noisy, "chroma_noise_growth")
-    (result,) = compare(both, baseline="native")
+    (result,) = compare(both, baseline="native", ranked=RANKED_OFFLINE)
     assert "worse in chroma noise +0.5" in verdict(result, baseline="native")
     assert result["methods"]["a"]["differences"]["chroma_noise_growth"]["wins"] == 0
 
 
 def test_too_few_prompts_are_too_few() -> None:
-    (result,) = compare(scored("native", [0.1, 0.2]) + scored("a", [0.5, 0.6]), baseline="native")
+    (result,) = compare(
+        scored("native", [0.1, 0.2]) + scored("a", [0.5, 0.6]), baseline="native", ranked=RANKED_OFFLINE
+    )
     assert verdict(result, baseline="native").endswith("fewer than 5 prompts, too few to be sure of anything")
 
 
 def test_only_what_every_method_has_is_compared() -> None:
-    (result,) = compare(scored("native", [0.1, 0.2, 0.3]) + scored("a", [0.1]), baseline="native")
+    (result,) = compare(
+        scored("native", [0.1, 0.2, 0.3]) + scored("a", [0.1]), baseline="native", ranked=RANKED_OFFLINE
+    )
     assert result["videos"] == 1
 
 
 def test_a_missing_dimension_is_not_ranked() -> None:
     one, other = scored("native", [0.5]), scored("a", [0.5])
     blind = [Scored(each.cell, each.seconds, {**each.figures, "motion_smoothness": None}) for each in other]
-    (result,) = compare(one + blind, baseline="native")
+    (result,) = compare(one + blind, baseline="native", ranked=RANKED_OFFLINE)
     assert result["not_ranked"] == "`a` has no motion_smoothness"
     assert result["methods"]["a"]["average_rank"] is None
+
+
+def test_scores_of_two_back_ends_are_not_compared() -> None:
+    one, other = scored("native", [0.5]), scored("a", [0.5])
+    mixed = [replace(one[0], back_end="offline: x"), replace(other[0], back_end="official: y")]
+    with pytest.raises(
+        LlragError, match="scores of different back ends are not compared: `official: y` and `offline: x`"
+    ):
+        compare(mixed, baseline="native", ranked=RANKED_OFFLINE)
 
 
 def test_cells_of_one_pipeline_follow_each_other() -> None:

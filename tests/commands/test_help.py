@@ -18,6 +18,7 @@ PAGES = {
     "llrag presets show": ("presets", "show"),
     "llrag download weights": ("download", "weights"),
     "llrag download prompts": ("download", "prompts"),
+    "llrag download metrics": ("download", "metrics"),
     "llrag doctor": ("doctor",),
     "llrag extend": ("extend",),
     "llrag collect": ("collect",),

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from conftest import Llrag
-from hub import Hub
+from hub import Hub, point_to
 from llrag_cli.download import fetch as fetching
 from llrag_cli.download import plan as planning
 from llrag_cli.download.catalogue import catalogue, choose
@@ -35,15 +35,6 @@ def hub(repos: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.
     with Hub({name: dict(files) for name, files in repos.items()}) as running:
         point_to(running, tmp_path / "hf", monkeypatch)
         yield running
-
-
-def point_to(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT and HF_HOME do for a new process."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
 def leftovers(*folders: Path) -> list[str]:

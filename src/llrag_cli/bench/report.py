@@ -20,12 +20,9 @@ from llrag_cli.errors import LlragError
 from llrag_cli.files.run import RunFolder, read_run
 from llrag_cli.inspection import second_of, thumbnails
 from llrag_cli.metrics.clips import clip_length
+from llrag_cli.metrics.score import BackEnd
 
 EMBEDDED_BYTES = 64 * 2**20  # of video that a page holds itself; more is linked
-LICENCES = (
-    "EfficientNet-lite0 (Apache-2.0, ImageNet weights), OpenCV's DIS flow (Apache-2.0), plotly.js (MIT); the other "
-    "figures are llrag's own (Apache-2.0), after the formulae of VBench-Long."
-)
 PLOTS = {
     "to_first": "Likeness of each clip to the first (cosine of features)",
     "chroma_noise": "Chroma noise (0 to 255)",
@@ -39,11 +36,11 @@ def write_report(
     results: Sequence[Mapping[str, Any]],
     scored: Sequence[Scored],
     *,
-    back_end: str,
+    back_end: BackEnd,
     baseline: str,
 ) -> list[Path]:
     """Write the three files; returns their paths."""
-    head = {"schema": 1, "back_end": back_end, "baseline": baseline}
+    head = {"schema": 1, **back_end.about, "baseline": baseline}
     page = report(root, grid, results, scored, back_end=back_end, baseline=baseline)
     contents = {
         "results.json": json.dumps({**head, "results": results, "videos": _rows(root, scored)}, indent=1) + "\n",
@@ -62,6 +59,14 @@ def write_report(
                 hint="make room; videos and scores are kept, and the same command goes on",
             ) from error
     return [root / name for name in contents]
+
+
+def licences(back_end: BackEnd) -> str:
+    """A sentence on what the page and its figures come from."""
+    models = ", ".join(f"{model} ({licence})" for model, licence in back_end.licences.items())
+    return (
+        f"{models}, plotly.js (MIT); the other figures are llrag's own (Apache-2.0), after the formulae of VBench-Long."
+    )
 
 
 def _rows(root: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -86,7 +91,7 @@ def report(
     results: Sequence[Mapping[str, Any]],
     scored: Sequence[Scored],
     *,
-    back_end: str,
+    back_end: BackEnd,
     baseline: str,
 ) -> str:
     """One page, complete in itself but for videos that are too large to hold."""
@@ -101,7 +106,7 @@ def report(
         for cell, record in records.items()
     }
     content = {
-        "summary": f"{len(grid.prompts)} prompts x {len(grid.seeds)} seeds, {', '.join(grid.methods)}; {back_end}",
+        "summary": f"{len(grid.prompts)} prompts x {len(grid.seeds)} seeds, {', '.join(grid.methods)}; {back_end.name}",
         "verdicts": [verdict(dict(result), baseline=baseline) for result in results],
         "baseline": baseline,
         "fewest": FEWEST_PROMPTS,
@@ -109,7 +114,8 @@ def report(
         "figures": [{"name": f.name, "heading": f.heading, "better": f.better} for f in FIGURES],
         "plots": plots(longest, records),
         "videos": [_choice(root, group, folders, embedded=embedded) for group in _groups(longest)],
-        "licences": LICENCES,
+        "licences": licences(back_end),
+        "unavailable": back_end.unavailable,
         "settings": configs,
     }
     text = json.dumps(content, allow_nan=False).replace("</", "<\\/")

@@ -10,25 +10,33 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llrag_cli.bench.run import Scored
+from llrag_cli.errors import LlragError
 from llrag_cli.metrics.ranks import average_ranks, interval, win_rate
 from llrag_cli.metrics.score import mean_of
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a video: what it is called, which way is better, and whether methods are ranked by it."""
+    """One figure of a video: what it is called, and which way is better."""
 
     name: str
     heading: str
     better: Literal["more", "less", "neither"]
-    ranked: bool = False
 
 
 FIGURES = (
-    Figure("consistency_within", "within clips", "more", ranked=True),
-    Figure("consistency_across", "across clips", "more", ranked=True),
-    Figure("motion_smoothness", "smoothness", "more", ranked=True),
-    Figure("temporal_flickering", "flicker", "more", ranked=True),
+    Figure("consistency_within", "within clips", "more"),
+    Figure("consistency_across", "across clips", "more"),
+    Figure("consistency_mapped", "across, mapped", "more"),
+    Figure("subject_consistency", "subject", "more"),
+    Figure("background_within", "background within", "more"),
+    Figure("background_across", "background across", "more"),
+    Figure("background_mapped", "background mapped", "more"),
+    Figure("background_consistency", "background", "more"),
+    Figure("motion_smoothness", "smoothness", "more"),
+    Figure("temporal_flickering", "flicker", "more"),
+    Figure("aesthetic_quality", "aesthetic", "more"),
+    Figure("imaging_quality", "imaging", "more"),
     Figure("dynamic_degree", "dynamic", "neither"),
     Figure("first_to_last", "first to last", "more"),
     Figure("similarity_slope", "slope a minute", "more"),
@@ -45,11 +53,18 @@ Pair = tuple[int, int]  # prompt number and seed
 Column = list["float | None"]  # a figure of one method's videos, in order of pairs
 
 
-def compare(scored: Sequence[Scored], *, baseline: str) -> list[dict[str, Any]]:
+def compare(scored: Sequence[Scored], *, baseline: str, ranked: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each backbone and horizon: per method means, rank, and paired differences to the baseline.
 
-    Only videos that every method has are compared. Intervals are 95 %, bootstrap over prompts.
+    Only videos that every method has are compared, methods ranked by the figures ``ranked``. Intervals are 95 %,
+    bootstrap over prompts. Scores of more than one back end are an error.
     """
+    back_ends = sorted({each.back_end for each in scored})
+    if len(back_ends) > 1:
+        raise LlragError(
+            f"scores of different back ends are not compared: {' and '.join(f'`{name}`' for name in back_ends)}",
+            hint="score every video with the same `--backend`",
+        )
     results = []
     for backbone, seconds in dict.fromkeys((each.cell.backbone, each.seconds) for each in scored):
         here = [each for each in scored if (each.cell.backbone, each.seconds) == (backbone, seconds)]
@@ -64,7 +79,6 @@ def compare(scored: Sequence[Scored], *, baseline: str) -> list[dict[str, Any]]:
             for method, table in tables.items()
         }
         means = {method: {name: mean_of(column) for name, column in each.items()} for method, each in columns.items()}
-        ranked = [figure.name for figure in FIGURES if figure.ranked]
         ranks, why = _ranks({method: {name: each[name] for name in ranked} for method, each in means.items()})
         entries: dict[str, dict[str, Any]] = {}
         for method in tables:
@@ -77,7 +91,7 @@ def compare(scored: Sequence[Scored], *, baseline: str) -> list[dict[str, Any]]:
                 "seconds": seconds,
                 "videos": len(pairs),
                 "prompts": len({number for number, _ in pairs}),
-                "ranked_by": ranked if ranks else [],
+                "ranked_by": list(ranked) if ranks else [],
                 "not_ranked": why,
                 "methods": entries,
             }

@@ -31,10 +31,11 @@ class Scored:
     cell: Cell
     seconds: float
     figures: Mapping[str, Any]
+    back_end: str = ""  # name of what measured
 
 
 class Bench:
-    """A benchmark folder: ``videos/``, each with ``scores.json``, and what comes of them."""
+    """A benchmark folder: ``videos/``, each with the scores of every back end used, and what comes of them."""
 
     def __init__(self, root: Path, grid: Grid, *, settings: Sequence[str] = ()) -> None:
         self.root, self.grid, self.settings = root, grid, tuple(settings)
@@ -99,9 +100,9 @@ class Bench:
             yield cell
 
     def scores(self, cell: Cell, back_end: BackEnd) -> list[Scored]:
-        """The figures of a video at every horizon, from ``scores.json`` where they are there already."""
+        """The figures of a video at every horizon, from ``scores-official.json`` and the like where they are there."""
         folder = RunFolder(cell.folder(self.root))
-        file = folder.path / "scores.json"
+        file = folder.path / f"scores-{back_end.kind}.json"
         kept = _kept(file, folder.video, back_end)
         config = self.config(cell)
         for seconds in self.grid.horizons:
@@ -128,7 +129,7 @@ class Bench:
                         f"`{file}` could not be written: {(error.strerror or str(error)).lower()}",
                         hint="make room; what was scored before is kept, and the same command goes on",
                     ) from error
-        return [Scored(cell, seconds, kept[f"{seconds:g}"]) for seconds in self.grid.horizons]
+        return [Scored(cell, seconds, kept[f"{seconds:g}"], back_end.name) for seconds in self.grid.horizons]
 
 
 def measure(video: Path, *, frames: int, sprites: bool, back_end: BackEnd) -> dict[str, Any]:

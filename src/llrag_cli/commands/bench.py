@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from llrag_cli import console
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.files.places import counted, human
 from llrag_cli.files.prompts import read_prompt_file
 
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from llrag_cli.metrics.score import BackEnd, Scores
 
 DEFAULT_PROMPTS = 8  # of the embedded model
-COLUMNS = {  # field of Scores, heading
+BACK_ENDS = ("offline", "official")
+COLUMNS = {  # field of Scores, heading; columns that a back end leaves empty are not shown
     "consistency_within": "within",
     "consistency_across": "across",
+    "consistency_mapped": "mapped",
+    "subject_consistency": "subject",
+    "background_within": "backgr. within",
+    "aesthetic_quality": "aesthetic",
     "motion_smoothness": "smooth",
     "dynamic_degree": "dynamic",
     "temporal_flickering": "flicker",
@@ -31,13 +36,6 @@ COLUMNS = {  # field of Scores, heading
     "chroma_noise_growth": "chroma +",
     "colorfulness_growth": "colour +",
     "histogram_overlap": "histogram",
-}
-RANKED = ("consistency_within", "consistency_across", "motion_smoothness", "temporal_flickering")
-UNAVAILABLE = {  # VBench-Long's dimensions that no package with weights measures
-    "subject_consistency": "needs DINO and DINOv2; `consistency_*` compares whole frames by EfficientNet-lite0 instead",
-    "background_consistency": "needs CLIP and DreamSim",
-    "aesthetic_quality": "needs CLIP and the LAION head",
-    "imaging_quality": "needs MUSIQ",
 }
 
 
@@ -55,6 +53,7 @@ class BenchRequest:
     settings: tuple[str, ...]
     out: Path
     dry_run: bool
+    backend: str
     device: str
     dtype: str
     as_json: bool
@@ -67,6 +66,8 @@ class ScoreRequest:
     videos: tuple[Path, ...]
     group_by: str | None
     strict: bool
+    backend: str
+    device: str
     as_json: bool
 
 
@@ -74,7 +75,7 @@ def run(request: BenchRequest) -> None:
     """Make what is missing of a grid, score what is there, and say what comes of it."""
     grid = _grid(request)
     with console.working("loading"):
-        back_end = _back_end()
+        back_end = _back_end(request.backend, request.device)
         from llrag_cli.bench.report import write_report
         from llrag_cli.bench.results import FIGURES, compare, verdict
         from llrag_cli.bench.run import Bench
@@ -105,10 +106,10 @@ def run(request: BenchRequest) -> None:
             scored += bench.scores(cell, back_end)
             advance(1, f"{cell.backbone} {cell.method} {cell.number}")
     baseline = grid.methods[0]
-    results = compare(scored, baseline=baseline)
-    files = write_report(request.out, grid, results, scored, back_end=back_end.name, baseline=baseline)
+    results = compare(scored, baseline=baseline, ranked=back_end.ranked)
+    files = write_report(request.out, grid, results, scored, back_end=back_end, baseline=baseline)
     if request.as_json:
-        console.result_json({"schema": 1, "back_end": back_end.name, "baseline": baseline, "results": results})
+        console.result_json({"schema": 1, **back_end.about, "baseline": baseline, "results": results})
         return
     for result in results:
         table = Table(
@@ -143,6 +144,7 @@ def run(request: BenchRequest) -> None:
         if result["not_ranked"]:
             console.result(f"not ranked: {result['not_ranked']}")
         console.result(verdict(result, baseline=baseline) + "\n")
+    _say_unavailable(back_end)
     for file in files:
         console.result(str(file))
 
@@ -214,15 +216,32 @@ def _plan(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:
     console.result_table(table)
 
 
-def _back_end() -> BackEnd:
+def _back_end(kind: str, device: str) -> BackEnd:
+    if kind not in BACK_ENDS:
+        raise UsageError(f"there is no back end `{kind}`", hint=closest(kind, BACK_ENDS))
     try:
-        from llrag_cli.metrics.score import offline
+        if kind == "offline":
+            from llrag_cli.metrics.score import offline
 
-        return offline()
+            return offline()
+        from llrag_cli.files.places import weights_folder
+        from llrag_cli.metrics.official import official
+        from llrag_cli.pipeline import find_device
+
+        return official(weights_folder(), find_device(device))
     except ImportError as error:
         raise LlragError(
             f"what metrics need is not installed: no module `{error.name}`", hint="`pip install 'llrag[metrics]'`"
         ) from None
+
+
+def _say_unavailable(back_end: BackEnd) -> None:
+    """Which figures the back end cannot give, and why; those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in back_end.unavailable.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        console.result(f"not measured: {', '.join(names)}: {why}")
 
 
 def _interval(found: Mapping[str, float]) -> str:
@@ -235,7 +254,7 @@ def score_videos(request: ScoreRequest) -> None:
     if request.group_by not in (None, "folder"):
         raise UsageError(f"videos cannot be grouped by `{request.group_by}`", hint="`--group-by folder`")
     with console.working("loading"):
-        back_end = _back_end()
+        back_end = _back_end(request.backend, request.device)
         from llrag_cli.files.video import open_video
         from llrag_cli.metrics.score import score
     rows: list[tuple[Path, dict[str, Any], Scores]] = []
@@ -254,14 +273,13 @@ def score_videos(request: ScoreRequest) -> None:
         raise LlragError(
             f"none of {counted(len(paths), 'file')} can be read as a video", hint="give finished mp4 files"
         )
-    grouped = _ranks(rows) if request.group_by else None
+    grouped = _ranks(rows, back_end.ranked) if request.group_by else None
     if request.as_json:
         console.result_json(
             {
                 "schema": 1,
-                "back_end": back_end.name,
+                **back_end.about,
                 "videos": [{"video": str(path), **about, **asdict(found)} for path, about, found in rows],
-                "unavailable": UNAVAILABLE,
                 "groups": grouped,
                 "left_out": [str(path) for path in paths if path not in {row[0] for row in rows}],
             }
@@ -269,20 +287,20 @@ def score_videos(request: ScoreRequest) -> None:
         return
     table = Table(title=back_end.name, title_justify="left", title_style="", box=None, pad_edge=False)
     table.add_column("video", overflow="fold")
-    for heading in ("s", *COLUMNS.values()):
+    shown = {name: heading for name, heading in COLUMNS.items() if name not in back_end.unavailable}
+    for heading in ("s", *shown.values()):
         table.add_column(heading, justify="right")
     for path, about, found in rows:
-        table.add_row(
-            str(path), f"{found.frames / about['fps']:.1f}", *(_cell(getattr(found, name)) for name in COLUMNS)
-        )
+        table.add_row(str(path), f"{found.frames / about['fps']:.1f}", *(_cell(getattr(found, name)) for name in shown))
     console.result_table(table)
+    _say_unavailable(back_end)
     if grouped is not None:
         ranking = Table(box=None, pad_edge=False)
         ranking.add_column("group")
-        for heading in ("videos", "average rank", *(COLUMNS[name] for name in RANKED)):
+        for heading in ("videos", "average rank", *(COLUMNS[name] for name in back_end.ranked)):
             ranking.add_column(heading, justify="right")
         for name, found_ in grouped.items():
-            cells = [_cell(found_["means"][dimension]) for dimension in RANKED]
+            cells = [_cell(found_["means"][dimension]) for dimension in back_end.ranked]
             ranking.add_row(name, str(found_["videos"]), f"{found_['average_rank']:.2f}", *cells)
         console.result("")
         console.result_table(ranking)
@@ -306,7 +324,7 @@ def _find(given: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _ranks(rows: Sequence[tuple[Path, Mapping[str, Any], Scores]]) -> dict[str, dict[str, Any]]:
+def _ranks(rows: Sequence[tuple[Path, Mapping[str, Any], Scores]], ranked: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Means and average rank of the videos of each folder; only groups that can be compared are."""
     from llrag_cli.metrics.ranks import average_ranks
     from llrag_cli.metrics.score import mean_of
@@ -321,7 +339,7 @@ def _ranks(rows: Sequence[tuple[Path, Mapping[str, Any], Scores]]) -> dict[str, 
         sizes = ", ".join(f"{width}x{height}" for width, height in sorted(shapes))
         raise UsageError(f"videos of different sizes are not ranked: {sizes}", hint="compare like with like")
     means = {
-        name: {dimension: mean_of(getattr(found, dimension) for *_, found in group) for dimension in RANKED}
+        name: {dimension: mean_of(getattr(found, dimension) for *_, found in group) for dimension in ranked}
         for name, group in groups.items()
     }
     try:

@@ -41,7 +41,7 @@ def run(request: DownloadRequest) -> None:
     """List, plan, or fetch."""
     from llrag_cli.files.places import weights_folder
 
-    folder = request.to or (weights_folder() if request.kind == "weights" else weights_folder().parent / "prompts")
+    folder = request.to or (weights_folder().parent / "prompts" if request.kind == "prompts" else weights_folder())
     if request.dtype not in DTYPES:
         raise UsageError(f"weights cannot be kept as `{request.dtype}`", hint=closest(request.dtype, DTYPES))
     if request.show_list:

@@ -13,7 +13,7 @@ from pydantic import Field
 from llrag_cli.config import Config
 from llrag_cli.errors import UsageError, closest
 
-Kind = Literal["weights", "prompts"]
+Kind = Literal["weights", "prompts", "metrics"]
 
 
 class CatalogueFile(Config):
@@ -24,13 +24,14 @@ class CatalogueFile(Config):
     convert: Literal["generator", "lora", "encoder"] | None = Field(default=None, description="rewrite as safetensors")
     ema: bool = Field(default=False, description="keep the EMA weights of a generator")
     bytes: int = Field(gt=0, description="size, estimated from parameter counts")
-    sha256: str | None = Field(default=None, description="of the file itself, where it is known")
+    sha256: str | None = Field(default=None, description="of the file itself, or how it begins, where that is known")
 
 
 class Source(Config):
     """A repository that has an item."""
 
     repo: str
+    url: str | None = Field(default=None, description="where a web server has its files; without it, the hub has them")
     revision: str = "main"
     licence: str
     files: tuple[CatalogueFile, ...] = Field(min_length=1)
@@ -54,10 +55,11 @@ class Catalogue(Config):
 
     weights: dict[str, Item]
     prompts: dict[str, Item]
+    metrics: dict[str, Item]
 
     def items(self, kind: Kind) -> dict[str, Item]:
         """The items of a kind."""
-        return self.weights if kind == "weights" else self.prompts
+        return {"weights": self.weights, "prompts": self.prompts, "metrics": self.metrics}[kind]
 
 
 @cache

@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from llrag_cli.download.catalogue import CatalogueFile, Source
 from llrag_cli.download.problems import explained
+from llrag_cli.download.web import Remote, on_the_web
 from llrag_cli.errors import LlragError
 from llrag_cli.files.places import human
 
@@ -29,6 +30,7 @@ class Wanted:
 
     item: str
     repo: str
+    url: str | None  # where a web server has it; None: the hub has it
     commit: str
     path: str  # in the repository
     target: Path  # where it ends up, after conversion
@@ -58,14 +60,20 @@ def plan(chosen: Iterable[tuple[str, Source]], folder: Path, *, dtype: str, forc
     Raises ``LlragError`` in a sentence if a repository cannot be asked, or lacks a file.
     """
     record = folder_record(folder)
-    trees: dict[tuple[str, str], tuple[str, dict[str, _Remote]]] = {}
+    trees: dict[tuple[str, str], tuple[str, dict[str, Remote]]] = {}
     wanted = []
     for name, source in chosen:
         for spec in source.files:
             key = (source.repo, source.revision)
-            if key not in trees:
-                trees[key] = _cached_tree(source) if constants.HF_HUB_OFFLINE else _tree(source)
-            commit, files = trees[key]
+            if source.url is not None:
+                commit, files = (
+                    source.revision,
+                    {spec.path: on_the_web(source.url, spec, place(folder, spec, spec.path))},
+                )
+            elif key in trees:
+                commit, files = trees[key]
+            else:
+                commit, files = trees[key] = _cached_tree(source) if constants.HF_HUB_OFFLINE else _tree(source)
             matching = {path: remote for path, remote in files.items() if fnmatch(path, spec.path)}
             if not matching:
                 missing = f"`{spec.path}` is not in `{source.repo}`"
@@ -84,6 +92,7 @@ def plan(chosen: Iterable[tuple[str, Source]], folder: Path, *, dtype: str, forc
                     Wanted(
                         item=name,
                         repo=source.repo,
+                        url=source.url and f"{source.url}/{path}",
                         commit=commit,
                         path=path,
                         target=target,
@@ -112,7 +121,7 @@ def _state(
     commit: str,
     path: str,
     spec: CatalogueFile,
-    remote: _Remote,
+    remote: Remote,
     *,
     dtype: str,
     force: bool,
@@ -124,31 +133,27 @@ def _state(
         same = unchanged and entry["dtype"] in (None, dtype)
     if target.exists() and not force and (by_hand or same):
         return "present"
+    if source.url is not None:
+        return "missing"
     cached = try_to_load_from_cache(source.repo, path, revision=commit)
     return "cached" if isinstance(cached, str) and Path(cached).exists() else "missing"
 
 
-@dataclass(frozen=True)
-class _Remote:
-    bytes: int
-    sha256: str | None
-
-
-def _tree(source: Source) -> tuple[str, dict[str, _Remote]]:
+def _tree(source: Source) -> tuple[str, dict[str, Remote]]:
     """The commit of a source and its files, from the hub."""
     with explained(source.repo):
         api = HfApi(library_name="llrag")
         commit = api.repo_info(source.repo, revision=source.revision).sha
         assert commit is not None
         files = {
-            entry.path: _Remote(entry.size, entry.lfs.sha256 if entry.lfs else None)
+            entry.path: Remote(entry.size, entry.lfs.sha256 if entry.lfs else None)
             for entry in api.list_repo_tree(source.repo, revision=commit, recursive=True)
             if isinstance(entry, RepoFile)
         }
     return commit, files
 
 
-def _cached_tree(source: Source) -> tuple[str, dict[str, _Remote]]:
+def _cached_tree(source: Source) -> tuple[str, dict[str, Remote]]:
     """As ``_tree``, from the newest revision that the hub's cache holds; nothing where it holds none."""
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
@@ -162,7 +167,7 @@ def _cached_tree(source: Source) -> tuple[str, dict[str, _Remote]]:
     for file in newest.files:
         path = Path(file.file_path).relative_to(newest.snapshot_path).as_posix()
         blob = Path(file.blob_path).name
-        files[path] = _Remote(file.size_on_disk, blob if len(blob) == 64 else None)
+        files[path] = Remote(file.size_on_disk, blob if len(blob) == 64 else None)
         if path.endswith(".index.json"):
             _require_shards(Path(file.file_path))
     return newest.commit_hash, files

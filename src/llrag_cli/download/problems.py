@@ -23,20 +23,20 @@ _KEPT = "run the same command again; files that are complete are kept"
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the hub client's errors about ``what`` into ``LlragError``; others pass."""
+def explained(what: str, *, host: str | None = None) -> Iterator[None]:
+    """Turn the hub client's errors about ``what`` into ``LlragError``; others pass. Without a host, it is the hub."""
     try:
         yield
     except LlragError:
         raise
     except Exception as error:
-        known = _explain(error, what)
+        known = _explain(error, what, host or constants.ENDPOINT)
         if known is None:
             raise
         raise known from error
 
 
-def _explain(error: BaseException, what: str) -> LlragError | None:
+def _explain(error: BaseException, what: str, host: str) -> LlragError | None:
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return LlragError(
@@ -74,7 +74,7 @@ def _explain(error: BaseException, what: str) -> LlragError | None:
         return LlragError(f"`{what}` did not arrive whole", hint=_KEPT)
     if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith("httpx"):
         return LlragError(
-            f"the connection to {constants.ENDPOINT} failed at `{what}`: {_reason(cause)}",
+            f"the connection to {host} failed at `{what}`: {_reason(cause)}",
             hint=f"check the connection, proxy or HF_ENDPOINT, then {_KEPT}",
         )
     if isinstance(cause, PermissionError):

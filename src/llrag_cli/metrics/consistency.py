@@ -1,7 +1,10 @@
-"""VBench's consistency of a sequence of features."""
+"""VBench's consistency of a sequence of features, and how VBench-Long joins two of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,3 +20,20 @@ def sequence_score(features: Tensor) -> float | None:
     after_before = (units[1:] * units[:-1]).sum(-1).clamp_min(0)
     after_first = (units[1:] @ units[0]).clamp_min(0)
     return float(((after_before + after_first) / 2).mean())
+
+
+@dataclass(frozen=True)
+class MappingTable:
+    """VBench-Long's calibration of scores across clips, for the very models it names: rising, each in 0..1."""
+
+    across: tuple[float, ...]
+    within: tuple[float, ...]  # what a score of ``across`` is worth within clips
+
+    def __call__(self, score: float) -> float:
+        """The entry for a score, interpolated between its neighbours."""
+        return float(np.interp(score, self.across, self.within))
+
+
+def fused(within: float | None, mapped: float | None) -> float | None:
+    """VBench-Long's one score for both: their mean (its ``--dev_flag``); None if either is unknown."""
+    return None if within is None or mapped is None else 0.5 * within + 0.5 * mapped
