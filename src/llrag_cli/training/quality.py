@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,7 +80,7 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
                     )
                 )
     curve = torch.stack([similarity_by_lag(video, LAGS) for video in keys]).nanmean(0).tolist()
-    among = interval(np.array([score[0] for score in scores]), clusters=videos) if scores else None
+    among = interval([score[0] for score in scores], clusters=videos) if scores else None
     recall, free_recall, rank = torch.tensor(scores).mean(0).tolist() if scores else (None, None, None)
     return Quality(
         similarity={lag: value for lag, value in zip(LAGS, curve, strict=True) if not math.isnan(value)},
