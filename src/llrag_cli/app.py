@@ -48,6 +48,13 @@ Attention = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
 ]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="NAME", help="Where many are made: local, local:N (processes), ray[:ADDRESS]")
+]
+GpusPerVideo = Annotated[
+    float | None,
+    typer.Option("--gpus-per-video", help="Share of a GPU that Ray sets aside for each; default: one, if any"),
+]
 To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
 FromSource = Annotated[str | None, typer.Option("--source", help="Where to take them from; --list says what there is")]
 ShowList = Annotated[bool, typer.Option("--list", help="Say what there is: size, licence, source, present or not")]
@@ -108,6 +115,8 @@ def generate(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with an interrupted run; --seconds may be more than it had"),
     ] = None,
+    engine: EngineName = "local",
+    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     """Make a long video from a text prompt.
@@ -140,6 +149,8 @@ def generate(
             force=force,
             as_json=as_json,
             resume=resume,
+            engine=engine,
+            gpus_per_video=gpus_per_video,
             said=frozenset(name for name in context.params if _was_said(context, name)),
         )
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 from llrag_cli import console
 from llrag_cli.config import RunConfig
-from llrag_cli.errors import UsageError
+from llrag_cli.engines import Engine, Outcome, parse_engine
+from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, asked_for, load_config, memory_settings
 
@@ -38,6 +40,8 @@ class GenerateRequest:
     force: bool
     as_json: bool
     resume: Path | None = None
+    engine: str = "local"
+    gpus_per_video: float | None = None
     said: frozenset[str] = frozenset()  # names of the options that were given, not left at their defaults
 
 
@@ -52,6 +56,10 @@ def run(request: GenerateRequest) -> None:
             f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
         )
     _config(request, default="tiny")  # a typo is reported here, before torch loads
+    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
+    if engine is not None:
+        _generate_elsewhere(request, prompts, engine)
+        return
     with console.working("loading"):
         from llrag_cli.files.image import read_image
         from llrag_cli.files.run import RunFolder
@@ -98,6 +106,66 @@ def run(request: GenerateRequest) -> None:
             console.result(str(folder.video))
     if request.as_json:
         console.result_json(records if request.prompts else records[0])
+
+
+def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: Engine) -> None:
+    """Make the videos of a request as jobs of an engine."""
+    if request.prompts is None or request.out is None:
+        raise UsageError(
+            f"the engine `{request.engine}` makes many videos at once",
+            hint="give them with `--prompts FILE --out FOLDER`",
+        )
+    with console.working("loading"):
+        from llrag_cli.files.journal import blocks_committed
+        from llrag_cli.files.run import RunFolder
+        from llrag_cli.jobs import Loading, VideoJob, make
+        from llrag_cli.pipeline import Execution, default_backbone
+
+        config = _config(request, default=default_backbone())
+        how = Execution(offload=request.offload, attention=request.attention, compile=request.compile)
+        loading = Loading(config, request.device, request.dtype, how, tuple(prompts))
+        folders = [
+            RunFolder(_folder(request, prompt, number, len(prompts)).resolve())
+            for number, prompt in enumerate(prompts, start=1)
+        ]
+        if request.force:
+            for folder in folders:
+                with folder.lock():
+                    folder.clear()
+    image = None if request.image is None else request.image.resolve()
+    jobs = [
+        VideoJob(loading, prompt, folder.path, request.seconds, request.seed, image)
+        for prompt, folder in zip(prompts, folders, strict=True)
+    ]
+    blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
+    outcomes: list[Outcome[dict[str, Any]]] = []
+    told = 0
+    with console.counting(f"{config.name} {config.method}, {request.engine}", total=len(jobs) * blocks) as advance:
+
+        def look() -> None:
+            nonlocal told
+            made = sum(min(blocks, blocks_committed(folder.path)) for folder in folders)
+            advance(made - told, f"{len(outcomes)}/{len(jobs)} videos")
+            told = made
+
+        for outcome in engine.run(make, jobs, on_tick=look):
+            outcomes.append(outcome)
+            look()
+    outcomes.sort(key=lambda outcome: outcome.number)
+    for outcome in outcomes:
+        if outcome.problem is not None:
+            console.warn(f"{folders[outcome.number].path.name}: {outcome.problem} ({outcome.hint})")
+        elif not request.as_json:
+            console.result(str(folders[outcome.number].video))
+    if request.as_json:
+        made = [(folders[each.number], each.result) for each in outcomes if each.result is not None]
+        console.result_json([{"folder": str(one.path), "video": str(one.video), **record} for one, record in made])
+    failed = sum(outcome.problem is not None for outcome in outcomes)
+    if failed:
+        raise LlragError(
+            f"{failed} of {counted(len(jobs), 'video')} could not be made",
+            hint="what was made is kept; the same command goes on",
+        )
 
 
 def _resume(request: GenerateRequest, folder: Path) -> None:

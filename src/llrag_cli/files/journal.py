@@ -107,6 +107,14 @@ class Journal:
         return len(text).to_bytes(8, "little") + text
 
 
+def blocks_committed(folder: Path) -> int:
+    """How many blocks the run of a folder has committed, while somebody writes it or not."""
+    try:
+        return (folder / "commits.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
 def memory_line(block: Block) -> dict[str, Any]:
     """What a block recalled, as ``memory.jsonl`` has it."""
     return {
