@@ -311,6 +311,8 @@ def collect(
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: EngineName = "local",
+    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     """Make videos of a prompt pool and keep their latents, to train the retrieval encoder on.
@@ -337,6 +339,8 @@ def collect(
             preview=preview,
             device=device,
             dtype=dtype,
+            engine=engine,
+            gpus_per_video=gpus_per_video,
             as_json=as_json,
         )
     )

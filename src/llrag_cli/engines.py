@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Generic, Protocol, TypeVar
@@ -152,7 +154,8 @@ class RayCluster:
             remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(attempt)
             waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
             while waiting:
-                done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
+                with redirect_stdout(sys.stderr):  # Ray prints what it has to say of dead workers
+                    done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
                 on_tick()
                 for each in done:
                     number = waiting.pop(each)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llrag_cli import console
-from llrag_cli.errors import UsageError
+from llrag_cli.engines import Engine, parse_engine
+from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, asked_for, load_config, memory_settings
+
+if TYPE_CHECKING:
+    from llrag_cli.collect import Chosen
+    from llrag_cli.jobs import Loading
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class CollectRequest:
     device: str
     dtype: str
     as_json: bool
+    engine: str = "local"
+    gpus_per_video: float | None = None
 
 
 def run(request: CollectRequest) -> None:
@@ -50,12 +59,14 @@ def run(request: CollectRequest) -> None:
         raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
     if request.batch < 1:
         raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
+    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
     named = asked_for(backbone=request.backbone, preset=request.preset)
     settings = (*memory_settings(request.method, recall=request.memory, encoder=request.encoder), *request.settings)
     load_config(named or "tiny", method=request.method, settings=settings)  # a typo is reported here
     with console.working("loading"):
         from llrag_cli.collect import choose, collect
         from llrag_cli.files.latents import LatentFolder
+        from llrag_cli.jobs import Loading
         from llrag_cli.pipeline import Pipeline, default_backbone, memory_plan
 
         config = load_config(named or default_backbone(), method=request.method, settings=settings)
@@ -79,11 +90,14 @@ def run(request: CollectRequest) -> None:
             )
             console.note(budget.sentence())
             budget.require(config)
-            pipeline = Pipeline.load(
-                config, device=request.device, dtype=request.dtype, prompts=[each.prompt for each in missing]
-            )
+            prompts = [each.prompt for each in missing]
+            if engine is None:
+                pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype, prompts=prompts)
     console.note(f"{counted(len(missing), 'video')} to make, {len(chosen) - len(missing)} here; into {request.out}")
-    if missing:
+    if missing and engine is not None:
+        loading = Loading(config, request.device, request.dtype, prompts=tuple(prompts))
+        _collect_elsewhere(request, engine, loading, missing)
+    elif missing:
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
         with console.counting(f"collecting {config.name} {config.method}", total=len(missing) * blocks) as advance:
             for _ in collect(
@@ -104,6 +118,37 @@ def run(request: CollectRequest) -> None:
         console.result(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         console.result(str(request.out))
+
+
+def _collect_elsewhere(request: CollectRequest, engine: Engine, loading: Loading, missing: Sequence[Chosen]) -> None:
+    """Make what is missing as jobs of an engine, a batch each."""
+    from llrag_cli.jobs import LatentsJob, keep_latents
+
+    jobs = [
+        LatentsJob(
+            loading,
+            tuple(missing[first : first + request.batch]),
+            request.out.resolve(),
+            request.seconds,
+            request.seed,
+            request.preview,
+        )
+        for first in range(0, len(missing), request.batch)
+    ]
+    failed = 0
+    config = loading.config
+    with console.counting(f"collecting {config.name} {config.method}, {request.engine}", total=len(missing)) as advance:
+        for outcome in engine.run(keep_latents, jobs, on_tick=lambda: None):
+            advance(outcome.result or 0)
+            if outcome.problem is not None:
+                failed += len(jobs[outcome.number].chosen)
+                numbers = ", ".join(str(each.number) for each in jobs[outcome.number].chosen)
+                console.warn(f"{numbers}: {outcome.problem} ({outcome.hint})")
+    if failed:
+        raise LlragError(
+            f"{failed} of {counted(len(missing), 'video')} could not be made",
+            hint="what was collected is kept; the same command goes on",
+        )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
