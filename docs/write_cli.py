@@ -17,6 +17,7 @@ COMMANDS = (
     "inspect",
     "bench",
     "bench score",
+    "bench speed",
     "collect",
     "train-encoder",
     "evaluate-encoder",

@@ -10,7 +10,7 @@ import typer
 
 from llrag_cli.bench_app import bench_app
 from llrag_cli.errors import LlragError
-from llrag_cli.options import Device, Dtype, Encoder, Json, Memory, Rag, Set
+from llrag_cli.options import Attention, Compile, Device, Dtype, Encoder, Json, Memory, Rag, Set
 
 app = typer.Typer(
     name="llrag",
@@ -76,12 +76,8 @@ def generate(
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
     ] = False,
-    attention: Annotated[
-        str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
-    ] = False,
+    attention: Attention = None,
+    compile_: Compile = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.options import Device, Dtype, Json, Set
+from llrag_cli.options import Attention, Compile, Device, Dtype, Json, Set
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -79,3 +79,58 @@ def bench_score(
     from llrag_cli.commands.bench import ScoreRequest, score_videos
 
     score_videos(ScoreRequest(videos=tuple(videos), group_by=group_by, strict=strict, as_json=as_json))
+
+
+@bench_app.command("speed")
+def bench_speed(
+    backbone: Annotated[
+        str | None, typer.Option(help="As for generate; default: tiny, or self-forcing with random weights")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="As for bench; default: native and retrieval; the first is compared with"),
+    ] = None,
+    preset: Annotated[Path | None, typer.Option(help="Preset file to use instead of a bundled one")] = None,
+    settings: Set = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Need no weights: a model of the same size, never trained")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Sizes of a model to measure with random weights: YAML, or its transformer/config.json"
+        ),
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="Blocks of each method that are timed")] = 20,
+    warmup: Annotated[
+        int | None, typer.Option(help="Blocks before them; default: until the window is full and memory recalls all")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    compile_: Compile = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast videos are made: frames a second, first frames, share of each part, and methods as ratios.
+
+    Methods run in turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
+    """
+    from llrag_cli.commands.bench_speed import SpeedRequest, run
+
+    run(
+        SpeedRequest(
+            backbone=backbone,
+            methods=tuple(method or ()),
+            preset=preset,
+            settings=tuple(settings or ()),
+            random_weights=random_weights,
+            config=config,
+            blocks=blocks,
+            warmup=warmup,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            compile=compile_,
+            as_json=as_json,
+        )
+    )

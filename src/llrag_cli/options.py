@@ -18,4 +18,10 @@ Memory = Annotated[
 Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
+Attention = Annotated[
+    str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]

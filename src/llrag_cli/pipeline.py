@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,7 @@ class Pipeline:
         seed: int = 0,
         samples: Sequence[int] | None = None,
         given: Tensor | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[Block]:
         """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video."""
         config = self.config
@@ -138,7 +141,19 @@ class Pipeline:
             noise=AddressedNoise(seed, numbers),
             context_timestep=config.sampler.context_timestep,
             given=given,
+            clock=clock,
         )
+
+    def beside(self, config: RunConfig, *, how: Execution | None = None) -> Pipeline:
+        """The same weights, held once, under another memory: both can write videos in turns, block by block.
+
+        ``config`` differs in its memory alone, and finds frames as this one does. Weights cannot be offloaded.
+        """
+        transformer = self.backbone.transformer
+        shared = {id(parameter): parameter for parameter in transformer.parameters()}
+        twin = place(copy.deepcopy(transformer, shared), self.backbone.device, how or Execution())
+        keys = self.encode_key if config.memory.policy == "retrieval" else average_pool
+        return replace(self, config=config, backbone=twin, encode_key=keys)
 
 
 def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> None:

@@ -33,13 +33,13 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     """Images [T, C, H, W] under a Gaussian, edges repeated."""
     reach = min(round(4 * sigma), min(images.shape[2:]) - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).tolist()
+    weights: list[float] = (kernel / kernel.sum()).tolist()
     for axis, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
         padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis]
-        images = kernel[reach] * padded.narrow(axis, reach, size)
+        images = weights[reach] * padded.narrow(axis, reach, size)
         for tap in range(reach):  # sums of moved images: on a CPU four times as fast as a convolution of one channel
-            images.add_(padded.narrow(axis, tap, size), alpha=kernel[tap])
-            images.add_(padded.narrow(axis, 2 * reach - tap, size), alpha=kernel[tap])
+            images.add_(padded.narrow(axis, tap, size), alpha=weights[tap])
+            images.add_(padded.narrow(axis, 2 * reach - tap, size), alpha=weights[tap])
     return images
 
 
