@@ -12,7 +12,11 @@ TOGETHER = 4  # frames worked on at once: small tensors are handed on by the all
 
 def flicker(frames: Tensor) -> float | None:
     """VBench's temporal flickering: 1 - the mean absolute difference of adjacent frames; None for one frame."""
-    return float(1 - (frames[1:] - frames[:-1]).abs().mean()) if len(frames) > 1 else None
+    if len(frames) < 2:
+        return None
+    pairs = zip(frames[1:].split(TOGETHER), frames[:-1].split(TOGETHER), strict=True)
+    changes = torch.cat([(after - before).abs().mean(dim=(1, 2, 3)) for after, before in pairs])
+    return float(1 - changes.mean())
 
 
 def chroma_noise(frames: Tensor, *, sigma: float = 2.0) -> float:
