@@ -109,6 +109,8 @@ def load(
 
     The text encoder, which runs once a video, is left out: prompts are random embeddings.
     """
+    if how.compile:  # each method has context lengths of its own; past its limit torch would go on uncompiled
+        torch._dynamo.config.cache_size_limit = 8 * len(configs)
     recalling = [config for config in configs.values() if config.memory.policy == "retrieval"]
     lead = [*recalling, *configs.values()][0]  # what recalls brings the encoder that others share
     if shape is None:
