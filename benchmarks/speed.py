@@ -1,119 +1,60 @@
-"""Ratios of block times on this machine: ``python benchmarks/speed.py``.
+"""Does a late block of a video cost more than an early one? ``python benchmarks/speed.py``.
 
-Everything compared runs in turns, block by block, in one process, so that a noisy machine slows both
-sides alike. Prints medians, their ratio, and the middle half of the ratios of single pairs.
+Two videos of the embedded model run in turns, block by block, in one process, one far ahead of the other. All else
+about speed is in ``llrag bench speed``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from diffusers import WanTransformer3DModel
 
-from llrag_cli.backbones.wan import WanBackbone
-from llrag_cli.config import MemoryConfig
-from llrag_cli.memory.history import History, average_pool
-from llrag_cli.rollout import Block, rollout
-from llrag_cli.sampling.noise import AddressedNoise
-from llrag_cli.sampling.schedule import FlowMatchSchedule
-
-NATIVE = MemoryConfig(policy="native", window=12, sink=1)
-RETRIEVAL = MemoryConfig(policy="retrieval", window=12, sink=1, retrieved=6, guard=5)
-MEDIUM: dict[str, Any] = {  # compute bound on a CPU: about 44 GFLOP a block
-    "num_attention_heads": 3,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 256,
-    "freq_dim": 256,
-    "ffn_dim": 1536,
-    "num_layers": 4,
-}
-SHAPE, TEXT = (16, 16, 26), 512  # 104 tokens a latent frame
+from llrag_cli import Pipeline, load_config
+from llrag_cli.bench.speed import in_turns, ratio
+from llrag_cli.presets import METHODS
+from llrag_cli.rollout import Block
 
 
-def blocks(transformer: WanTransformer3DModel, memory: MemoryConfig, *, shape: tuple[int, int, int]) -> Iterator[Block]:
-    """An endless rollout with a backbone of its own."""
-    text_dim = transformer.config.text_dim
-    return rollout(
-        WanBackbone(copy.deepcopy(transformer)),
-        torch.randn(1, TEXT, text_dim, generator=torch.Generator().manual_seed(0)),
-        frames=10**9,
-        shape=shape,
-        block=3,
-        schedule=FlowMatchSchedule(steps=[1000, 750, 500, 250], shift=5.0),
-        memory=memory,
-        history=History(average_pool),
-        noise=AddressedNoise(0),
-    )
+def ahead(video: Iterator[Block], blocks: int) -> Callable[[], float]:
+    """The wall seconds of the next block of a video, each time it is called, ``blocks`` from its start."""
+    for _ in range(blocks):
+        next(video)
 
+    def seconds() -> float:
+        started = time.perf_counter()
+        next(video)
+        return time.perf_counter() - started
 
-def in_turns(first: Iterator[Block], second: Iterator[Block], count: int) -> tuple[list[float], list[float]]:
-    """Seconds of each block of two rollouts that run in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(count):
-        order = (0, 1) if turn % 2 == 0 else (1, 0)
-        for side in order:
-            started = time.perf_counter()
-            next((first, second)[side])
-            times[side].append(time.perf_counter() - started)
-    return times
-
-
-def report(title: str, above: list[float], below: list[float]) -> None:
-    """One line: medians in milliseconds and their ratio."""
-    pairs = sorted(a / b for a, b in zip(above, below, strict=True))
-    low, high = pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]
-    a, b = statistics.median(above), statistics.median(below)
-    sys.stdout.write(f"{title}: {1e3 * a:.1f} / {1e3 * b:.1f} ms = {a / b:.3f}  (middle half {low:.3f}-{high:.3f})\n")
-
-
-def parts(title: str, finished: list[Block]) -> None:
-    """Where a block's time goes."""
-    total = sum(sum(block.seconds.values()) for block in finished)
-    shares = {name: sum(block.seconds[name] for block in finished) / total for name in finished[0].seconds}
-    sys.stdout.write(f"{title}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()) + "\n")
+    return seconds
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks for retrieval against window")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks")
     parser.add_argument("--late", type=int, default=300, help="block that block 20 is compared with")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-
-    medium = WanTransformer3DModel(**MEDIUM)
-    native, retrieval = blocks(medium, NATIVE, shape=SHAPE), blocks(medium, RETRIEVAL, shape=SHAPE)
-    in_turns(retrieval, native, 9)  # until both attend to 12 frames
-    report("retrieval / window, equal context", *in_turns(retrieval, native, arguments.pairs))
-    parts("retrieval, parts of a block", [next(retrieval) for _ in range(5)])
-    parts("window, parts of a block", [next(native) for _ in range(5)])
-
-    from llrag_cli.tiny.model import LATENT, load_embedded
-
-    transformer, _, _ = load_embedded()
-    for name, memory in (("window", NATIVE), ("retrieval", RETRIEVAL)):
-        long, short = (blocks(transformer, memory, shape=LATENT) for _ in range(2))
-        for _ in range(arguments.late - 10):
-            next(long)
-        for _ in range(10):
-            next(short)
-        report(f"block {arguments.late} / block 20, embedded model, {name}", *in_turns(long, short, 20))
-
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "llrag_cli", "--help"], check=True, stdout=subprocess.DEVNULL)
-    sys.stdout.write(f"llrag --help: {time.perf_counter() - started:.2f} s\n")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    steps = ["sampler.steps=[1000, 750, 500, 250]"]  # as many as the real backbones take
+    for method in METHODS:
+        loaded = Pipeline.load(load_config("tiny", method=method, settings=steps), device="cpu")
+        video = partial(Pipeline.blocks, prompts=["a red circle bounces around on a blue wall"], seconds=10_000)
+        late = ahead(video(loaded), options.late - options.pairs // 2)
+        early = ahead(video(loaded.beside(loaded.config)), 20 - options.pairs // 2)
+        above, below = in_turns([late, early], options.pairs)
+        found = ratio(above, below)
+        sys.stdout.write(
+            f"block {options.late} / block 20, {method}: {1e3 * statistics.median(above):.1f} / "
+            f"{1e3 * statistics.median(below):.1f} ms = {found['median']:.3f} "
+            f"(middle half {found['quarter']:.3f}-{found['three_quarters']:.3f})\n"
+        )
 
 
 if __name__ == "__main__":

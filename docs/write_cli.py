@@ -19,6 +19,7 @@ COMMANDS = (
     "bench",
     "bench score",
     "extend",
+    "bench speed",
     "collect",
     "train-encoder",
     "evaluate-encoder",

@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
+from llrag_cli.bench_app import bench_app
 from llrag_cli.errors import LlragError
+from llrag_cli.options import (
+    Attention,
+    Compile,
+    Device,
+    Dtype,
+    Encoder,
+    EngineName,
+    GpusPerVideo,
+    Json,
+    Memory,
+    Offload,
+    Rag,
+    Set,
+)
 
 app = typer.Typer(
     name="llrag",
@@ -20,51 +35,16 @@ app = typer.Typer(
 )
 download_app = typer.Typer(help="Fetch released weights, prompts, or models that metrics need.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
-bench_app = typer.Typer(invoke_without_command=True)
 app.add_typer(bench_app, name="bench", help="Compare memories on the same prompts and seeds; also `benchmark`.")
 app.add_typer(bench_app, name="benchmark", hidden=True)
 presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
-Rag = Annotated[bool, typer.Option("--rag/--no-rag", help="Recall past frames, or see the plain sliding window only")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="POLICY", help="What is recalled: nearest, successor, prompt, diverse, gate, uniform, random, deep-sink"
-    ),
-]
-Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
-Offload = Annotated[
-    bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
-]
-Attention = Annotated[
-    str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
-]
-EngineName = Annotated[
-    str, typer.Option("--engine", metavar="NAME", help="Where many are made: local, local:N (processes), ray[:ADDRESS]")
-]
-GpusPerVideo = Annotated[
-    float | None,
-    typer.Option("--gpus-per-video", help="Share of a GPU that Ray sets aside for each; default: one, if any"),
-]
 To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
 FromSource = Annotated[str | None, typer.Option("--source", help="Where to take them from; --list says what there is")]
 ShowList = Annotated[bool, typer.Option("--list", help="Say what there is: size, licence, source, present or not")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and stop")]
 Force = Annotated[bool, typer.Option("--force", help="Fetch and replace what is already there")]
-Backend = Annotated[
-    str,
-    typer.Option(help="What measures: offline (models inside packages) or official (VBench-Long's, downloaded)"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 
 
 def _version(*, asked: bool) -> None:
@@ -461,83 +441,6 @@ def verify(
     from llrag_cli.commands.verify import run
 
     run(folder, device=device, dtype=dtype, as_json=as_json)
-
-
-@bench_app.callback()
-def bench(
-    context: typer.Context,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Backbone to compare on; repeatable; default: tiny")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="native, retrieval, or a policy of --memory; repeatable; the first is compared with"),
-    ] = None,
-    horizon: Annotated[list[float] | None, typer.Option(help="Seconds; repeatable; default: 30")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line; tiny has its own")] = None,
-    count: Annotated[int | None, typer.Option(help="Prompts to draw; default: all of the file, or 8")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds for each prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="The first seed, also of the draw")] = 0,
-    settings: Set = None,
-    out: Annotated[Path, typer.Option(help="Folder; begun again, it goes on where it stopped")] = Path("bench"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop")] = False,
-    backend: Backend = "offline",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Compare memories: the same prompts and seeds under each, made, scored, compared in pairs.
-
-    Writes results.json, results.csv and report.html into the folder. Needs the extra `metrics`.
-    """
-    if context.invoked_subcommand is not None:
-        return
-    from llrag_cli.commands.bench import BenchRequest, run
-
-    run(
-        BenchRequest(
-            backbones=tuple(backbone or ()),
-            methods=tuple(method or ()),
-            horizons=tuple(horizon or ()),
-            prompts=prompts,
-            count=count,
-            seeds=seeds,
-            seed=seed,
-            settings=tuple(settings or ()),
-            out=out,
-            dry_run=dry_run,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            as_json=as_json,
-        )
-    )
-
-
-@bench_app.command("score")
-def bench_score(
-    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos")],
-    group_by: Annotated[
-        str | None, typer.Option(metavar="folder", help="Rank the folders that videos lie in against each other")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a file that is no video; else it is left out")
-    ] = False,
-    backend: Backend = "offline",
-    device: Annotated[str, typer.Option(help="Where official models run: cpu, cuda or cuda:1; auto")] = "auto",
-    as_json: Json = False,
-) -> None:
-    """Score any video: consistency, motion and drift, in one pass and flat memory.
-
-    Needs the extra `metrics`: pip install 'llrag[metrics]'.
-    """
-    from llrag_cli.commands.bench import ScoreRequest, score_videos
-
-    score_videos(
-        ScoreRequest(
-            videos=tuple(videos), group_by=group_by, strict=strict, backend=backend, device=device, as_json=as_json
-        )
-    )
 
 
 @presets_app.callback()

@@ -13,8 +13,8 @@ import torch
 
 from llrag_cli.backbones.base import WanBase
 from llrag_cli.backbones.cache import ROOM
-from llrag_cli.backbones.checkpoints import diffusers_name, kept_exact, transformer_config
-from llrag_cli.config import RunConfig
+from llrag_cli.backbones.checkpoints import diffusers_name, kept_exact, transformer_arguments, transformer_config
+from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.errors import LlragError
 from llrag_cli.files.places import human
 from llrag_cli.memory.encoder import EncoderConfig
@@ -125,17 +125,19 @@ def plan(
     seconds: float,
     offload: bool = False,
     batch: int = 1,
+    shape: ModelShape | None = None,
 ) -> Budget:
     """The memory that a configuration will hold at its peak; reads headers only.
 
-    Where weights are not there yet, the sizes of the released Wan2.1-T2V-1.3B are taken.
+    Where weights are not there yet, the sizes of the released Wan2.1-T2V-1.3B are taken; with a ``shape``, its own.
     """
     files = needed_files(config, folder)
-    sizes = transformer_sizes(config, files, dtype)
+    sizes = transformer_sizes(config, files, dtype) if shape is None else sizes_of(shape, dtype)
     parts = [*_backbone(config, sizes, offload=offload), *_caches(config, sizes, seconds=seconds, batch=batch)]
     parts += _history(config, sizes, seconds=seconds, batch=batch)
     if config.backbone.family == "wan":
-        parts += _decoder(config, files["backbone.base"], dtype)
+        base = None if shape is not None else files["backbone.base"]
+        parts += _decoder(config, base, dtype, width=None if shape is None else shape.vae_base_dim)
     on_host = device.type == "cpu"  # then both are the same memory
     parts = [Part(part.name, part.bytes, "device") for part in parts] if on_host else parts
     room: dict[Place, int | None] = {"device": free_memory(device), "host": None if on_host else free_memory(None)}
@@ -166,6 +168,27 @@ def transformer_sizes(config: RunConfig, files: dict[str, Path], dtype: torch.dt
         ffn=arguments["ffn_dim"],
         channels=arguments["in_channels"],
         patch=math.prod(arguments["patch_size"]),
+        item=item,
+    )
+
+
+def sizes_of(shape: ModelShape, dtype: torch.dtype) -> Sizes:
+    """Sizes of a transformer of a shape, built on the meta device."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**transformer_arguments(shape))
+    item = dtype.itemsize
+    weights = sum(
+        parameter.numel() * (4 if kept_exact(name) else item) for name, parameter in transformer.named_parameters()
+    )
+    return Sizes(
+        weights=weights,
+        dim=shape.num_attention_heads * shape.attention_head_dim,
+        layers=shape.num_layers,
+        ffn=shape.ffn_dim,
+        channels=shape.in_channels,
+        patch=math.prod(shape.patch_size),
         item=item,
     )
 
@@ -216,23 +239,27 @@ def _history(config: RunConfig, sizes: Sizes, *, seconds: float, batch: int) -> 
     return [Part("history", _grown(config.latent_frames(seconds)) * (frame + key) * batch, "device")]
 
 
-def _decoder(config: RunConfig, base: Path, dtype: torch.dtype) -> list[Part]:
-    weights, working = decoder_bytes(str(base), config.backbone.height, config.backbone.width, dtype)
+def _decoder(config: RunConfig, base: Path | None, dtype: torch.dtype, *, width: int | None) -> list[Part]:
+    size = config.backbone.height, config.backbone.width
+    weights, working = decoder_bytes(None if base is None else str(base), *size, dtype, base_dim=width)
     return [Part("VAE", weights, "device"), Part("decoding (estimate)", working, "device")]
 
 
 @cache
-def decoder_bytes(base: str, height: int, width: int, dtype: torch.dtype) -> tuple[int, int]:
+def decoder_bytes(
+    base: str | None, height: int, width: int, dtype: torch.dtype, *, base_dim: int | None = None
+) -> tuple[int, int]:
     """Bytes of a VAE's weights, and of its temporal cache and largest activations while it decodes.
 
-    The decoder is walked on the meta device, which computes shapes only.
+    The decoder is walked on the meta device, which computes shapes only. It is that of a folder, or Wan's own with
+    ``base_dim`` channels.
     """
     from diffusers import AutoencoderKLWan
 
-    folder = WanBase(Path(base))
+    folder = WanBase(Path(base or ""))
     with torch.device("meta"):
-        if not (folder.folder / "vae").exists():
-            vae = AutoencoderKLWan()
+        if base is None or not (folder.folder / "vae").exists():
+            vae = AutoencoderKLWan(base_dim=base_dim or 96)
         else:
             vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(str(folder.folder / "vae")))
     largest = 0

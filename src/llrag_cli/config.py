@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from typing_extensions import Self
 
 TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
@@ -123,6 +123,35 @@ class RunConfig(Config):
         latent = 1 + math.ceil(max(0, video_frames - 1) / TEMPORAL_RATIO)
         block = self.backbone.frames_per_block
         return block * math.ceil(latent / block)
+
+
+class ModelShape(Config):
+    """Sizes of a Wan model, named as diffusers names them; by default those of Wan2.1-T2V-1.3B."""
+
+    num_layers: int = Field(default=30, gt=0, description="transformer layers")
+    num_attention_heads: int = Field(default=12, gt=0, description="attention heads of a layer")
+    attention_head_dim: int = Field(default=128, ge=8, multiple_of=2, description="channels of a head")
+    ffn_dim: int = Field(default=8960, gt=0, description="channels inside the feed-forward part")
+    in_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
+    patch_size: tuple[Literal[1], PositiveInt, PositiveInt] = Field(
+        default=(1, 2, 2), description="latent frames, rows and columns that make a token"
+    )
+    text_dim: int = Field(default=4096, gt=0, description="channels of the text encoder")
+    freq_dim: int = Field(default=256, gt=0, multiple_of=2, description="channels of the timestep's sinusoids")
+    vae_base_dim: int = Field(default=96, gt=0, description="channels of the VAE at full resolution")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_alone(cls, content: Any) -> Any:
+        """A model's own ``transformer/config.json`` says more than sizes; the rest is left out."""
+        if not isinstance(content, dict) or "_class_name" not in content:
+            return content
+        if content["_class_name"] != "WanTransformer3DModel":
+            raise ValueError(f"a `{content['_class_name']}` is not of Wan's kind")
+        enters, leaves = content.get("in_channels"), content.get("out_channels")
+        if leaves is not None and enters != leaves:
+            raise ValueError(f"{enters} channels go in and {leaves} come out, but it must write what it reads")
+        return {name: value for name, value in content.items() if name in cls.model_fields}
 
 
 def video_frames(latent_frames: int) -> int:

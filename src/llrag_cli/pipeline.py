@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,7 @@ class Pipeline:
         samples: Sequence[int] | None = None,
         given: Tensor | None = None,
         later_prompts: Mapping[int, Tensor] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[Block]:
         """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video.
 
@@ -143,7 +146,19 @@ class Pipeline:
             context_timestep=config.sampler.context_timestep,
             given=given,
             later_prompts=later_prompts,
+            clock=clock,
         )
+
+    def beside(self, config: RunConfig, *, how: Execution | None = None) -> Pipeline:
+        """The same weights, held once, under another memory: both can write videos in turns, block by block.
+
+        ``config`` differs in its memory alone, and finds frames as this one does. Weights cannot be offloaded.
+        """
+        transformer = self.backbone.transformer
+        shared = {id(parameter): parameter for parameter in transformer.parameters()}
+        twin = place(copy.deepcopy(transformer, shared), self.backbone.device, how or Execution())
+        keys = self.encode_key if config.memory.policy == "retrieval" else average_pool
+        return replace(self, config=config, backbone=twin, encode_key=keys)
 
 
 def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llrag_cli.config import RECALLS, RunConfig
+from llrag_cli.config import RECALLS, ModelShape, RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.training.config import EncoderTraining
 
@@ -75,6 +75,14 @@ def load_training(preset: str | Path, *, settings: Iterable[str] = ()) -> Encode
     for setting in settings:
         _apply(content, setting, setting_names(EncoderTraining))
     return _validate(EncoderTraining, content, path, lines, {}, set_by_hand=bool(settings))
+
+
+def load_shape(path: Path) -> ModelShape:
+    """Sizes of a model from a YAML file, or from the ``transformer/config.json`` of one in Diffusers format."""
+    if not path.is_file():
+        raise UsageError(f"there is no file `{path}`", hint="`--config` names a YAML or JSON file of sizes")
+    content, lines = _read(path)
+    return _validate(ModelShape, content, path, lines, {})
 
 
 def asked_for(*, backbone: str | None, preset: Path | None) -> Path | str | None:

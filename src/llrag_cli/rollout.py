@@ -71,18 +71,19 @@ def rollout(
     context_timestep: float = 0.0,
     given: Tensor | None = None,
     later_prompts: Mapping[int, Tensor] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Block]:
     """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block.
 
     Latents ``given`` [B, whole blocks of frames, C, H, W] open the video as they are; it goes on from them.
-    ``later_prompts`` [B, text, D] take over at the block of their number. Raises ``LlragError`` for a block that is
-    not finite.
+    ``later_prompts`` [B, text, D] take over at the block of their number. The parts of a block are timed by ``clock``,
+    in seconds. Raises ``LlragError`` for a block that is not finite.
     """
     if given is not None and given.shape[1] % block:
         raise ValueError(f"{given.shape[1]} given frames are no whole blocks of {block}")
     backbone.begin(prompt, new_cache(memory, backbone, block=block, frames=frames))
     for index, start in enumerate(range(0, frames, block)):
-        clock = Stopwatch()
+        watch = Stopwatch(clock)
         if later_prompts is not None and index in later_prompts:
             backbone.read(later_prompts[index])
         batch_shape = (len(prompt), block, *shape)
@@ -94,21 +95,21 @@ def rollout(
             draft=partial(draft, backbone, schedule, noise, memory, block=index, start=start, shape=batch_shape),
             scores=partial(noise.draw, index, -1, (len(prompt), start)),
         )
-        clock.lap("recall")
+        watch.lap("recall")
         context = attended(memory, start=start, block=block, recalled=recalled)
         backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
-        clock.lap("gather")
+        watch.lap("gather")
         if given is not None and start < given.shape[1]:
             latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
         else:
             latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape).contiguous()
             require_finite(latents, index)
-        clock.lap("denoise")
+        watch.lap("denoise")
         backbone.remember(latents, context_timestep)
-        clock.lap("remember")
+        watch.lap("remember")
         history.append(latents)
-        clock.lap("encode")
-        yield Block(index, start, latents, recalled, cosines, clock.laps)
+        watch.lap("encode")
+        yield Block(index, start, latents, recalled, cosines, watch.laps)
 
 
 def denoise(
@@ -214,14 +215,15 @@ def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int, frames: i
 
 
 class Stopwatch:
-    """Wall seconds of named parts, one after the other. On a GPU work is queued, so laps tell where it waits."""
+    """Seconds of named parts, one after the other. On a GPU work is queued, so laps tell where it waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._clock = clock
+        self._last = clock()
 
     def lap(self, name: str) -> None:
         """Close the part that ran since the last lap."""
-        now = time.perf_counter()
+        now = self._clock()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from llrag_cli import console
 from llrag_cli.backbones.base import WanBase
+from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import replacing
 from llrag_cli.tiny.text import TinyText, tokenize
 
 
@@ -145,10 +146,9 @@ def _write_embedding(file: Path | None, embedding: Tensor) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        save_file({"embedding": embedding.contiguous()}, partial)
-        partial.replace(file)
-    except (OSError, SafetensorError) as error:
+        with replacing(file, hint="make room") as partial:
+            save_file({"embedding": embedding.contiguous()}, partial)
+    except (OSError, LlragError) as error:
         console.warn(f"the embedding of the prompt could not be cached in `{file.parent}`: {error}")
 
 

@@ -30,9 +30,8 @@ GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished benchmark, made once."""
     folder = tmp_path_factory.mktemp("bench")
-    done = subprocess.run(
-        [sys.executable, "-m", "llrag_cli", *GRID], cwd=folder, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "llrag_cli", *GRID]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "tiny, 9 s, 2 prompts, 2 videos of each method" in done.stdout
     assert done.stdout.endswith("b/results.json\nb/results.csv\nb/report.html\n")

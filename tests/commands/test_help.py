@@ -27,6 +27,7 @@ PAGES = {
     "llrag inspect": ("inspect",),
     "llrag bench": ("bench",),
     "llrag bench score": ("bench", "score"),
+    "llrag bench speed": ("bench", "speed"),
 }
 
 

@@ -218,7 +218,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half(
     monkeypatch.setattr("llrag_cli.download.convert.save_file", full)
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
-    assert "cannot be written: no space left on device" in done.stderr
+    assert "could not be written: no space left on device" in done.stderr
     assert [file.name for file in (tmp_path / "weights").iterdir()] == []
 
 

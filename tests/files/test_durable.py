@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llrag_cli.errors import LlragError
-from llrag_cli.files.durable import AppendFile, replace_file
+from llrag_cli.files.durable import AppendFile, replace_text
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
@@ -27,14 +27,14 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
 
 def test_a_replaced_file_is_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.json"
-    replace_file(file, b"old")
+    replace_text(file, "old")
     with monkeypatch.context() as patched:
         fail_after(patched, 2)
         with pytest.raises(LlragError, match=r"`.*run\.json` could not be written: no space left on device"):
-            replace_file(file, b"newer")
+            replace_text(file, "newer")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
-    replace_file(file, b"newer")
+    replace_text(file, "newer")
     assert file.read_bytes() == b"newer"
 
 

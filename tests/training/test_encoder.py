@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_good_state(latents: Path, tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(LlragError, match=r"last.pt` could not be written: .*No space left"):
+    with pytest.raises(LlragError, match=r"last.pt` could not be written: no space left"):
         train(latents, out, resume=True)
     monkeypatch.undo()
     after = torch.load(TrainingFolder(out).state, weights_only=True)

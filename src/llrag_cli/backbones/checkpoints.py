@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llrag_cli.config import ModelShape
 from llrag_cli.errors import LlragError
 
 State = dict[str, Tensor]
@@ -128,6 +129,11 @@ def transformer_config(state: State, *, head_dim: int | None = None, heads: int 
         "cross_attn_norm": "blocks.0.norm3.weight" in state,
         "eps": 1e-6,
     }
+
+
+def transformer_arguments(shape: ModelShape) -> dict[str, Any]:
+    """Arguments of ``WanTransformer3DModel`` for a shape."""
+    return {**shape.model_dump(exclude={"vae_base_dim"}), "out_channels": shape.in_channels}
 
 
 def load_strictly(module: nn.Module, state: State, *, source: str) -> None:

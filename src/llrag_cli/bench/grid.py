@@ -15,12 +15,18 @@ from llrag_cli.presets import METHODS, load_config
 NAMES = (*METHODS, *(recall for recall in RECALLS if recall != "nearest"))
 
 
-def method_config(backbone: str, method: str, settings: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a method: native, retrieval, or retrieval with another memory policy."""
+def method_config(backbone: str | Path, method: str, settings: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a method: native, retrieval, or retrieval with another memory policy.
+
+    Of the settings of memory, native takes those of the window, so that all methods attend to as many frames.
+    """
     if method not in NAMES:
         raise UsageError(f"there is no method `{method}`", hint=closest(method, NAMES))
     policy = [] if method in METHODS else [f"memory.recall={method}"]
-    kept = [each for each in settings if method != "native" or not each.startswith("memory.")]
+    window = ("memory.window=", "memory.sink=")
+    kept = [
+        each for each in settings if method != "native" or not each.startswith("memory.") or each.startswith(window)
+    ]
     return load_config(backbone, method="native" if method == "native" else "retrieval", settings=[*policy, *kept])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from llrag_cli.bench.grid import Cell, Grid
 from llrag_cli.bench.results import FEWEST_PROMPTS, FIGURES, as_csv, verdict
 from llrag_cli.bench.run import Scored
-from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import replace_text
 from llrag_cli.files.run import RunFolder, read_run
 from llrag_cli.inspection import second_of, thumbnails
 from llrag_cli.metrics.clips import clip_length
@@ -48,16 +48,8 @@ def write_report(
         "report.html": page,
     }
     for name, content in contents.items():
-        partial = root / f"{name}.partial"
-        try:
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(root / name)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise LlragError(
-                f"`{root / name}` could not be written: {(error.strerror or str(error)).lower()}",
-                hint="make room; videos and scores are kept, and the same command goes on",
-            ) from error
+        hint = "make room; videos and scores are kept, and the same command goes on"
+        replace_text(root / name, content, hint=hint)
     return [root / name for name in contents]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from llrag_cli.bench.grid import Cell, Grid, horizon_frames, method_config
 from llrag_cli.config import RunConfig
-from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import replace_text
 from llrag_cli.files.run import RunFolder
 from llrag_cli.files.video import open_video
 from llrag_cli.metrics.score import BackEnd, score
@@ -119,16 +119,8 @@ class Bench:
                     "bytes": folder.video.stat().st_size,
                     "horizons": kept,
                 }
-                partial = file.with_suffix(".json.partial")
-                try:
-                    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-                    partial.replace(file)
-                except OSError as error:
-                    partial.unlink(missing_ok=True)
-                    raise LlragError(
-                        f"`{file}` could not be written: {(error.strerror or str(error)).lower()}",
-                        hint="make room; what was scored before is kept, and the same command goes on",
-                    ) from error
+                hint = "make room; what was scored before is kept, and the same command goes on"
+                replace_text(file, json.dumps(content) + "\n", hint=hint)
         return [Scored(cell, seconds, kept[f"{seconds:g}"], back_end.name) for seconds in self.grid.horizons]
 
 

@@ -18,6 +18,7 @@ from llrag_cli.backbones.checkpoints import (
     lora_state,
     read_file,
 )
+from llrag_cli.files.durable import replacing
 from llrag_cli.memory.encoder import load_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,12 +49,9 @@ def convert(
             for name, tensor in state.items()
         }
         metadata["dtype"] = dtype
-    partial = target.with_name(f"{target.name}.partial")
-    try:
+    hint = "make room or choose another folder with `--to`; what was fetched stays in the hub's cache"
+    with replacing(target, hint=hint) as partial:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata=metadata)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def stored_dtype(path: Path) -> str | None:

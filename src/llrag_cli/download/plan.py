@@ -18,6 +18,7 @@ from llrag_cli.download.catalogue import CatalogueFile, Source
 from llrag_cli.download.problems import explained
 from llrag_cli.download.web import Remote, on_the_web
 from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import replace_text
 from llrag_cli.files.places import human
 
 RECORD = "downloads.json"  # in the weights folder: where each file came from
@@ -189,9 +190,12 @@ def write_record(folder: Path, wanted: Wanted, *, dtype: str | None) -> None:
     record = folder_record(folder)
     entry = {name: value for name, value in asdict(wanted).items() if name in ("repo", "commit", "path", "licence")}
     record[str(wanted.target.relative_to(folder))] = {**entry, "sha256": wanted.sha256, "dtype": dtype}
-    partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(folder / RECORD)
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    replace_text(
+        folder / RECORD,
+        text,
+        hint="make room or choose another folder with `--to`; what was fetched stays in the hub's cache",
+    )
 
 
 def require_room(wanted: Iterable[Wanted], folder: Path, *, dtype: str) -> None:

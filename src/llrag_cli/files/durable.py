@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+
+from safetensors import SafetensorError
 
 from llrag_cli.errors import LlragError
 
 HINT = "make room, or choose another folder; what was written before is kept"
 
 
-def unwritten(path: Path, error: OSError, *, hint: str = HINT) -> LlragError:
+def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> LlragError:
     """The error of a file that could not be written."""
-    return LlragError(f"`{path}` could not be written: {(error.strerror or str(error)).lower()}", hint=hint)
+    told = error.strerror if isinstance(error, OSError) else None
+    reason = (told or str(error) or type(error).__name__).splitlines()[0].lower()
+    return LlragError(f"`{path}` could not be written: {reason}", hint=hint)
 
 
-def replace_file(path: Path, content: bytes, *, hint: str = HINT) -> None:
-    """Write a whole file in one step: it holds the old content or the new, never a part; raises ``LlragError``."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+@contextmanager
+def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
+    """Gives the path to write the new content to; when the block ends, it is on disk and takes ``target``'s place.
+
+    What goes wrong leaves an earlier ``target`` as it was; what the disk has to say against it (also through torch and
+    safetensors) becomes an ``LlragError`` with the hint.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb", buffering=0) as file:
-            _write(file.fileno(), content)
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise unwritten(path, error, hint=hint) from error
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
+        partial.replace(target)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise unwritten(target, error, hint=hint) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def replace_text(target: Path, text: str, *, hint: str = HINT) -> None:
+    """Write a text file in one step, as ``replacing``."""
+    with replacing(target, hint=hint) as partial, partial.open("wb", buffering=0) as file:
+        _write(file.fileno(), text.encode())
 
 
 class AppendFile:

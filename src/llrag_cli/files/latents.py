@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.backbones.checkpoints import read_file
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.durable import replace_text, replacing
 
 RECORD = "collection.json"
 
@@ -59,9 +59,8 @@ class LatentFolder:
                         hint="choose another `--out`, or repeat the command that began it",
                     )
                 return
-            partial = record.with_name(f"{RECORD}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(common, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            partial.replace(record)
+            text = json.dumps(common, indent=1, sort_keys=True) + "\n"
+            replace_text(record, text, hint="make room, or choose another `--out`")
         except ValueError as error:
             raise LlragError(f"`{record}` cannot be read: {error}", hint="it is damaged; remove it") from None
         except OSError as error:
@@ -71,16 +70,9 @@ class LatentFolder:
     def write(self, number: int, latents: Tensor, about: Mapping[str, Any]) -> Path:
         """Keep the latents [F, C, H, W] of a video."""
         target = self.file(number)
-        partial = target.with_name(f"{target.name}.partial")
-        try:
+        hint = "make room; what was collected before is kept, and the same command goes on"
+        with replacing(target, hint=hint) as partial:
             save_file({"latents": latents.cpu().contiguous()}, partial, metadata={"about": json.dumps(about)})
-            partial.replace(target)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise LlragError(
-                f"`{target}` could not be written: {error}",
-                hint="make room; what was collected before is kept, and the same command goes on",
-            ) from error
         return target
 
     def files(self) -> list[Path]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from llrag_cli.config import MemoryConfig
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.durable import replace_file
+from llrag_cli.files.durable import replace_text
 
 LOCKS = ("run.lock", "run.owner")
 
@@ -76,7 +76,7 @@ class RunFolder:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace ``run.json`` in one step, so that it is never half there."""
-        replace_file(self.record, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        replace_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def read_record(self) -> dict[str, Any]:
         """What ``run.json`` says; raises ``LlragError`` where there is no run, or it cannot be read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -15,17 +14,21 @@ def clip_length(fps: float) -> int:
 
 
 def clips_of(frames: Iterable[Tensor], *, length: int) -> Iterator[Tensor]:
-    """Stack frames [3, H, W] into clips [length, 3, H, W], in order; one clip is in memory at a time.
+    """Put frames [3, H, W] into clips [length, 3, H, W], in order; this and the clip before are in memory.
 
     The last, short one is extended backwards to full length, so it overlaps its neighbour; a video shorter than a
     clip is one clip.
     """
-    recent: deque[Tensor] = deque(maxlen=length)
+    before: Tensor | None = None
+    clip: Tensor | None = None
     count = 0
     for frame in frames:
-        recent.append(frame)
+        if clip is None or count % length == 0:
+            before, clip = clip, frame.new_empty(length, *frame.shape)
+        clip[count % length] = frame
         count += 1
         if count % length == 0:
-            yield torch.stack(tuple(recent))
-    if count % length:
-        yield torch.stack(tuple(recent))
+            yield clip
+    rest = count % length
+    if clip is not None and rest:
+        yield clip[:rest] if before is None else torch.cat((before[rest:], clip[:rest]))

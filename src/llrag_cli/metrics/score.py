@@ -128,7 +128,8 @@ def score(frames: Iterable[Tensor], *, fps: float, back_end: BackEnd) -> Scores:
 
     for clip in clips_of(counted(), length=length):
         features = back_end.features(clip)  # [T, D]
-        firsts.append(features[0] if back_end.first_features is None else back_end.first_features(clip[:1])[0])
+        first = features[0] if back_end.first_features is None else back_end.first_features(clip[:1])[0]
+        firsts.append(first.clone())  # a view would keep the features of all frames
         mean = torch.nn.functional.normalize(features.mean(dim=0), dim=0)
         means = [*means[:1], mean]
         colors = [*colors[:1], histogram(clip)]

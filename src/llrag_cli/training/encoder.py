@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from llrag_cli.backbones.checkpoints import read_file
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.durable import replacing
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.training.config import EncoderTraining
 from llrag_cli.training.data import LatentPool, batches
@@ -81,18 +83,9 @@ class TrainingFolder:
             reason = (error.strerror or str(error)).lower()
             raise UsageError(f"`{self.path}` cannot be written: {reason}", hint="choose another `--out`") from error
 
-    def replace(self, target: Path, write: Callable[[Path], None]) -> None:
-        """Write a file so that it is never half there: what was there before survives a full disk."""
-        partial = target.with_name(f"{target.name}.partial")
-        try:
-            write(partial)
-            partial.replace(target)
-        except Exception as error:  # torch and safetensors raise several kinds when a disk is full
-            partial.unlink(missing_ok=True)
-            raise LlragError(
-                f"`{target}` could not be written: {str(error).splitlines()[0]}",
-                hint="make room; the last good state is kept, and `--resume` goes on from it",
-            ) from error
+    def replacing(self, target: Path) -> AbstractContextManager[Path]:
+        """Where to write the new content of one of these files, as ``files.durable.replacing``."""
+        return replacing(target, hint="make room; the last good state is kept, and `--resume` goes on from it")
 
     def records(self) -> list[dict[str, Any]]:
         """The epochs so far."""
@@ -248,10 +241,12 @@ class EncoderTrainer:
             self.best, self.best_epoch = total, record["epoch"]
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             about = {"config": model.config.model_dump_json(), "training": self.training.model_dump_json()}
-            folder.replace(folder.out, lambda path: save_file(tensors, path, metadata=about))
+            with folder.replacing(folder.out) as path:
+                save_file(tensors, path, metadata=about)
         record["best_epoch"] = self.best_epoch
         lines = [json.dumps(each) for each in [*folder.records()[: record["epoch"] - 1], record]]
-        folder.replace(folder.metrics, lambda path: _write_text(path, "\n".join(lines) + "\n"))
+        with folder.replacing(folder.metrics) as path:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         scaler = self.accelerator.scaler
         state = {
             "model": model.state_dict(),
@@ -262,7 +257,8 @@ class EncoderTrainer:
             "best_epoch": self.best_epoch,
             "settings": self._settings(),
         }
-        folder.replace(folder.state, lambda path: torch.save(state, path))
+        with folder.replacing(folder.state) as path:
+            torch.save(state, path)
 
     def _restore(self) -> None:
         state = read_file(self.folder.state)
@@ -300,7 +296,8 @@ class EncoderTrainer:
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
         }
-        self.folder.replace(self.folder.config, lambda path: _write_text(path, json.dumps(content, indent=1) + "\n"))
+        with self.folder.replacing(self.folder.config) as path:
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _accelerator(device: str, precision: Precision, tracker: Tracker | None, folder: Path) -> Accelerator:
@@ -330,7 +327,3 @@ def _flat_record(record: Mapping[str, Any]) -> dict[str, float]:
     values |= {f"look/{name}": look[name] for name in ("effective_rank", "near_guard") if name in look}
     values |= {f"look/similarity_{lag}": value for lag, value in look.get("similarity", {}).items()}
     return values
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -24,9 +24,11 @@ NAMES = {"total": "total", "recon": "reconstruction", "delta": "temporal delta",
 def write_report(folder: TrainingFolder, training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> None:
     """Draw ``curves.png`` and write ``summary.html`` from the records of the epochs so far."""
     picture = curves(training, records)
-    folder.replace(folder.curves, lambda path: _write(path, picture))
+    with folder.replacing(folder.curves) as path:
+        path.write_bytes(picture)
     page = summary(str(folder.out), training, records, picture)
-    folder.replace(folder.summary, lambda path: _write(path, page.encode()))
+    with folder.replacing(folder.summary) as path:
+        path.write_text(page, encoding="utf-8")
 
 
 def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -129,7 +131,3 @@ table {{ border-collapse: collapse }} td {{ padding: .15rem 1.2rem .15rem 0; bor
 def _table(rows: Sequence[tuple[str, str]]) -> str:
     cells = "\n".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows)
     return f"<table>\n{cells}\n</table>"
-
-
-def _write(path: Any, content: bytes) -> None:
-    path.write_bytes(content)

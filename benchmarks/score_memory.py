@@ -1,0 +1,60 @@
+"""Is the memory of `llrag bench score` flat? ``python benchmarks/score_memory.py``.
+
+Makes two moving test pictures of 832x480 at 16 fps that differ in length only, scores each in a process of its own, and
+prints a Markdown table: most memory held by the process (resident), and wall time for each second of video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from llrag_cli.files.video import ffmpeg
+
+SOURCE = "testsrc2=size=832x480:rate=16"  # moving bars, discs and digits
+
+
+def make(path: Path, seconds: int) -> None:
+    """A test video."""
+    source = ["-f", "lavfi", "-i", SOURCE, "-t", str(seconds)]
+    encode = ["-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p"]
+    subprocess.run([ffmpeg(), "-y", "-v", "error", *source, *encode, str(path)], check=True)
+
+
+def scored(path: Path) -> tuple[int, float, int]:
+    """Peak resident bytes, wall seconds and frames of scoring a video in a process of its own."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "llrag_cli", "bench", "score", "--json", str(path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert child.stdout is not None
+    told = json.loads(child.stdout.read())
+    _, status, usage = os.wait4(child.pid, 0)  # of this child alone, its ffmpeg apart
+    if status:
+        raise SystemExit(f"scoring `{path}` failed")
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return kilo * usage.ru_maxrss, time.perf_counter() - started, told["videos"][0]["frames"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, nargs="+", default=[30, 600], help="lengths to compare")
+    options = parser.parse_args()
+    sys.stdout.write("| video | frames | peak resident | wall time for a second of video |\n|---|---|---|---|\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in options.seconds:
+            path = Path(folder) / f"{seconds}.mp4"
+            make(path, seconds)
+            peak, wall, frames = scored(path)
+            sys.stdout.write(f"| {seconds} s | {frames} | {peak / 2**20:.0f} MiB | {wall / seconds:.2f} s |\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Rag = Annotated[bool, typer.Option("--rag/--no-rag", help="Recall past frames, or see the plain sliding window only")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POLICY", help="What is recalled: nearest, successor, prompt, diverse, gate, uniform, random, deep-sink"
+    ),
+]
+Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower")
+]
+Attention = Annotated[
+    str | None, typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks")
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="NAME", help="Where many are made: local, local:N (processes), ray[:ADDRESS]")
+]
+GpusPerVideo = Annotated[
+    float | None,
+    typer.Option("--gpus-per-video", help="Share of a GPU that Ray sets aside for each; default: one, if any"),
+]
+Backend = Annotated[
+    str,
+    typer.Option(help="What measures: offline (models inside packages) or official (VBench-Long's, downloaded)"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
