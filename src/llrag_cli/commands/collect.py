@@ -78,7 +78,8 @@ def run(request: CollectRequest) -> None:
                 config, device=request.device, dtype=request.dtype, seconds=request.seconds, batch=request.batch
             )
             console.note(budget.sentence())
-            budget.require(config)
+            budget.require()
+            config = budget.config
             pipeline = Pipeline.load(
                 config, device=request.device, dtype=request.dtype, prompts=[each.prompt for each in missing]
             )
