@@ -35,6 +35,18 @@ Memory = Annotated[
     typer.Option(metavar="POLICY", help="What is recalled: nearest, prompt, diverse, gate, uniform, random, deep-sink"),
 ]
 Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
+Archive = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIER",
+        help="Where the keys and values of past frames go: device, host, disk (the same video), host-int8, recompute "
+        "(nearly the same); auto takes the first that fits",
+    ),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most memory to take, on the device and on the host each: 8GB; picks --archive"),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
 To = Annotated[Path | None, typer.Option(help="Folder to put the files in; default: llrag's own, or LLRAG_WEIGHTS")]
@@ -76,6 +88,8 @@ def generate(
     seconds: Annotated[float, typer.Option(help="Length of the video; it is made in whole blocks of frames")] = 30.0,
     seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture that opens the video; for frame-wise backbones")] = None,
+    archive: Archive = None,
+    memory_budget: MemoryBudget = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
@@ -111,6 +125,8 @@ def generate(
             method="retrieval" if rag else "native",
             memory=memory,
             encoder=encoder,
+            archive=archive,
+            memory_budget=memory_budget,
             settings=tuple(settings or ()),
             seconds=seconds,
             seed=seed,
@@ -339,16 +355,31 @@ def inspect(
 @app.command()
 def doctor(
     seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for")] = 30.0,
+    backbone: Annotated[
+        str | None, typer.Option(help="Show the whole plan of one backbone, part by part, for each archive")
+    ] = None,
     rag: Rag = True,
+    memory_budget: MemoryBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Annotated[bool, typer.Option("--offload", help="Plan with weights kept on the host")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, which weights are here, and whether each backbone fits into its memory."""
-    from llrag_cli.commands.doctor import run
+    from llrag_cli.commands.doctor import DoctorRequest, run
 
-    run(seconds=seconds, rag=rag, device=device, dtype=dtype, offload=offload, as_json=as_json)
+    run(
+        DoctorRequest(
+            seconds=seconds,
+            backbone=backbone,
+            method="retrieval" if rag else "native",
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

@@ -10,23 +10,25 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from llrag_cli.backbones.archive import Layout, slots_of
 from llrag_cli.backbones.base import WanBase
 from llrag_cli.backbones.checkpoints import diffusers_name, kept_exact, transformer_config
-from llrag_cli.config import EXACT, TIERS, RunConfig, Tier
+from llrag_cli.config import EXACT, PLACES, TIERS, Place, RunConfig, Tier
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.places import human
 from llrag_cli.memory.encoder import EncoderConfig, embedding_size
 from llrag_cli.weights import needed_files, peek
 
-Place = Literal["device", "host", "disk"]
-PLACES: tuple[Place, ...] = get_args(Place)
 GIGA = 1e9
 SPARE = 0.9  # share of what is free that a tier chosen by plan may come to
+NOT_EXACT: dict[str, str] = {  # measured in docs/performance.md
+    "host-int8": "the archive is kept in eight bits (`host-int8`), which changes the video slightly",
+    "recompute": "the archive is not kept (`recompute`): what is recalled is seen nearly, not exactly, as it was",
+}
 
 
 @dataclass(frozen=True)
@@ -184,16 +186,11 @@ def plan(
 
     if config.memory.archive != "auto":
         return with_tier(config.memory.archive)
-    if not recalls(config):
+    if not config.memory.recalls:
         return with_tier("device")
     tried = (*EXACT, *(tier for tier in TIERS if tier not in EXACT and limit is not None))
     budgets = [with_tier(tier) for tier in tried]
     return next((budget for budget in budgets if budget.comfortable), budgets[-1])
-
-
-def recalls(config: RunConfig) -> bool:
-    """Whether a configuration needs an archive."""
-    return config.memory.policy == "retrieval" and config.memory.retrieved > 0
 
 
 def transformer_sizes(config: RunConfig, files: dict[str, Path], dtype: torch.dtype) -> Sizes:
@@ -253,13 +250,13 @@ def _caches(
     frame = 2 * tokens * sizes.dim * sizes.layers * sizes.item  # keys and values of one video
     attended = frames if memory.window is None else min(frames, memory.window)
     parts = [Part("K/V that a block attends to", attended * frame * batch, "device")]
-    if recalls(config) and tier == "device":
+    if config.memory.recalls and tier == "device":
         return [*parts, Part("archive of K/V", frames * frame * batch, "device")]
     parts.append(Part("K/V window", attended * frame * batch, "device"))
-    if not recalls(config):
+    if not config.memory.recalls:
         return parts
     head = sizes.dim // sizes.heads
-    layout = Layout.of(tokens, sizes.heads, head, dtype, eight_bit=tier == "host-int8")
+    layout = Layout.of((tokens, sizes.heads, head), dtype, eight_bit=tier == "host-int8")
     page = sizes.layers * layout.bytes * batch
     parts.append(Part("recalled K/V", slots_of(tier, memory.retrieved) * page, "device"))
     if tier == "recompute":
@@ -269,9 +266,7 @@ def _caches(
     return [*parts, Part("archive of K/V", frames * page, "disk" if tier == "disk" else "host")]
 
 
-def _history(
-    config: RunConfig, files: dict[str, Path], sizes: Sizes, *, seconds: float, batch: int
-) -> list[Part]:
+def _history(config: RunConfig, files: dict[str, Path], sizes: Sizes, *, seconds: float, batch: int) -> list[Part]:
     size = sizes.channels
     if config.memory.keys == "encoder":
         encoder = files.get("memory.encoder")

@@ -14,6 +14,8 @@ Recall = Literal["nearest", "prompt", "diverse", "gate", "uniform", "random", "d
 RECALLS: tuple[Recall, ...] = get_args(Recall)
 Tier = Literal["device", "host", "host-int8", "disk", "recompute"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+Place = Literal["device", "host", "disk"]
+PLACES: tuple[Place, ...] = get_args(Place)
 EXACT: tuple[Tier, ...] = ("device", "host", "disk")  # those that all write the same video
 
 
@@ -63,6 +65,11 @@ class MemoryConfig(Config):
         description="where keys and values out of the window go: `device`, `host`, `disk` (all exact), `host-int8`, "
         "`recompute` (nearly so); `auto` takes the first exact one that fits",
     )
+
+    @property
+    def recalls(self) -> bool:
+        """Whether frames out of the window are seen again, so that an archive is needed."""
+        return self.policy == "retrieval" and self.retrieved > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

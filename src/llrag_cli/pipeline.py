@@ -109,9 +109,7 @@ class Pipeline:
             raise UsageError("a prompt is empty", hint="say in a sentence what the video shows")
         given = None if image is None else self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
         embeddings = self.text.encode(prompts)
-        yield from self.blocks_of(
-            embeddings, seconds=seconds, seed=seed, samples=samples, given=given, scratch=scratch
-        )
+        yield from self.blocks_of(embeddings, seconds=seconds, seed=seed, samples=samples, given=given, scratch=scratch)
 
     def image_latent(self, image: Path) -> Tensor:
         """The latent frame [1, 1, C, h, w] of a picture."""

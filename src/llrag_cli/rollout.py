@@ -30,7 +30,6 @@ from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarit
 from llrag_cli.sampling.noise import Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
-
 Recalled = tuple[list[list[int]], list[list[float]]]  # frames and their cosines with the query, [B][K]
 
 
@@ -98,9 +97,11 @@ def rollout(
         )
 
     ahead = memory.recall != "prompt"  # a draft of the block comes first; all else is known when the last one is done
-    recalled, cosines, moved = [], [], 0
+    coming: Recalled = ([], [])
+    moved = 0
     for index, start in enumerate(range(0, frames, block)):
         clock = Stopwatch()
+        recalled, cosines = coming
         if not ahead:
             recalled, cosines = look_back(index, start)
             clock.lap("recall")
@@ -115,12 +116,12 @@ def rollout(
         clock.lap("denoise")
         history.append(latents)
         clock.lap("encode")
-        coming = look_back(index + 1, start + block) if ahead else ([], [])
+        if ahead:
+            coming = look_back(index + 1, start + block)
         clock.lap("recall")
         backbone.remember(latents, context_timestep, coming[0])
         clock.lap("remember")
         yield Block(index, start, latents, recalled, cosines, moved - before, clock.laps)
-        recalled, cosines = coming
 
 
 def denoise(
@@ -166,7 +167,7 @@ def recall(
     The query is the key of the newest frame; with recall `prompt`, that of the last frame of a ``draft``
     [B, T, C, H, W]. ``scores`` [B, N] are random numbers, for recall `random`.
     """
-    if memory.policy != "retrieval" or memory.retrieved == 0 or memory.window is None:
+    if not memory.recalls or memory.window is None:
         return [], []
     candidates = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
     if not candidates:
@@ -212,7 +213,7 @@ def new_cache(
     frames = block * math.ceil(frames / block)
     recent = None if memory.window is None else max(memory.window - memory.sink, block)
     archive = None
-    if memory.policy == "retrieval" and memory.retrieved > 0:
+    if memory.recalls:
         archive = new_archive(memory.archive, retrieved=memory.retrieved, frames=frames, folder=scratch)
         if archive is None:  # every frame stays where the window is
             recent = None

@@ -57,6 +57,7 @@ def make_video(
     if not 0 < seconds < float("inf"):
         raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
     ffmpeg()
+    pipeline = pipeline.settled(seconds, scratch=folder.path)
     config = pipeline.config
     frames = config.latent_frames(seconds)
     progress = Progress(blocks=frames // config.backbone.frames_per_block)
@@ -79,14 +80,16 @@ def make_video(
     folder.write_record(record)
     writer = VideoWriter(folder.video, fps=config.backbone.fps, upscale=config.video.upscale, crf=config.video.crf)
     timings: dict[str, float] = {}
+    archive = ArchiveUse(config.memory.archive)
     started = time.perf_counter()
     record["status"] = "failed"
     try:
         with VideoSink(pipeline.decoder, writer) as sink:
-            for block in pipeline.blocks([prompt], seconds=seconds, seed=seed, image=image):
+            for block in pipeline.blocks([prompt], seconds=seconds, seed=seed, image=image, scratch=folder.path):
                 sink.put(block.latents)
                 folder.log(block)
                 _account(timings, block)
+                archive.count(block)
                 progress.done += 1
                 progress.seconds_of_video = video_frames(block.start + block.latents.shape[1]) / config.backbone.fps
                 progress.elapsed = time.perf_counter() - started
@@ -106,6 +109,7 @@ def make_video(
             "seconds_of_work": round(elapsed, 3),
             "frames_per_second": round(writer.frames / elapsed, 2),
             "seconds_by_part": {name: round(value, 3) for name, value in timings.items()},
+            "archive": archive.record(),
             "peak_memory_bytes": peak_memory(pipeline.backbone.device),
         }
         try:
@@ -114,6 +118,25 @@ def make_video(
             if record["status"] == "complete":  # otherwise what stopped the run is the news
                 raise
     return record
+
+
+@dataclass
+class ArchiveUse:
+    """How often a recalled frame's keys and values were on the device already."""
+
+    tier: str
+    recalled: int = 0
+    moved: int = 0
+
+    def count(self, block: Block) -> None:
+        """Take in a block."""
+        self.recalled += sum(map(len, block.recalled))
+        self.moved += block.moved
+
+    def record(self) -> dict[str, Any]:
+        """For ``run.json``: frames recalled, how many had to be brought or made anew, and the share that had not."""
+        rate = round(1 - self.moved / self.recalled, 4) if self.recalled else None
+        return {"tier": self.tier, "recalled": self.recalled, "moved": self.moved, "hit_rate": rate}
 
 
 def _account(timings: dict[str, float], block: Block) -> None:

@@ -41,13 +41,15 @@ class Layout:
     eight_bit: bool
 
     @classmethod
-    def of(cls, tokens: int, heads: int, dim: int, dtype: torch.dtype, *, eight_bit: bool = False) -> Layout:
-        """Keys and values [tokens, heads, dim] as they are, or in eight bits with scales before them."""
-        full = (tokens, heads, dim)
+    def of(cls, full: tuple[int, ...], dtype: torch.dtype, *, eight_bit: bool = False) -> Layout:
+        """Keys and values of shape [tokens, heads, D] as they are, or in eight bits with scales before them."""
+        tokens, heads, dim = full
         if not eight_bit:
             return cls((full, full), (dtype, dtype), eight_bit)
         scales = torch.float32
-        return cls(((1, heads, dim), (tokens, heads, 1), full, full), (scales, scales, torch.int8, torch.int8), eight_bit)
+        return cls(
+            ((1, heads, dim), (tokens, heads, 1), full, full), (scales, scales, torch.int8, torch.int8), eight_bit
+        )
 
     @property
     def ends(self) -> list[int]:
@@ -133,7 +135,7 @@ class HostPool:
             runtime = torch.cuda.cudart()
             if (status := int(runtime.cudaHostRegister(self._pages.data_ptr(), self.bytes, 0))) != 0:
                 raise LlragError(
-                    f"{human(self.bytes)} of host memory for the archive could not be page-locked (CUDA error {status})",
+                    f"CUDA could not page-lock {human(self.bytes)} of host memory for the archive (error {status})",
                     hint="keep the archive on disk with `--archive disk`",
                 )
             weakref.finalize(self, _unregister, self._pages)
@@ -177,7 +179,7 @@ class DiskPool:
 
     def put(self, page: int, offset: int, part: Tensor) -> None:
         """As ``Pool.put``; returns when the system has taken the bytes."""
-        content = memoryview(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        content = memoryview(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         try:
             self._file.seek(page * self._size + offset)
             while content:
@@ -261,7 +263,7 @@ class Archive:
         if self._pages is None:
             keys = fresh[0][0]
             self._dtype = keys.dtype
-            self._layout = Layout.of(*keys.shape[2:], keys.dtype, eight_bit=self._eight_bit)
+            self._layout = Layout.of((*keys.shape[2:],), keys.dtype, eight_bit=self._eight_bit)
             shape = (len(keys), self._slot_count, len(fresh), self._layout.bytes)
             self._pages = torch.empty(shape, dtype=torch.uint8, device=keys.device)
             self._slots = Slots(len(keys), self._slot_count)
@@ -412,14 +414,13 @@ class RecomputedArchive(Archive):
 # --- tiers ------------------------------------------------------------------------------------------
 
 
-
 def slots_of(tier: Tier, retrieved: int) -> int:
     """Pages of each video on the device: those a block recalls; twice as many where a page costs a pass."""
     return 2 * retrieved if tier == "recompute" else retrieved
 
 
 def new_archive(tier: Tier, *, retrieved: int, frames: int, folder: Path | None = None) -> Archive | None:
-    """The archive of a tier for ``frames`` in all; None for `device`. Files go to ``folder``, else to a temporary one."""
+    """The archive of a tier for ``frames`` in all; None for `device`. Its file goes to ``folder``, if it has one."""
     slots = slots_of(tier, retrieved)
     if tier == "device":
         return None

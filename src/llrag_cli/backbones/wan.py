@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor, nn
 
 from llrag_cli.backbones.archive import LayerKV
-from llrag_cli.backbones.cache import FramePages, WanKVCache, WanKVLayerCache
+from llrag_cli.backbones.cache import WanKVCache, WanKVLayerCache
 from llrag_cli.backbones.rotary import FrameRotary, rotate
 from llrag_cli.memory.context import Context
 
@@ -242,9 +242,9 @@ class WanBackbone:
         table = self.rotary.table(sink.double(), height=rows, width=columns)[None].to(self.device)
         alone = []
         for layer in self._cache.layers:
-            seen = [tuple(part[row : row + 1] for part in layer.pages.read(sink))] if len(sink) else []
+            sunk, seen = (part[row : row + 1] for part in layer.pages.read(sink))
             alone.append(WanKVLayerCache(layer.pages))
-            alone[-1].gather(seen, [table] * len(seen), block=block * tokens, hidden=slice(0, 0))
+            alone[-1].gather([(sunk, seen)], [table], block=block * tokens, hidden=slice(0, 0))
         times, prompt = self.rotary.times, [(cross.keys, cross.values) for cross in self._cross_attention]
         first = min(start, self._cache.window - block)
         self.rotary.times = torch.arange(first, first + block, dtype=torch.float64)

@@ -45,9 +45,7 @@ class Check:
 class Golden:
     """A folder of golden cases, to be replayed on a device in a dtype, with the archive in a tier."""
 
-    def __init__(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, archive: Tier = "device"
-    ) -> None:
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype, archive: Tier = "device") -> None:
         self.folder = folder
         self.device = device
         self.dtype = dtype

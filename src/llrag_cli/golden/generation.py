@@ -110,7 +110,7 @@ class Tap:
         memory: MemoryConfig,
     ) -> None:
         self.inner, self.window, self.block = inner, memory.window, block
-        self.relative = memory.policy == "retrieval" and memory.retrieved > 0
+        self.relative = memory.recalls
         self.seen: dict[str, Tensor] = {}
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
