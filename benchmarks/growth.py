@@ -80,10 +80,13 @@ def measure(tier: str, *, steps: list[int], last: int, pairs: int) -> dict[str, 
         for _ in range(marks[0]):
             next(fresh)
         late, early = [], []
+        pages = [0, 0]  # brought in the blocks that are timed
         for turn in range(pairs):
-            sides = ((long, late), (fresh, early))
-            for blocks, times in sides if turn % 2 else sides[::-1]:
-                times.append(timed(blocks)[0])
+            sides = ((0, long, late), (1, fresh, early))
+            for side, blocks, times in sides if turn % 2 else sides[::-1]:
+                seconds, block = timed(blocks)
+                times.append(seconds)
+                pages[side] += block.moved
         made += pairs
         ratios = sorted(a / b for a, b in zip(late, early, strict=True))
         points.append(
@@ -91,6 +94,7 @@ def measure(tier: str, *, steps: list[int], last: int, pairs: int) -> dict[str, 
                 "block": mark,
                 "ms": 1e3 * statistics.median(late),
                 "ratio": statistics.median(late) / statistics.median(early),
+                "moved": [count / pairs for count in pages],
                 "middle_half": [ratios[pairs // 4], ratios[3 * pairs // 4]],
                 **memory,
             }
@@ -167,8 +171,10 @@ def main() -> None:
         say(json.dumps(measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs)))
         return
     results = []
-    say("| tier | block | median | against block 20 | middle half | resident: own | mapped | hits |")
-    say("|---|---|---|---|---|---|---|---|")
+    say(
+        "| tier | block | median | against block 20 | middle half | pages brought a block, block 20 | resident: own | mapped | hits |"
+    )
+    say("|---|---|---|---|---|---|---|---|---|")
     for tier in options.tiers:
         command = [sys.executable, __file__, "--only", tier, "--steps", *map(str, options.steps)]
         command += ["--threads", str(options.threads), "--last", str(options.last), "--pairs", str(options.pairs)]
@@ -178,7 +184,7 @@ def main() -> None:
             low, high = point["middle_half"]
             say(
                 f"| {tier} | {point['block']} | {point['ms']:.1f} ms | {point['ratio']:.3f} | {low:.3f}-{high:.3f} "
-                f"| {human(point['RssAnon'])} | {human(point['RssFile'])} | {100 * (result['hit_rate'] or 0):.0f} % |"
+                f"| {point['moved'][0]:.1f}, {point['moved'][1]:.1f} | {human(point['RssAnon'])} | {human(point['RssFile'])} | {100 * (result['hit_rate'] or 0):.0f} % |"
             )
         if tier in FLAT and len(result["points"]) > 2:
             first, last = (point["RssAnon"] + point["RssFile"] for point in (result["points"][1], result["points"][-1]))

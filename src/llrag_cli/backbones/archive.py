@@ -26,7 +26,7 @@ from llrag_cli.files.places import human
 
 ALIGNMENT = 64  # bytes; every part of a page begins at a multiple
 LayerKV = tuple[Tensor, Tensor]  # keys, not rotated, and values [..., tokens, heads, D] of one layer
-Recompute = Callable[[int, int, Tensor], Sequence[LayerKV]]  # (row, frame, its block's latents) to the frame's own
+Recompute = Callable[[int, int, Tensor], Sequence[LayerKV]]  # (row, first frame, a block's latents) to [T, ...]
 
 
 # --- what a page looks like -------------------------------------------------------------------------
@@ -394,16 +394,26 @@ class RecomputedArchive(Archive):
     def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
         assert self._pool is not None and self._pages is not None and self._slots is not None
-        for row, frame, slot in self._slots.claim(recalled):
-            first = frame - frame % self._shape[0]
-            numbers = [(first + each) * len(self._pages) + row for each in range(self._shape[0])]
-            latents = torch.stack([self._pool.get(number).view(self._latent_dtype) for number in numbers])
-            block = latents.view(1, *self._shape).to(self._pages.device)
-            for layer, (keys, values) in enumerate(recompute(row, frame, block)):
-                for place, part in zip(self._layout.parts(self._pages[row, slot, layer]), (keys, values), strict=True):
-                    place.copy_(part)
-            self.moved += 1
+        missing = self._slots.claim(recalled)
+        blocks: dict[tuple[int, int], list[tuple[int, int]]] = {}  # frames of one block share its pass
+        for row, frame, slot in missing:
+            place = frame % self._shape[0]
+            blocks.setdefault((row, frame - place), []).append((place, slot))
+        for (row, start), wanted in blocks.items():
+            made = recompute(row, start, self._block(row, start))
+            for layer, fresh in enumerate(made):
+                for place, slot in wanted:
+                    for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
+                        page.copy_(part[place])
         self._pool.rest()
+        self.moved += len(missing)
+
+    def _block(self, row: int, start: int) -> Tensor:
+        """Latents [1, T, C, H, W] of the block at a frame."""
+        assert self._pool is not None and self._pages is not None
+        numbers = [(start + place) * len(self._pages) + row for place in range(self._shape[0])]
+        frames = torch.stack([self._pool.get(number) for number in numbers])
+        return frames.view(self._latent_dtype).view(1, *self._shape).to(self._pages.device)
 
     @property
     def pool_bytes(self) -> int:

@@ -229,15 +229,15 @@ class WanBackbone:
         self._cache.commit(self._start, latents, self.tokens(*latents.shape[3:]))
 
     @torch.no_grad()
-    def recompute(self, row: int, frame: int, latents: Tensor) -> list[LayerKV]:
-        """Keys and values [tokens, heads, D] that an old frame of video ``row`` leaves in each layer.
+    def recompute(self, row: int, start: int, latents: Tensor) -> list[LayerKV]:
+        """Keys and values [T, tokens, heads, D] that an old block of video ``row`` leaves in each layer.
 
-        One clean pass over its block, latents [1, T, C, H, W], which sees itself and the sink.
+        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which see themselves and the sink.
         """
         assert self._cache is not None and self._cache.window is not None
-        block, place = latents.shape[1], frame % latents.shape[1]
+        block = latents.shape[1]
         rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.patch_size[1:], strict=True))
-        tokens, start = rows * columns, frame - place
+        tokens = rows * columns
         sink = torch.arange(min(self._cache.sink, start))
         table = self.rotary.table(sink.double(), height=rows, width=columns)[None].to(self.device)
         alone = []
@@ -259,8 +259,8 @@ class WanBackbone:
             self._use(self._cache.layers)
             for cross, (keys, values) in zip(self._cross_attention, prompt, strict=True):
                 cross.keys, cross.values = keys, values
-        own = slice(place * tokens, (place + 1) * tokens)
-        return [(fresh[0][0, own], fresh[1][0, own]) for layer in alone if (fresh := layer.fresh)]
+        made = [layer.fresh for layer in alone if layer.fresh is not None]
+        return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in made]
 
     def _clean_pass(self, latents: Tensor) -> None:
         """A pass for the keys and values it leaves in the caches."""
