@@ -171,10 +171,8 @@ def main() -> None:
         say(json.dumps(measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs)))
         return
     results = []
-    say(
-        "| tier | block | median | against block 20 | middle half | pages brought a block, block 20 | resident: own | mapped | hits |"
-    )
-    say("|---|---|---|---|---|---|---|---|---|")
+    say("| tier | block | median | against block 20 | middle half | pages brought: then, at 20 | own memory | mapped |")
+    say("|---|---|---|---|---|---|---|---|")
     for tier in options.tiers:
         command = [sys.executable, __file__, "--only", tier, "--steps", *map(str, options.steps)]
         command += ["--threads", str(options.threads), "--last", str(options.last), "--pairs", str(options.pairs)]
@@ -182,10 +180,12 @@ def main() -> None:
         results.append(result)
         for point in result["points"]:
             low, high = point["middle_half"]
+            then, at_20 = point["moved"]
             say(
                 f"| {tier} | {point['block']} | {point['ms']:.1f} ms | {point['ratio']:.3f} | {low:.3f}-{high:.3f} "
-                f"| {point['moved'][0]:.1f}, {point['moved'][1]:.1f} | {human(point['RssAnon'])} | {human(point['RssFile'])} | {100 * (result['hit_rate'] or 0):.0f} % |"
+                f"| {then:.1f}, {at_20:.1f} | {human(point['RssAnon'])} | {human(point['RssFile'])} |"
             )
+        say(f"\n{tier}: {100 * (result['hit_rate'] or 0):.0f} % of recalled pages were on the device already\n")
         if tier in FLAT and len(result["points"]) > 2:
             first, last = (point["RssAnon"] + point["RssFile"] for point in (result["points"][1], result["points"][-1]))
             say(f"\n{tier}: memory after block {result['points'][-1]['block']} / block 200: {last / first:.3f}\n")

@@ -211,9 +211,9 @@ def reserve(file: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return
-    zeros = bytes(1 << 20)
-    for start in range(0, size, len(zeros)):
-        os.write(file, zeros[: size - start])
+    zeros, done = bytes(1 << 20), os.lseek(file, 0, os.SEEK_SET)
+    while done < size:
+        done += os.write(file, zeros[: size - done])
 
 
 # --- slots on the device ----------------------------------------------------------------------------
