@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1000], help="sampling steps of a block")
     parser.add_argument("--last", type=int, default=MARKS[-1], help="the last block to measure")
     parser.add_argument("--pairs", type=int, default=40, help="blocks timed at each mark, and in the fresh video")
+    parser.add_argument("--results", type=Path, help="JSON file to keep results in; tiers that are in it are not run")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
     parser.add_argument("--search", action="store_true", help="measure recall over --keys keys instead")
     parser.add_argument("--keys", type=int, default=1_000_000)
@@ -170,14 +171,20 @@ def main() -> None:
     if options.only:
         say(json.dumps(measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs)))
         return
-    results = []
+    results: list[dict[str, Any]] = []
+    if options.results and options.results.exists():
+        results = json.loads(options.results.read_text())
     say("| tier | block | median | against block 20 | middle half | pages brought: then, at 20 | own memory | mapped |")
     say("|---|---|---|---|---|---|---|---|")
     for tier in options.tiers:
+        if any(result["tier"] == tier for result in results):
+            continue
         command = [sys.executable, __file__, "--only", tier, "--steps", *map(str, options.steps)]
         command += ["--threads", str(options.threads), "--last", str(options.last), "--pairs", str(options.pairs)]
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         results.append(result)
+        if options.results:
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
         for point in result["points"]:
             low, high = point["middle_half"]
             then, at_20 = point["moved"]

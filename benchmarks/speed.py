@@ -19,7 +19,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from llrag_cli.backbones.wan import WanBackbone
-from llrag_cli.config import MemoryConfig
+from llrag_cli.config import TIERS, MemoryConfig
 from llrag_cli.memory.history import History, average_pool
 from llrag_cli.rollout import Block, rollout
 from llrag_cli.sampling.noise import AddressedNoise
@@ -38,33 +38,35 @@ MEDIUM: dict[str, Any] = {  # compute bound on a CPU: about 44 GFLOP a block
     "num_layers": 4,
 }
 SHAPE, TEXT = (16, 16, 26), 512  # 104 tokens a latent frame
+FRAMES = 1500
 
 
 def blocks(transformer: WanTransformer3DModel, memory: MemoryConfig, *, shape: tuple[int, int, int]) -> Iterator[Block]:
-    """An endless rollout with a backbone of its own."""
+    """A rollout with a backbone of its own, as long as is asked of it, up to ``FRAMES``."""
     text_dim = transformer.config.text_dim
     return rollout(
         WanBackbone(copy.deepcopy(transformer)),
         torch.randn(1, TEXT, text_dim, generator=torch.Generator().manual_seed(0)),
-        frames=10**9,
+        frames=FRAMES,
         shape=shape,
         block=3,
         schedule=FlowMatchSchedule(steps=[1000, 750, 500, 250], shift=5.0),
         memory=memory,
-        history=History(average_pool),
+        history=History(average_pool, frames=FRAMES),
         noise=AddressedNoise(0),
     )
 
 
-def in_turns(first: Iterator[Block], second: Iterator[Block], count: int) -> tuple[list[float], list[float]]:
-    """Seconds of each block of two rollouts that run in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(count):
-        order = (0, 1) if turn % 2 == 0 else (1, 0)
-        for side in order:
+def in_turns(*rollouts: Iterator[Block], count: int) -> list[list[float]]:
+    """Seconds of each block of rollouts that run in turns."""
+    times: list[list[float]] = [[] for _ in rollouts]
+    sides = list(range(len(rollouts)))
+    for _ in range(count):
+        for side in sides:
             started = time.perf_counter()
-            next((first, second)[side])
+            next(rollouts[side])
             times[side].append(time.perf_counter() - started)
+        sides.reverse()
     return times
 
 
@@ -83,10 +85,20 @@ def parts(title: str, finished: list[Block]) -> None:
     sys.stdout.write(f"{title}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()) + "\n")
 
 
+def tiers(transformer: WanTransformer3DModel, *, pairs: int) -> None:
+    """Blocks of each tier of the archive against `device`, all recalling K frames."""
+    kept = [blocks(transformer, RETRIEVAL.model_copy(update={"archive": tier}), shape=SHAPE) for tier in TIERS]
+    in_turns(*kept, count=9)
+    times = in_turns(*kept, count=pairs)
+    for tier, above in zip(TIERS[1:], times[1:], strict=True):
+        report(f"archive {tier} / device", above, times[0])
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiers", action="store_true", help="compare tiers of the archive instead")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks for retrieval against window")
     parser.add_argument("--late", type=int, default=300, help="block that block 20 is compared with")
     arguments = parser.parse_args()
@@ -94,9 +106,12 @@ def main() -> None:
     torch.manual_seed(0)
 
     medium = WanTransformer3DModel(**MEDIUM)
+    if arguments.tiers:
+        tiers(medium, pairs=arguments.pairs)
+        return
     native, retrieval = blocks(medium, NATIVE, shape=SHAPE), blocks(medium, RETRIEVAL, shape=SHAPE)
-    in_turns(retrieval, native, 9)  # until both attend to 12 frames
-    report("retrieval / window, equal context", *in_turns(retrieval, native, arguments.pairs))
+    in_turns(retrieval, native, count=9)  # until both attend to 12 frames
+    report("retrieval / window, equal context", *in_turns(retrieval, native, count=arguments.pairs))
     parts("retrieval, parts of a block", [next(retrieval) for _ in range(5)])
     parts("window, parts of a block", [next(native) for _ in range(5)])
 
@@ -109,7 +124,7 @@ def main() -> None:
             next(long)
         for _ in range(10):
             next(short)
-        report(f"block {arguments.late} / block 20, embedded model, {name}", *in_turns(long, short, 20))
+        report(f"block {arguments.late} / block 20, embedded model, {name}", *in_turns(long, short, count=20))
 
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "llrag_cli", "--help"], check=True, stdout=subprocess.DEVNULL)

@@ -97,7 +97,10 @@ def test_slots_hold_what_was_claimed_and_move_only_what_is_missing(data: st.Data
         assert all(len(set(row)) == length and set(row) <= set(range(count)) for row in places.tolist())
         for row, frame, slot in moved:
             assert places[row, recalled[row].index(frame)] == slot
-        assert slots.claim(recalled) == []
+        if data.draw(st.booleans()):  # once more: nothing is missing
+            assert slots.claim(recalled) == []
+            for row, held in enumerate(inside):
+                held[:] = [*(frame for frame in held if frame not in recalled[row]), *recalled[row]]
 
 
 @pytest.fixture
