@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,15 +57,17 @@ def blocks(transformer: WanTransformer3DModel, memory: MemoryConfig, *, shape: t
     )
 
 
-def in_turns(*rollouts: Iterator[Block], count: int) -> list[list[float]]:
-    """Seconds of each block of rollouts that run in turns."""
+def in_turns(
+    *rollouts: Iterator[Block], count: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """Seconds by a clock of each block of rollouts that run in turns."""
     times: list[list[float]] = [[] for _ in rollouts]
     sides = list(range(len(rollouts)))
     for _ in range(count):
         for side in sides:
-            started = time.perf_counter()
+            started = clock()
             next(rollouts[side])
-            times[side].append(time.perf_counter() - started)
+            times[side].append(clock() - started)
         sides.reverse()
     return times
 
@@ -85,11 +87,11 @@ def parts(title: str, finished: list[Block]) -> None:
     sys.stdout.write(f"{title}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()) + "\n")
 
 
-def tiers(transformer: WanTransformer3DModel, *, pairs: int) -> None:
+def tiers(transformer: WanTransformer3DModel, *, pairs: int, clock: Callable[[], float]) -> None:
     """Blocks of each tier of the archive against `device`, all recalling K frames."""
     kept = [blocks(transformer, RETRIEVAL.model_copy(update={"archive": tier}), shape=SHAPE) for tier in TIERS]
     in_turns(*kept, count=9)
-    times = in_turns(*kept, count=pairs)
+    times = in_turns(*kept, count=pairs, clock=clock)
     for tier, above in zip(TIERS[1:], times[1:], strict=True):
         report(f"archive {tier} / device", above, times[0])
 
@@ -99,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiers", action="store_true", help="compare tiers of the archive instead")
+    parser.add_argument("--cpu-time", action="store_true", help="of tiers: the process's own time, on a busy machine")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks for retrieval against window")
     parser.add_argument("--late", type=int, default=300, help="block that block 20 is compared with")
     arguments = parser.parse_args()
@@ -107,7 +110,7 @@ def main() -> None:
 
     medium = WanTransformer3DModel(**MEDIUM)
     if arguments.tiers:
-        tiers(medium, pairs=arguments.pairs)
+        tiers(medium, pairs=arguments.pairs, clock=time.process_time if arguments.cpu_time else time.perf_counter)
         return
     native, retrieval = blocks(medium, NATIVE, shape=SHAPE), blocks(medium, RETRIEVAL, shape=SHAPE)
     in_turns(retrieval, native, count=9)  # until both attend to 12 frames
