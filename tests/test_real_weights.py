@@ -221,8 +221,13 @@ def test_a_run_that_cannot_fit_stops_before_loading(
     monkeypatch.setattr("llrag_cli.budget.free_memory", lambda device: 10_000_000)
     done = llrag("generate", "a cat", "--backbone", "self-forcing", "--seconds", "60", *SMALL_OPTIONS)
     assert done.returncode == 1
+    assert "error: this run needs" in done.stderr and "the most goes to" in done.stderr
+    done = llrag(
+        "generate", "a cat", "--backbone", "self-forcing", "--seconds", "60", "--archive", "device", *SMALL_OPTIONS
+    )
     assert "the most goes to archive of K/V" in done.stderr
     assert "make a shorter video" in done.stderr
+    assert "keep the archive elsewhere with `--archive host-int8` or `--archive disk`" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -246,11 +251,18 @@ def test_the_plan_is_what_the_caches_take(weights: Path) -> None:
 
 def test_the_full_size_plan(llrag: Llrag) -> None:
     """The figures of the design: 288 MB of keys and values a latent frame in bfloat16."""
-    rows = json.loads(llrag("doctor", "--dtype", "bfloat16", "--seconds", "120", "--json").stdout)["backbones"]
-    parts = {part["name"]: part["bytes"] for row in rows if row["backbone"] == "self-forcing" for part in row["parts"]}
+    shown = llrag("doctor", "--dtype", "bfloat16", "--seconds", "120", "--backbone", "self-forcing", "--json")
+    plans = json.loads(shown.stdout)["archives"]
+    parts = {part["name"]: part["bytes"] for part in plans["device"]["parts"]}
     assert parts["weights"] == pytest.approx(2 * 1.419e9, rel=0.01)
     assert parts["K/V that a block attends to"] == pytest.approx(12 * 288e6, rel=0.01)
     assert parts["archive of K/V"] == pytest.approx(483 * 288e6, rel=0.01)
+    for tier, share, place in (("host", 1.0, "device"), ("host-int8", 0.51, "device"), ("disk", 1.0, "disk")):
+        (archive,) = [part for part in plans[tier]["parts"] if part["name"] == "archive of K/V"]
+        assert archive["bytes"] == pytest.approx(share * 483 * 288e6, rel=0.01)
+        assert archive["place"] == place  # on a CPU the host is the device
+    (latents,) = [part for part in plans["recompute"]["parts"] if part["place"] == "disk"]
+    assert latents["bytes"] == 483 * 16 * 60 * 104 * 2
     done = llrag("doctor")
     assert done.returncode == 0
     assert "llrag download weights" in done.stdout or "does not fit" in done.stdout

@@ -11,6 +11,7 @@ import typer
 from llrag_cli.bench_app import bench_app
 from llrag_cli.errors import LlragError
 from llrag_cli.options import (
+    Archive,
     Attention,
     Compile,
     Device,
@@ -20,6 +21,7 @@ from llrag_cli.options import (
     GpusPerVideo,
     Json,
     Memory,
+    MemoryBudget,
     Offload,
     Rag,
     Set,
@@ -79,6 +81,8 @@ def generate(
     seconds: Annotated[float, typer.Option(help="Length of the video; it is made in whole blocks of frames")] = 30.0,
     seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture that opens the video; for frame-wise backbones")] = None,
+    archive: Archive = None,
+    memory_budget: MemoryBudget = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
@@ -116,6 +120,8 @@ def generate(
             method="retrieval" if rag else "native",
             memory=memory,
             encoder=encoder,
+            archive=archive,
+            memory_budget=memory_budget,
             settings=tuple(settings or ()),
             seconds=seconds,
             seed=seed,
@@ -147,6 +153,8 @@ def extend(
     run: Annotated[Path, typer.Argument(help="Run folder of the video")],
     seconds: Annotated[float, typer.Option(help="How much longer it becomes")] = 30.0,
     prompt: Annotated[str | None, typer.Option(help="What the new part shows; default: as before")] = None,
+    archive: Archive = None,
+    memory_budget: MemoryBudget = None,
     device: Device = "auto",
     offload: Offload = False,
     attention: Attention = None,
@@ -161,6 +169,8 @@ def extend(
             run=run,
             further=seconds,
             prompt=prompt,
+            archive=archive,
+            memory_budget=memory_budget,
             device=device,
             offload=offload,
             attention=attention,
@@ -418,16 +428,31 @@ def inspect(
 @app.command()
 def doctor(
     seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for")] = 30.0,
+    backbone: Annotated[
+        str | None, typer.Option(help="Show the whole plan of one backbone, part by part, for each archive")
+    ] = None,
     rag: Rag = True,
+    memory_budget: MemoryBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Annotated[bool, typer.Option("--offload", help="Plan with weights kept on the host")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, which weights are here, and whether each backbone fits into its memory."""
-    from llrag_cli.commands.doctor import run
+    from llrag_cli.commands.doctor import DoctorRequest, run
 
-    run(seconds=seconds, rag=rag, device=device, dtype=dtype, offload=offload, as_json=as_json)
+    run(
+        DoctorRequest(
+            seconds=seconds,
+            backbone=backbone,
+            method="retrieval" if rag else "native",
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

@@ -12,6 +12,11 @@ from typing_extensions import Self
 TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
 Recall = Literal["nearest", "successor", "prompt", "diverse", "gate", "uniform", "random", "deep-sink"]
 RECALLS: tuple[Recall, ...] = get_args(Recall)
+Tier = Literal["device", "host", "host-int8", "disk", "recompute"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+Place = Literal["device", "host", "disk"]
+PLACES: tuple[Place, ...] = get_args(Place)
+EXACT: tuple[Tier, ...] = ("device", "host", "disk")  # those that all write the same video
 
 
 class Config(BaseModel):
@@ -55,9 +60,16 @@ class MemoryConfig(Config):
     encoder: str | None = Field(
         default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
     )
-    archive: Literal["device", "host"] = Field(
-        default="device", description="where keys and values out of the window go"
+    archive: Literal["auto", Tier] = Field(
+        default="device",
+        description="where keys and values out of the window go: `device`, `host`, `disk` (all exact), `host-int8`, "
+        "`recompute` (nearly so); `auto` takes the first exact one that fits",
     )
+
+    @property
+    def recalls(self) -> bool:
+        """Whether frames out of the window are seen again, so that an archive is needed."""
+        return self.policy == "retrieval" and self.retrieved > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

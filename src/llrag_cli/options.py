@@ -18,6 +18,18 @@ Memory = Annotated[
     ),
 ]
 Encoder = Annotated[Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by")]
+Archive = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIER",
+        help="Where the keys and values of past frames go: device, host, disk (the same video), host-int8, recompute "
+        "(nearly the same); auto takes the first that fits",
+    ),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most memory to take, on the device and on the host each: 8GB; picks --archive"),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device")]
 Offload = Annotated[

@@ -53,6 +53,7 @@ class Pipeline:
     text: TextEncoder
     decoder: StreamingDecoder
     encode_key: KeyEncoder
+    folder: Path  # of weights
 
     @classmethod
     def load(
@@ -85,7 +86,7 @@ class Pipeline:
             parts = _load_tiny(target, kind, how)
         else:
             parts = _load_wan(config, folder, target, kind, how, prompts)
-        pipeline = cls(config, *parts, encoder or average_pool)
+        pipeline = cls(config, *parts, encoder or average_pool, folder)
         if encoder is not None:
             require_fit(encoder.config, config, channels=pipeline.backbone.channels)
         return pipeline
@@ -98,16 +99,19 @@ class Pipeline:
         seed: int = 0,
         samples: Sequence[int] | None = None,
         image: Path | None = None,
+        scratch: Path | None = None,
     ) -> Iterator[Block]:
         """Write one video a prompt, all in one batch, block by block.
 
         A video depends on its prompt, the seed and its sample number (0, 1, ... unless given), not on the batch.
         With an ``image`` (any size, cut to the video's shape) it opens with that; only frame-wise backbones can.
+        Files of the archive go to the folder ``scratch``, else to that for temporary files.
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise UsageError("a prompt is empty", hint="say in a sentence what the video shows")
         given = None if image is None else self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
-        yield from self.blocks_of(self.text.encode(prompts), seconds=seconds, seed=seed, samples=samples, given=given)
+        embeddings = self.text.encode(prompts)
+        yield from self.blocks_of(embeddings, seconds=seconds, seed=seed, samples=samples, given=given, scratch=scratch)
 
     def image_latent(self, image: Path) -> Tensor:
         """The latent frame [1, 1, C, h, w] of a picture."""
@@ -125,13 +129,14 @@ class Pipeline:
         samples: Sequence[int] | None = None,
         given: Tensor | None = None,
         later_prompts: Mapping[int, Tensor] | None = None,
+        scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[Block]:
         """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video.
 
         ``later_prompts`` [B, text, D] take over at the block of their number.
         """
-        config = self.config
+        config = self.settled(seconds, batch=len(embeddings), scratch=scratch).config
         numbers = range(len(embeddings)) if samples is None else samples
         yield from rollout(
             self.backbone,
@@ -141,13 +146,31 @@ class Pipeline:
             block=config.backbone.frames_per_block,
             schedule=schedule_of(config),
             memory=config.memory,
-            history=History(self.encode_key),
+            history=History(self.encode_key, frames=config.latent_frames(seconds)),
             noise=AddressedNoise(seed, numbers),
             context_timestep=config.sampler.context_timestep,
             given=given,
             later_prompts=later_prompts,
+            scratch=scratch,
             clock=clock,
         )
+
+    def settled(self, seconds: float, *, batch: int = 1, scratch: Path | None = None) -> Pipeline:
+        """The same with the archive's tier chosen, if it is `auto`: by what is free now, weights being loaded."""
+        if self.config.memory.archive != "auto":
+            return self
+        budget = plan(
+            self.config,
+            self.folder,
+            device=self.backbone.device,
+            dtype=self.backbone.dtype,
+            seconds=seconds,
+            batch=batch,
+            scratch=scratch,
+            loaded=True,
+        )
+        budget.require()
+        return replace(self, config=budget.config)
 
     def beside(self, config: RunConfig, *, how: Execution | None = None) -> Pipeline:
         """The same weights, held once, under another memory: both can write videos in turns, block by block.
@@ -192,13 +215,28 @@ def memory_plan(
     offload: bool = False,
     batch: int = 1,
     weights: Path | None = None,
+    limit: int | None = None,
+    scratch: Path | None = None,
 ) -> Budget:
-    """What a run will hold in memory and what there is; reads headers only, raises if a file is not there."""
+    """What a run will hold in memory and what there is; reads headers only, raises if a file is not there.
+
+    Its ``config`` is the one to run: with the tier of the archive chosen as ``budget.plan`` says.
+    """
     target = find_device(device)
     folder = weights or weights_folder()
     require_files(config, folder)
     kind = find_dtype(dtype, target, family=config.backbone.family)
-    return plan(config, folder, device=target, dtype=kind, seconds=seconds, offload=offload, batch=batch)
+    return plan(
+        config,
+        folder,
+        device=target,
+        dtype=kind,
+        seconds=seconds,
+        offload=offload,
+        batch=batch,
+        limit=limit,
+        scratch=scratch,
+    )
 
 
 def schedule_of(config: RunConfig) -> FlowMatchSchedule:

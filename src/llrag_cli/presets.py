@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llrag_cli.config import RECALLS, ModelShape, RunConfig
+from llrag_cli.config import RECALLS, TIERS, ModelShape, RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.training.config import EncoderTraining
 
@@ -112,6 +112,21 @@ def memory_settings(method: Method, *, recall: str | None, encoder: Path | None)
             raise UsageError(f"there is no file `{encoder}`", hint="`llrag train-encoder` makes one")
         settings += ["memory.keys=encoder", f"memory.encoder={json.dumps(str(encoder.resolve()))}"]
     return settings
+
+
+def archive_settings(method: Method, *, archive: str | None) -> list[str]:
+    """What ``load_config`` takes as settings for ``--archive``."""
+    if archive is None:
+        return []
+    if method == "native":
+        raise UsageError(
+            "`--archive` says where frames to recall are kept, but without retrieval nothing is recalled",
+            hint="add `--rag`, or leave `--archive` out",
+        )
+    tiers = ("auto", *TIERS)
+    if archive not in tiers:
+        raise UsageError(f"there is no archive `{archive}`", hint=closest(archive, tiers))
+    return [f"memory.archive={archive}"]
 
 
 def _locate(preset: str | Path) -> Path:

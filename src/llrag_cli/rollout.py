@@ -10,15 +10,18 @@ for each block:
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from llrag_cli.backbones.archive import new_archive
 from llrag_cli.backbones.cache import WanKVCache
 from llrag_cli.config import MemoryConfig
 from llrag_cli.errors import LlragError
@@ -27,6 +30,8 @@ from llrag_cli.memory.history import History
 from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread, successors
 from llrag_cli.sampling.noise import Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
+
+Recalled = tuple[list[list[int]], list[list[float]]]  # frames and their cosines with the query, [B][K]
 
 
 class Backbone(Protocol):
@@ -42,7 +47,7 @@ class Backbone(Protocol):
     def read(self, prompt: Tensor) -> None: ...
     def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
-    def remember(self, latents: Tensor, timestep: float = 0.0) -> None: ...
+    def remember(self, latents: Tensor, timestep: float, ahead: Sequence[Sequence[int]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Block:
     latents: Tensor
     recalled: list[list[int]] = field(default_factory=list)  # [B][K], most similar first
     similarities: list[list[float]] = field(default_factory=list)  # [B][K], cosines
+    moved: int = 0  # recalled pages that had to be brought to the device, of all videos
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by part
 
 
@@ -71,23 +77,24 @@ def rollout(
     context_timestep: float = 0.0,
     given: Tensor | None = None,
     later_prompts: Mapping[int, Tensor] | None = None,
+    scratch: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Block]:
     """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block.
 
     Latents ``given`` [B, whole blocks of frames, C, H, W] open the video as they are; it goes on from them.
-    ``later_prompts`` [B, text, D] take over at the block of their number. The parts of a block are timed by ``clock``,
-    in seconds. Raises ``LlragError`` for a block that is not finite.
+    ``later_prompts`` [B, text, D] take over at the block of their number. An archive that needs a file has it in the
+    folder ``scratch``, or in that for temporary files. The parts of a block are timed by ``clock``, in seconds. Raises
+    ``LlragError`` for a block that is not finite.
     """
     if given is not None and given.shape[1] % block:
         raise ValueError(f"{given.shape[1]} given frames are no whole blocks of {block}")
-    backbone.begin(prompt, new_cache(memory, backbone, block=block, frames=frames))
-    for index, start in enumerate(range(0, frames, block)):
-        watch = Stopwatch(clock)
-        if later_prompts is not None and index in later_prompts:
-            backbone.read(later_prompts[index])
-        batch_shape = (len(prompt), block, *shape)
-        recalled, cosines = recall(
+    cache = new_cache(memory, backbone, block=block, frames=frames, scratch=scratch)
+    backbone.begin(prompt, cache)
+    batch_shape = (len(prompt), block, *shape)
+
+    def look_back(index: int, start: int) -> Recalled:
+        return recall(
             history,
             memory,
             start=start,
@@ -95,9 +102,21 @@ def rollout(
             draft=partial(draft, backbone, schedule, noise, memory, block=index, start=start, shape=batch_shape),
             scores=partial(noise.draw, index, -1, (len(prompt), start)),
         )
-        watch.lap("recall")
+
+    ahead = memory.recall != "prompt"  # a draft of the block comes first; all else is known when the last one is done
+    coming: Recalled = ([], [])
+    moved = 0
+    for index, start in enumerate(range(0, frames, block)):
+        watch = Stopwatch(clock)
+        if later_prompts is not None and index in later_prompts:
+            backbone.read(later_prompts[index])
+        recalled, cosines = coming
+        if not ahead:
+            recalled, cosines = look_back(index, start)
+            watch.lap("recall")
         context = attended(memory, start=start, block=block, recalled=recalled)
         backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
+        before, moved = moved, cache.moved
         watch.lap("gather")
         if given is not None and start < given.shape[1]:
             latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
@@ -105,11 +124,14 @@ def rollout(
             latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape).contiguous()
             require_finite(latents, index)
         watch.lap("denoise")
-        backbone.remember(latents, context_timestep)
-        watch.lap("remember")
         history.append(latents)
         watch.lap("encode")
-        yield Block(index, start, latents, recalled, cosines, watch.laps)
+        if ahead:
+            coming = look_back(index + 1, start + block)
+        watch.lap("recall")
+        backbone.remember(latents, context_timestep, coming[0])
+        watch.lap("remember")
+        yield Block(index, start, latents, recalled, cosines, moved - before, watch.laps)
 
 
 def denoise(
@@ -159,13 +181,13 @@ def recall(
     block: int,
     draft: Callable[[], Tensor],
     scores: Callable[[], Tensor],
-) -> tuple[list[list[int]], list[list[float]]]:
+) -> Recalled:
     """Frames to see again in the block at ``start``, and their cosines with the query, [B][K].
 
     The query is the key of the newest frame; with recall `prompt`, that of the last frame of a ``draft``
     [B, T, C, H, W]. ``scores`` [B, N] are random numbers, for recall `random`.
     """
-    if memory.policy != "retrieval" or memory.retrieved == 0 or memory.window is None:
+    if not memory.recalls or memory.window is None:
         return [], []
     candidates = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
     if not candidates:
@@ -204,14 +226,20 @@ def attended(memory: MemoryConfig, *, start: int, block: int, recalled: list[lis
     )
 
 
-def new_cache(memory: MemoryConfig, backbone: Backbone, *, block: int, frames: int | None = None) -> WanKVCache:
-    """An empty cache with room for what the policy can ask for."""
-    recalls = memory.policy == "retrieval" and memory.retrieved > 0
+def new_cache(
+    memory: MemoryConfig, backbone: Backbone, *, block: int, frames: int, scratch: Path | None = None
+) -> WanKVCache:
+    """An empty cache with room for what the policy can ask for in a video of so many frames."""
+    if memory.archive == "auto":
+        raise ValueError("the tier of the archive is not chosen yet")
+    frames = block * math.ceil(frames / block)
     recent = None if memory.window is None else max(memory.window - memory.sink, block)
-    host = torch.device("cpu") if memory.archive == "host" and backbone.device.type != "cpu" else None
-    return WanKVCache(
-        layers=backbone.layers, sink=memory.sink, recent=recent, archive=recalls, archive_device=host, frames=frames
-    )
+    archive = None
+    if memory.recalls:
+        archive = new_archive(memory.archive, retrieved=memory.retrieved, frames=frames, folder=scratch)
+        if archive is None:  # every frame stays where the window is
+            recent = None
+    return WanKVCache(layers=backbone.layers, sink=memory.sink, recent=recent, frames=frames, archive=archive)
 
 
 class Stopwatch:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llrag_cli.config import RunConfig, video_frames
+from llrag_cli.config import EXACT, RunConfig, video_frames
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.journal import Committed, Journal, read_committed
 from llrag_cli.files.run import RunFolder
@@ -69,6 +69,7 @@ def make_video(
     if not 0 < seconds < float("inf"):
         raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
     ffmpeg()
+    pipeline = pipeline.settled(seconds, scratch=folder.path)
     wanted = _record(pipeline, ((0, prompt),), seconds=seconds, seed=seed, image=image)
     if existing == "refuse":
         folder.require_free()
@@ -112,7 +113,8 @@ def resume_video(
         if prompt is not None:
             start = record["latent_frames"] // pipeline.config.backbone.frames_per_block
             record["script"] = [*([at, said] for at, said in record["script"] if at < start), [start, prompt]]
-        return _go_on(pipeline, folder, record | {"seconds": seconds}, on_progress)
+        pipeline = pipeline.settled(seconds, scratch=folder.path)
+        return _go_on(pipeline, folder, record | _settings(pipeline) | {"seconds": seconds}, on_progress)
 
 
 def _go_on(pipeline: Pipeline, folder: RunFolder, record: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
@@ -166,7 +168,10 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         RunConfig.model_validate(record["config"]).model_dump(mode="json", exclude={"name", "about"})
         for record in (before, now)
     )
-    return names + sorted(_unequal(old, new))
+    unequal = set(_unequal(old, new))
+    if {old["memory"]["archive"], new["memory"]["archive"]} <= {"auto", *EXACT}:
+        unequal.discard("memory.archive")  # where the same numbers are kept
+    return names + sorted(unequal)
 
 
 def _unequal(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -214,6 +219,7 @@ def _run(
     )
     written = committed.video.blocks  # of the blocks that are there, those in whole segments of the video
     timings: dict[str, float] = dict(record.get("seconds_by_part", {}))
+    archive = ArchiveUse(config.memory.archive)
     worked = record.get("seconds_of_work", 0.0)
     started = time.perf_counter()
     record["status"] = "failed"
@@ -222,7 +228,7 @@ def _run(
         if written and committed.latents is not None:
             before = committed.latents[:, max(0, written * size - pipeline.decoder.reach) : written * size]
         with VideoSink(pipeline.decoder, video, before=before) as sink:
-            for block in _blocks(pipeline, record, committed):
+            for block in _blocks(pipeline, record, committed, scratch=folder.path):
                 if block.index < committed.blocks:
                     _require_same_recall(block, committed, folder.path)
                     if block.index >= written:
@@ -231,6 +237,7 @@ def _run(
                 else:
                     sink.put(block.latents, commit=partial(_commit, journal, block, video))
                     _account(timings, block)
+                    archive.count(block)
                 _advance(progress, block, config, elapsed=time.perf_counter() - started)
                 on_progress(progress)
         record["status"] = "complete"
@@ -258,13 +265,14 @@ def _run(
             "seconds_of_work": round(elapsed, 3),
             "frames_per_second": round(video.frames / elapsed, 2),
             "seconds_by_part": {name: round(value, 3) for name, value in timings.items()},
+            "archive": archive.record(),
             "peak_memory_bytes": peak_memory(backbone.device),
         }
         _finish(folder, journal, record)
     return record
 
 
-def _blocks(pipeline: Pipeline, record: Mapping[str, Any], committed: Committed) -> Iterable[Block]:
+def _blocks(pipeline: Pipeline, record: Mapping[str, Any], committed: Committed, *, scratch: Path) -> Iterable[Block]:
     """The blocks of a run from its first on; those that are committed pass through the backbone's clean pass again.
 
     Latents, their keys and the noise of a block are the same whenever they are asked for, so keys and values are too.
@@ -280,6 +288,7 @@ def _blocks(pipeline: Pipeline, record: Mapping[str, Any], committed: Committed)
         seed=record["seed"],
         given=given,
         later_prompts=dict(zip(starts[1:], texts[1:], strict=True)),
+        scratch=scratch,
     )
 
 
@@ -323,6 +332,25 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@dataclass
+class ArchiveUse:
+    """How often a recalled frame's keys and values were on the device already."""
+
+    tier: str
+    recalled: int = 0
+    moved: int = 0
+
+    def count(self, block: Block) -> None:
+        """Take in a block."""
+        self.recalled += sum(map(len, block.recalled))
+        self.moved += block.moved
+
+    def record(self) -> dict[str, Any]:
+        """For ``run.json``: frames recalled, how many had to be brought or made anew, and the share that had not."""
+        rate = round(1 - self.moved / self.recalled, 4) if self.recalled else None
+        return {"tier": self.tier, "recalled": self.recalled, "moved": self.moved, "hit_rate": rate}
 
 
 def _account(timings: dict[str, float], block: Block) -> None:

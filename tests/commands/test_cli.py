@@ -51,6 +51,63 @@ def test_prompts_from_a_file_as_json(llrag: Llrag, tmp_path: Path) -> None:
     assert records[0]["config"]["method"] == "native"
 
 
+def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> None:
+    records = {}
+    for tier in ("auto", "disk", "recompute"):
+        done = llrag("generate", PROMPT, "--seconds", "9", "--archive", tier, "--out", tier)
+        assert done.returncode == 0, done.stderr
+        records[tier] = json.loads((tmp_path / tier / "run.json").read_text())
+    assert records["auto"]["config"]["memory"]["archive"] == records["auto"]["archive"]["tier"] == "device"
+    assert records["auto"]["archive"] | {"tier": ""} == records["disk"]["archive"] | {
+        "tier": "",
+        "moved": 0,
+        "hit_rate": 1.0,
+    }
+    for tier in ("disk", "recompute"):
+        use = records[tier]["archive"]
+        assert 0 < use["moved"] <= use["recalled"]
+        assert use["hit_rate"] == round(1 - use["moved"] / use["recalled"], 4)
+        assert {file.name for file in (tmp_path / tier).iterdir()} == {"video.mp4", "run.json", "memory.jsonl"}
+    assert (tmp_path / "auto/memory.jsonl").read_bytes() == (tmp_path / "disk/memory.jsonl").read_bytes()
+    assert (tmp_path / "auto/video.mp4").read_bytes() == (tmp_path / "disk/video.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "hint"),
+    [
+        (("--archive", "dsk"), "there is no archive `dsk`", "did you mean `disk`?"),
+        (("--archive", "disk", "--no-rag"), "without retrieval nothing is recalled", "add `--rag`"),
+        (("--memory-budget", "much"), "`much` is no amount of memory", "for example `8GB`"),
+        (("--memory-budget", "1MB"), "where `--memory-budget` allows 1 MB; the most goes to weights", "smaller"),
+    ],
+)
+def test_an_archive_that_cannot_be_is_one_sentence(
+    llrag: Llrag, tmp_path: Path, arguments: tuple[str, ...], problem: str, hint: str
+) -> None:
+    done = llrag("generate", PROMPT, *arguments)
+    assert done.returncode in (1, 2)
+    assert problem in done.stderr.split("hint: ")[0]
+    assert hint in done.stderr.split("hint: ")[1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_budget_that_costs_exactness_is_said(llrag: Llrag, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llrag_cli.budget.free_disk", lambda folder: 10**6)
+    done = llrag("generate", PROMPT, "--seconds", "30", "--memory-budget", "16MB", "--out", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["archive"]["tier"] == "host-int8"
+    assert "nothing else fits: the archive is kept in eight bits (`host-int8`)" in done.stderr
+
+
+def test_the_doctor_shows_the_plan_of_every_archive(llrag: Llrag) -> None:
+    done = llrag("doctor", "--backbone", "self-forcing", "--seconds", "3600", "--rag", "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert "4.15 TB" in done.stdout and "archive of latents" in done.stdout
+    assert "device, host, disk write the same video" in done.stdout
+    done = llrag("doctor", "--backbone", "tiny", "--no-rag", "--json")
+    assert list(json.loads(done.stdout)["archives"]) == ["device"]
+
+
 def test_same_seed_same_video(llrag: Llrag, tmp_path: Path) -> None:
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         done = llrag("generate", PROMPT, "--seconds", "1", "--seed", seed, "--out", name)

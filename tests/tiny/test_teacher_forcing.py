@@ -27,7 +27,7 @@ def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, 
         forced = TeacherForced(transformer)
         flows = forced(torch.stack((clean, noisy), dim=1), times, prompt, lay_out([contexts] * 2, block=3))[:, 1]
     backbone = WanBackbone(transformer)
-    backbone.begin(prompt, WanKVCache(layers=2, sink=1, recent=None, archive=True))
+    backbone.begin(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
     for index, context in enumerate(contexts):
         frames = slice(3 * index, 3 * index + 3)
         doubled = type(context)(**{**vars(context), "recalled": context.recalled * 2})

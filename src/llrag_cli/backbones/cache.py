@@ -6,29 +6,27 @@ belongs to a frame, a context names frames, and softmax does not mind the order 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from llrag_cli.backbones.archive import Archive, Recompute
 from llrag_cli.backbones.rotary import rotate
-
-ROOM = 2048  # frames to make room for at once, at most: eight minutes of video
 
 
 class FramePages:
-    """Keys and values [B, pages, tokens, heads, D] of the frames of one layer.
+    """Keys and values [B, pages, tokens, heads, D] of the frames of one layer, on the compute device.
 
     With ``ring`` pages, frame f >= sink lives on page sink + (f - sink) mod (ring - sink), so old frames
-    are overwritten. Without, page f is frame f; ``room`` for that many frames (ROOM at most) is made at once,
-    and doubles when it runs out.
+    are overwritten. Without, page f is frame f. Room for all ``frames`` of the video, or for the ring, is made at
+    the first write.
     """
 
-    def __init__(
-        self, *, sink: int, ring: int | None, device: torch.device | None = None, room: int | None = None
-    ) -> None:
+    def __init__(self, *, sink: int, ring: int | None, frames: int) -> None:
         self.sink = sink
         self.ring = ring
-        self.device = device
-        self.room = min(room or 0, ROOM)
+        self.room = frames if ring is None else min(ring, frames)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -41,42 +39,26 @@ class FramePages:
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Copy the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1 in."""
-        count = keys.shape[1]
-        device = self.device or keys.device
-        self._make_room(start + count, keys, device)
-        assert self._keys is not None and self._values is not None
-        pages = self.page(torch.arange(start, start + count)).to(device)
-        self._keys.index_copy_(1, pages, keys.to(device))
-        self._values.index_copy_(1, pages, values.to(device))
+        if self._keys is None or self._values is None:
+            shape = (len(keys), self.room, *keys.shape[2:])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        pages = self.page(torch.arange(start, start + keys.shape[1])).to(keys.device)
+        self._keys.index_copy_(1, pages, keys)
+        self._values.index_copy_(1, pages, values)
 
-    def read(self, frames: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def read(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, N, tokens, heads, D] of frames, [N] for all videos or [B, N] one row each."""
         assert self._keys is not None and self._values is not None
         pages = self.page(frames).to(self._keys.device)
         if frames.ndim == 1:
-            found = self._keys.index_select(1, pages), self._values.index_select(1, pages)
-        else:
-            rows = torch.arange(len(pages), device=pages.device)[:, None]
-            found = self._keys[rows, pages], self._values[rows, pages]
-        return found[0].to(device, non_blocking=True), found[1].to(device, non_blocking=True)
+            return self._keys.index_select(1, pages), self._values.index_select(1, pages)
+        rows = torch.arange(len(pages), device=pages.device)[:, None]
+        return self._keys[rows, pages], self._values[rows, pages]
 
     @property
     def bytes(self) -> int:
         """Memory held."""
         return sum(part.numel() * part.element_size() for part in (self._keys, self._values) if part is not None)
-
-    def _make_room(self, frames: int, like: Tensor, device: torch.device) -> None:
-        needed = max(frames, self.room) if self.ring is None else self.ring
-        old_keys, old_values = self._keys, self._values
-        if old_keys is not None and old_keys.shape[1] >= needed:
-            return
-        capacity = needed if old_keys is None else max(needed, 2 * old_keys.shape[1])
-        shape = (like.shape[0], capacity, *like.shape[2:])
-        self._keys = torch.empty(shape, dtype=like.dtype, device=device)
-        self._values = torch.empty(shape, dtype=like.dtype, device=device)
-        if old_keys is not None and old_values is not None:
-            self._keys[:, : old_keys.shape[1]] = old_keys
-            self._values[:, : old_values.shape[1]] = old_values
 
 
 class WanKVLayerCache:
@@ -85,9 +67,8 @@ class WanKVLayerCache:
     The buffer is [B, (block + context) * tokens, heads, D]; a block's passes rewrite only its own slots.
     """
 
-    def __init__(self, pages: FramePages, archive: FramePages | None) -> None:
+    def __init__(self, pages: FramePages) -> None:
         self.pages = pages
-        self.archive = archive
         self._buffer: tuple[Tensor, Tensor] | None = None
         self._visible = [slice(0, 0)]
         self._block = 0
@@ -124,14 +105,18 @@ class WanKVLayerCache:
         seen = [[part[:, place] for place in self._visible] for part in self._buffer]  # views
         return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (torch.cat(seen[0], 1), torch.cat(seen[1], 1))
 
-    def commit(self, start: int, tokens: int) -> None:
-        """Keep the last pass's keys and values as those of frames from ``start`` on."""
+    def commit(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Keep the last pass's keys and values as those of frames from ``start`` on, and return them."""
         assert self.fresh is not None
         keys, values = (part.unflatten(1, (-1, tokens)) for part in self.fresh)
         self.pages.write(start, keys, values)
-        if self.archive is not None:
-            self.archive.write(start, keys, values)
         self.fresh = None
+        return keys, values
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the buffer holds."""
+        return sum(part.numel() * part.element_size() for part in self._buffer or ())
 
     def _reserve(self, length: int, like: Tensor) -> None:
         if self._buffer is None or self._buffer[0].shape[1] < length:
@@ -144,35 +129,43 @@ class WanKVLayerCache:
 
 
 class WanKVCache:
-    """The caches of all layers of one rollout.
+    """The caches of all layers of one rollout of ``frames`` frames.
 
-    ``recent`` frames besides the sink stay on the compute device; ``None`` keeps all of them there.
-    With an archive every frame can be read back; it lives on ``archive_device``. ``frames`` is how many are
-    expected in all, where that is known.
+    ``recent`` frames besides the sink stay on the compute device; ``None`` keeps all of them there. With an
+    ``archive``, frames that left can be read back.
     """
 
     def __init__(
-        self,
-        *,
-        layers: int,
-        sink: int,
-        recent: int | None,
-        archive: bool = False,
-        archive_device: torch.device | None = None,
-        frames: int | None = None,
+        self, *, layers: int, sink: int, recent: int | None, frames: int, archive: Archive | None = None
     ) -> None:
-        def layer() -> WanKVLayerCache:
-            if archive and archive_device is None:  # one place serves both
-                return WanKVLayerCache(FramePages(sink=sink, ring=None, room=frames), None)
-            ring = None if recent is None else sink + recent
-            kept = FramePages(sink=sink, ring=None, device=archive_device, room=frames) if archive else None
-            return WanKVLayerCache(FramePages(sink=sink, ring=ring, room=frames), kept)
+        self.sink = sink
+        self.window = None if recent is None else sink + recent
+        self.layers = [WanKVLayerCache(FramePages(sink=sink, ring=self.window, frames=frames)) for _ in range(layers)]
+        self.archive = archive
 
-        self.layers = [layer() for _ in range(layers)]
+    def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
+        """Have the pages of recalled frames [B][K] on the device."""
+        if self.archive is not None:
+            self.archive.fetch(recalled, recompute)
+
+    def recalled(self, layer: int, recalled: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, K, tokens, heads, D] of frames [B][K] that were fetched."""
+        if self.archive is not None:
+            return self.archive.read(layer, recalled)
+        return self.layers[layer].pages.read(torch.tensor(recalled))
+
+    def commit(self, start: int, latents: Tensor, tokens: int) -> None:
+        """Keep what the last pass left of the frames of latents [B, T, C, H, W] from ``start`` on."""
+        fresh = [layer.commit(start, tokens) for layer in self.layers]
+        if self.archive is not None:
+            self.archive.write(start, latents, fresh)
+
+    @property
+    def moved(self) -> int:
+        """Pages that were brought to the device so far; none where all of them are there."""
+        return 0 if self.archive is None else self.archive.moved
 
     @property
     def bytes(self) -> int:
-        """Memory held by pages, window and archive together."""
-        return sum(
-            layer.pages.bytes + (layer.archive.bytes if layer.archive is not None else 0) for layer in self.layers
-        )
+        """Memory held by the pages of the window (without archive: of all frames)."""
+        return sum(layer.pages.bytes for layer in self.layers)

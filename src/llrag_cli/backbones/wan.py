@@ -8,6 +8,7 @@ keys and values).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
+from llrag_cli.backbones.archive import LayerKV
 from llrag_cli.backbones.cache import WanKVCache, WanKVLayerCache
 from llrag_cli.backbones.rotary import FrameRotary, rotate
 from llrag_cli.memory.context import Context
@@ -120,8 +122,10 @@ class WanBackbone:
         for block, own, cross in zip(transformer.blocks, self._self_attention, self._cross_attention, strict=True):
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
+        self._cache: WanKVCache | None = None
         self._text: Tensor | None = None
         self._start = 0
+        self._timestep = 0.0
         self._device: torch.device | None = None
         self._stops_early = True
 
@@ -169,8 +173,8 @@ class WanBackbone:
     def begin(self, prompt: Tensor, cache: WanKVCache) -> None:
         """Start a video: prompt embeddings [B, text, D_text] (zero rows after the words), an empty cache."""
         self.read(prompt)
-        for attention, layer in zip(self._self_attention, cache.layers, strict=True):
-            attention.cache = layer
+        self._cache = cache
+        self._use(cache.layers)
 
     @torch.no_grad()
     def read(self, prompt: Tensor) -> None:
@@ -184,27 +188,24 @@ class WanBackbone:
     @torch.no_grad()
     def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """Gather, once for all passes of the block at frames start .. start + block - 1, what it attends to."""
+        assert self._cache is not None
         self._start = start
         rows, columns = height // self.patch_size[1], width // self.patch_size[2]
-        own = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
-        self.rotary.times = own
-        parts, times = [], []
+        times = []
         if context.shared:
-            parts.append((torch.tensor(context.shared), False))
             times.append(torch.tensor(context.shared_times, dtype=torch.float64))
         if context.recalled:
-            parts.append((torch.tensor(context.recalled), True))
+            self._cache.fetch(context.recalled, self.recompute)
             times.append(torch.full((context.recalled_count,), context.recalled_time, dtype=torch.float64))
+        self.rotary.times = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
         tables = [self.rotary.table(part, height=rows, width=columns)[None].to(self.device) for part in times]
-        for attention in self._self_attention:
-            layer = attention.cache
-            assert layer is not None
-            found = [
-                (layer.archive if distant and layer.archive is not None else layer.pages).read(frames, self.device)
-                for frames, distant in parts
-            ]
-            tokens = rows * columns
-            hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
+        tokens = rows * columns
+        hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
+        shared = torch.tensor(context.shared)
+        for index, layer in enumerate(self._cache.layers):
+            found = [layer.pages.read(shared)] if context.shared else []
+            if context.recalled:
+                found.append(self._cache.recalled(index, context.recalled))
             layer.gather(found, tables, block=block * tokens, hidden=hidden)
 
     @torch.no_grad()
@@ -220,21 +221,63 @@ class WanBackbone:
         return predicted.transpose(1, 2)
 
     @torch.no_grad()
-    def remember(self, latents: Tensor, timestep: float = 0.0) -> None:
-        """One clean pass over finished latents [B, T, C, H, W], for the keys and values it leaves."""
+    def remember(self, latents: Tensor, timestep: float = 0.0, ahead: Sequence[Sequence[int]] = ()) -> None:
+        """One clean pass over finished latents [B, T, C, H, W], for the keys and values it leaves.
+
+        Frames ``ahead`` [B][K] are those the next block will recall: they are brought while the pass runs.
+        """
+        assert self._cache is not None
+        self._timestep = timestep
+        self._clean_pass(latents)
+        if ahead and self._cache.archive is not None:
+            self._cache.archive.expect([[frame for frame in row if frame < self._start] for row in ahead])
+        self._cache.commit(self._start, latents, self.tokens(*latents.shape[3:]))
+
+    @torch.no_grad()
+    def recompute(self, row: int, start: int, latents: Tensor) -> list[LayerKV]:
+        """Keys and values [T, tokens, heads, D] that an old block of video ``row`` leaves in each layer.
+
+        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which see themselves and the sink.
+        """
+        assert self._cache is not None and self._cache.window is not None
+        block = latents.shape[1]
+        rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.patch_size[1:], strict=True))
+        tokens = rows * columns
+        sink = torch.arange(min(self._cache.sink, start))
+        table = self.rotary.table(sink.double(), height=rows, width=columns)[None].to(self.device)
+        alone = []
+        for layer in self._cache.layers:
+            sunk, seen = (part[row : row + 1] for part in layer.pages.read(sink))
+            alone.append(WanKVLayerCache(layer.pages))
+            alone[-1].gather([(sunk, seen)], [table], block=block * tokens, hidden=slice(0, 0))
+        times, prompt = self.rotary.times, [(cross.keys, cross.values) for cross in self._cross_attention]
+        first = min(start, self._cache.window - block)
+        self.rotary.times = torch.arange(first, first + block, dtype=torch.float64)
+        self._use(alone)
+        for cross, (keys, values) in zip(self._cross_attention, prompt, strict=True):
+            assert keys is not None and values is not None
+            cross.keys, cross.values = keys[row : row + 1], values[row : row + 1]
+        try:
+            self._clean_pass(latents)
+        finally:
+            self.rotary.times = times
+            self._use(self._cache.layers)
+            for cross, (keys, values) in zip(self._cross_attention, prompt, strict=True):
+                cross.keys, cross.values = keys, values
+        made = [layer.fresh for layer in alone if layer.fresh is not None]
+        return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in made]
+
+    def _clean_pass(self, latents: Tensor) -> None:
+        """A pass for the keys and values it leaves in the caches."""
         last = self._self_attention[-1]
         last.stop_once_stored = self._stops_early
         try:
-            self.flow(latents, torch.tensor(timestep))
+            self.flow(latents, torch.tensor(self._timestep))
         except LastKeysStored:
             pass
         finally:
             last.stop_once_stored = False
-        self.commit(latents)
 
-    def commit(self, latents: Tensor) -> None:
-        """Keep the keys and values of the last pass as those of the block's frames."""
-        tokens = self.tokens(*latents.shape[3:])
-        for attention in self._self_attention:
-            assert attention.cache is not None
-            attention.cache.commit(self._start, tokens)
+    def _use(self, layers: Sequence[WanKVLayerCache]) -> None:
+        for attention, layer in zip(self._self_attention, layers, strict=True):
+            attention.cache = layer

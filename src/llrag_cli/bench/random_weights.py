@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llrag_cli.backbones.checkpoints import cast, transformer_arguments
 from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.files.places import weights_folder
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.memory.history import KeyEncoder, average_pool
 from llrag_cli.pipeline import Execution, Pipeline, place
@@ -67,4 +68,4 @@ def random_pipeline(
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
     text = RandomText(Umt5TextEncoder.LENGTH, shape.text_dim)
-    return Pipeline(config, place(transformer, device, how), text, WanDecoder(vae), keys)
+    return Pipeline(config, place(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())

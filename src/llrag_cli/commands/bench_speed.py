@@ -54,6 +54,8 @@ def run(request: SpeedRequest) -> None:
         )
     with console.working("loading"):
         from llrag_cli.bench.speed import load, measure, memory_needed, seconds_of, steady_after, summary
+        from llrag_cli.budget import plan
+        from llrag_cli.files.places import weights_folder
         from llrag_cli.pipeline import Execution, find_device, find_dtype, require_attention
         from llrag_cli.runner import peak_memory, versions
 
@@ -69,10 +71,14 @@ def run(request: SpeedRequest) -> None:
         if warmup < steady:
             console.warn(f"a block costs what later ones cost only after {steady} of them; {warmup} are left out")
         seconds = seconds_of(config, blocks=request.blocks, warmup=warmup)
+        configs = {
+            method: plan(each, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape).config
+            for method, each in configs.items()
+        }
         budget = memory_needed([*configs.values()], seconds=seconds, shape=shape, device=device, dtype=dtype)
         console.note(budget.sentence())
         try:
-            budget.require(config)
+            budget.require()
         except LlragError as error:
             raise LlragError(
                 error.problem, hint="one `--method`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"

@@ -89,7 +89,8 @@ def run(request: CollectRequest) -> None:
                 config, device=request.device, dtype=request.dtype, seconds=request.seconds, batch=request.batch
             )
             console.note(budget.sentence())
-            budget.require(config)
+            budget.require()
+            config = budget.config
             prompts = [each.prompt for each in missing]
             if engine is None:
                 pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype, prompts=prompts)

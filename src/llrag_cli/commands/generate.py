@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli import console
-from llrag_cli.config import RunConfig
+from llrag_cli.config import EXACT, RunConfig
 from llrag_cli.engines import Engine, Outcome, parse_engine
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, asked_for, load_config, memory_settings
+from llrag_cli.presets import Method, archive_settings, asked_for, load_config, memory_settings
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class GenerateRequest:
     method: Method
     memory: str | None
     encoder: Path | None
+    archive: str | None
+    memory_budget: str | None
     settings: tuple[str, ...]
     seconds: float
     seed: int
@@ -61,6 +63,7 @@ def run(request: GenerateRequest) -> None:
         _generate_elsewhere(request, prompts, engine)
         return
     with console.working("loading"):
+        from llrag_cli.budget import NOT_EXACT, parse_bytes
         from llrag_cli.files.image import read_image
         from llrag_cli.files.run import RunFolder
         from llrag_cli.pipeline import Execution, Pipeline, default_backbone, memory_plan, require_framewise
@@ -71,10 +74,19 @@ def run(request: GenerateRequest) -> None:
             require_framewise(config)
             read_image(request.image, size=(8, 8))  # a bad picture is reported here, before weights are read
         budget = memory_plan(
-            config, device=request.device, dtype=request.dtype, seconds=request.seconds, offload=request.offload
+            config,
+            device=request.device,
+            dtype=request.dtype,
+            seconds=request.seconds,
+            offload=request.offload,
+            limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
+            scratch=request.out or Path("runs"),
         )
         console.note(budget.sentence())
-        budget.require(config)
+        budget.require()
+        if config.memory.archive == "auto" and budget.config.memory.archive not in EXACT:
+            console.warn(f"nothing else fits: {NOT_EXACT[budget.config.memory.archive]}")
+        config = budget.config
         pipeline = Pipeline.load(
             config,
             device=request.device,
@@ -114,6 +126,11 @@ def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: En
         raise UsageError(
             f"the engine `{request.engine}` makes many videos at once",
             hint="give them with `--prompts FILE --out FOLDER`",
+        )
+    if request.memory_budget is not None:
+        raise UsageError(
+            "`--memory-budget` plans for this machine, and workers may run on others",
+            hint="name the `--archive` instead; each worker takes the first that fits it",
         )
     with console.working("loading"):
         from llrag_cli.files.journal import blocks_committed
@@ -193,6 +210,8 @@ def _resume(request: GenerateRequest, folder: Path) -> None:
             run=folder,
             seconds=request.seconds if "seconds" in request.said else None,
             said={**said, "settings": (*memory, *request.settings)},
+            archive=request.archive,
+            memory_budget=request.memory_budget,
             device=request.device,
             offload=request.offload,
             attention=request.attention,
@@ -205,7 +224,8 @@ def _resume(request: GenerateRequest, folder: Path) -> None:
 def _config(request: GenerateRequest, *, default: str) -> RunConfig:
     source = asked_for(backbone=request.backbone, preset=request.preset) or default
     memory = memory_settings(request.method, recall=request.memory, encoder=request.encoder)
-    return load_config(source, method=request.method, settings=(*memory, *request.settings))
+    archive = archive_settings(request.method, archive=request.archive)
+    return load_config(source, method=request.method, settings=(*memory, *archive, *request.settings))
 
 
 def read_prompts(request: GenerateRequest) -> list[str]:

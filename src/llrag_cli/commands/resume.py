@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from llrag_cli import console
-from llrag_cli.config import RunConfig
+from llrag_cli.config import EXACT, RunConfig
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.presets import archive_settings, with_settings
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ResumeRequest:
     further: float | None = None  # seconds more than the run has
     prompt: str | None = None  # of what is further
     said: Mapping[str, Any] = field(default_factory=dict)  # settings repeated on the command line; must be the run's
+    archive: str | None = None
+    memory_budget: str | None = None
     device: str = "auto"
     offload: bool = False
     attention: str | None = None
@@ -38,6 +41,7 @@ def run(request: ResumeRequest) -> None:
         if seconds is not None and not 0 < seconds < float("inf"):
             raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
     with console.working("loading"):
+        from llrag_cli.budget import parse_bytes
         from llrag_cli.files.run import RunFolder
         from llrag_cli.pipeline import Execution, Pipeline, memory_plan
         from llrag_cli.runner import resume_video
@@ -47,11 +51,23 @@ def run(request: ResumeRequest) -> None:
         config = recorded_config(folder.record, record)
         _require_as_said(request, record, config)
         seconds = request.seconds or record["seconds"] + (request.further or 0.0)
+        tier = request.archive
+        if tier is None and config.memory.archive in EXACT:
+            tier = "auto"  # where the same numbers are kept may be chosen anew
+        if config.method == "retrieval" and tier is not None:
+            config = with_settings(config, archive_settings(config.method, archive=tier))
         budget = memory_plan(
-            config, device=request.device, dtype=record["dtype"], seconds=seconds, offload=request.offload
+            config,
+            device=request.device,
+            dtype=record["dtype"],
+            seconds=seconds,
+            offload=request.offload,
+            limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
+            scratch=folder.path,
         )
         console.note(budget.sentence())
-        budget.require(config)
+        budget.require()
+        config = budget.config
         pipeline = Pipeline.load(
             config,
             device=request.device,
@@ -89,7 +105,6 @@ def recorded_config(file: Path, record: Mapping[str, Any]) -> RunConfig:
 
 def _require_as_said(request: ResumeRequest, record: Mapping[str, Any], config: RunConfig) -> None:
     """Raise an error if a setting was given on the command line that the run does not have."""
-    from llrag_cli.presets import with_settings
     from llrag_cli.runner import require_same
 
     said = dict(request.said)

@@ -20,7 +20,7 @@ def weights_folder() -> Path:
 
 def human(amount: float) -> str:
     """Bytes as people read them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= scale:
             return f"{amount / scale:.3g} {unit}"
     return f"{amount:.0f} B"

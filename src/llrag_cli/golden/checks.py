@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llrag_cli.backbones.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.backbones.wan import WanBackbone
+from llrag_cli.config import Tier
 from llrag_cli.errors import LlragError
 
 LATENTS, FINE, TABLES = 1e-4, 1e-5, 1e-6
@@ -42,12 +43,13 @@ class Check:
 
 
 class Golden:
-    """A folder of golden cases, to be replayed on a device in a dtype."""
+    """A folder of golden cases, to be replayed on a device in a dtype, with the archive in a tier."""
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype, archive: Tier = "device") -> None:
         self.folder = folder
         self.device = device
         self.dtype = dtype
+        self.archive = archive
         self.exact = dtype in (torch.float32, torch.float64)
 
     def tensors(self, folder: Path, name: str) -> dict[str, Tensor]:

@@ -70,14 +70,14 @@ def _replay(
     encode: KeyEncoder,
     wanted: Sequence[str] = (),
 ) -> Replay:
-    memory = memory_of(config)
+    memory = memory_of(config).model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
         steps=config["denoising_step_list"],
         shift=config["model_kwargs"]["timestep_shift"],
         warp=config["warp_denoising_step"],
     )
     block = config["num_frame_per_block"]
-    tap = Tap(backbone, schedule, wanted, block=block, window=memory.window)
+    tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
     history = History(encode)
     blocks = list(
         rollout(
@@ -101,9 +101,16 @@ class Tap:
     """A backbone that notes what passes through it, under the names the golden files use."""
 
     def __init__(
-        self, inner: WanBackbone, schedule: FlowMatchSchedule, wanted: Sequence[str], *, block: int, window: int | None
+        self,
+        inner: WanBackbone,
+        schedule: FlowMatchSchedule,
+        wanted: Sequence[str],
+        *,
+        block: int,
+        memory: MemoryConfig,
     ) -> None:
-        self.inner, self.window, self.block = inner, window, block
+        self.inner, self.window, self.block = inner, memory.window, block
+        self.relative = memory.recalls
         self.seen: dict[str, Tensor] = {}
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
@@ -148,13 +155,13 @@ class Tap:
         self._call += 1
         return flow
 
-    def remember(self, latents: Tensor, timestep: float = 0.0) -> None:
+    def remember(self, latents: Tensor, timestep: float, ahead: Sequence[Sequence[int]]) -> None:
         """As ``Backbone.remember``; a noted block runs its clean pass to the end first."""
         name = f"steps.block{self._block:02d}"
         if name in self._wanted:
             self.seen[f"{name}.clean_pass.flow"] = self.flow(latents, torch.tensor(timestep))
         self._call = -1
-        self.inner.remember(latents, timestep)
+        self.inner.remember(latents, timestep, ahead)
 
     def note_clean(self, latents: Tensor) -> None:
         """A prediction of x0 after the latest call."""
@@ -174,15 +181,11 @@ class Tap:
         sink = pages.pages.sink
         first = 0 if self.window is None else max(0, end - self.window)
         frames = torch.tensor([*range(min(sink, end)), *range(first + sink, end)])
-        keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames, self.inner.device))
-        if not self._relative:
+        keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames))
+        if not self.relative:
             height, width = self._size
             keys = rotate(keys, self.inner.rotary.table(frames.double(), height=height, width=width).to(keys.device))
         return keys, values
-
-    @property
-    def _relative(self) -> bool:
-        return self._cache.layers[0].pages.ring is None and self.window is not None
 
     def _note_cache(self, name: str, *, end: int, layer: int) -> None:
         if end == self._start:  # later calls have the block's own slots in it, half done
@@ -190,8 +193,7 @@ class Tap:
             self.seen |= {f"{name}.cache_k_before": keys, f"{name}.cache_v_before": values}
         assert self._context is not None
         if self._context.recalled:
-            frames = torch.tensor(self._context.recalled)
-            keys, values = self._cache.layers[layer].pages.read(frames, self.inner.device)
+            keys, values = self._cache.recalled(layer, self._context.recalled)
             self.seen |= {f"{name}.memory_k": keys.flatten(0, 1), f"{name}.memory_v": values.flatten(0, 1)}
 
     def _layer_hook(self, index: int) -> Callable[..., None]:

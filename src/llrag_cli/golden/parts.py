@@ -85,7 +85,8 @@ def _unpatchify(golden: Golden, case: str, backbone: WanBackbone, reference: Map
     tokens = reference["unpatchify.tokens_arange"].to(golden.device, golden.dtype)
     handle = model.proj_out.register_forward_hook(lambda module, args, output: tokens)
     frames = torch.zeros(1, *expected.shape, device=golden.device)
-    backbone.begin(torch.zeros(1, 1, model.config.text_dim), WanKVCache(layers=backbone.layers, sink=0, recent=None))
+    cache = WanKVCache(layers=backbone.layers, sink=0, recent=None, frames=len(expected))
+    backbone.begin(torch.zeros(1, 1, model.config.text_dim), cache)
     size = {"height": expected.shape[2], "width": expected.shape[3]}
     backbone.attend(Context((), (), 0), start=0, block=expected.shape[0], **size)
     latents = backbone.flow(frames.to(golden.dtype), torch.tensor(500.0))[0]

@@ -128,6 +128,13 @@ def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAut
     return autoencoder if device is None else autoencoder.to(device)
 
 
+def embedding_size(path: Path) -> int:
+    """How long the keys of an encoder's file are; of safetensors only the header is read."""
+    if path.suffix == ".safetensors":
+        return int(_metadata_config(path)["latent_dim"])
+    return load_encoder(path).config.latent_dim
+
+
 def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> LatentAutoencoder:
     """An autoencoder in float32 from its tensors and its configuration."""
     try:

@@ -1,4 +1,4 @@
-"""Every latent frame made so far, each under the key it is found by, on the compute device."""
+"""The key that every latent frame made so far is found by, on the compute device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def average_pool(latents: Tensor) -> Tensor:
 
 
 class GrowingTensor:
-    """A tensor [B, N, ...] that grows along N; its room doubles when full, so appending is cheap."""
+    """A tensor [B, N, ...] that grows along N: room for ``expected`` entries at once, doubled whenever it is full."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 64) -> None:
+        self._expected = expected
         self._room: Tensor | None = None
         self._count = 0
 
@@ -39,11 +40,16 @@ class GrowingTensor:
             raise ValueError("nothing was appended yet")
         return self._room[:, : self._count]
 
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return 0 if self._room is None else self._room.numel() * self._room.element_size()
+
     def append(self, entries: Tensor) -> None:
         """Add entries [B, n, ...] at the end."""
         needed = self._count + entries.shape[1]
         if self._room is None or needed > self._room.shape[1]:
-            capacity = max(needed, 2 * self._room.shape[1] if self._room is not None else 64)
+            capacity = max(needed, 2 * self._room.shape[1] if self._room is not None else self._expected)
             room = entries.new_empty(entries.shape[0], capacity, *entries.shape[2:])
             if self._room is not None:
                 room[:, : self._count] = self._room[:, : self._count]
@@ -53,25 +59,27 @@ class GrowingTensor:
 
 
 class History:
-    """Latent frames [B, N, C, H, W] and their unit keys [B, N, D], oldest first."""
+    """The unit keys [B, N, D] of all latent frames, oldest first, on the compute device.
 
-    def __init__(self, encode: KeyEncoder) -> None:
+    ``frames`` says how many are expected, so that room for them is made once.
+    """
+
+    def __init__(self, encode: KeyEncoder, *, frames: int = 64) -> None:
         self._encode = encode
-        self._frames = GrowingTensor()
-        self._keys = GrowingTensor()
+        self._keys = GrowingTensor(frames)
 
     def __len__(self) -> int:
-        return len(self._frames)
-
-    @property
-    def latents(self) -> Tensor:
-        """All latent frames [B, N, C, H, W]."""
-        return self._frames.filled
+        return len(self._keys)
 
     @property
     def keys(self) -> Tensor:
         """All keys [B, N, D], unit norm, float32."""
         return self._keys.filled
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self._keys.bytes
 
     @torch.no_grad()
     def keys_of(self, latents: Tensor) -> Tensor:
@@ -82,4 +90,3 @@ class History:
     def append(self, latents: Tensor) -> None:
         """Take in finished latent frames [B, T, C, H, W]."""
         self._keys.append(self.keys_of(latents))
-        self._frames.append(latents)

@@ -1,0 +1,204 @@
+"""Does a video cost the same however long it is? ``python benchmarks/growth.py --plot docs/growth.png``.
+
+For each tier of the archive, in a process of its own: one long video of the embedded model, and at blocks 20, 200,
+1000 and 5000 a fresh one beside it, which runs in turns with it, block by block, so that a noisy machine slows both
+alike. Prints the medians of its blocks, the ratio to the fresh video's blocks 20 and after, and resident memory. Few
+sampling steps, since ratios are asked for; every part that could grow (search, archive, clean pass) is as always.
+
+``--search`` measures recall over a million keys instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llrag_cli.config import TIERS
+from llrag_cli.files.places import human
+from llrag_cli.memory.retrieval import nearest
+from llrag_cli.pipeline import Pipeline
+from llrag_cli.presets import load_config
+from llrag_cli.rollout import Block
+
+MARKS = (20, 200, 1000, 5000)
+PROMPT = "a red circle bounces around on a striped blue wall"
+FLAT = ("disk", "recompute")  # tiers that keep nothing in memory
+
+
+def resident() -> dict[str, int]:
+    """Bytes of this process in memory: its own (anonymous), and pages of mapped files, which the system may drop."""
+    found = {}
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("RssAnon", "RssFile"):
+            found[name] = 1024 * int(rest.split()[0])
+    return found
+
+
+def video(pipeline: Pipeline, blocks: int) -> Iterator[Block]:
+    """A rollout of so many blocks with a backbone of its own."""
+    config = pipeline.config
+    frames = blocks * config.backbone.frames_per_block
+    seconds = (4 * (frames - 1) + 1) / config.backbone.fps
+    assert config.latent_frames(seconds) == frames
+    own = copy.copy(pipeline)
+    own.backbone = type(pipeline.backbone)(copy.deepcopy(pipeline.backbone.transformer))
+    return own.blocks([PROMPT], seconds=seconds)
+
+
+def timed(blocks: Iterator[Block]) -> tuple[float, Block]:
+    """Seconds of the next block, and the block."""
+    started = time.perf_counter()
+    block = next(blocks)
+    return time.perf_counter() - started, block
+
+
+def measure(tier: str, *, steps: list[int], last: int, pairs: int) -> dict[str, Any]:
+    """One tier in this process."""
+    settings = (f"memory.archive={tier}", f"sampler.steps={steps}")
+    pipeline = Pipeline.load(load_config("tiny", method="retrieval", settings=settings), device="cpu")
+    marks = [mark for mark in MARKS if mark <= last]
+    long, made = video(pipeline, last + pairs + 1), 0
+    points, recalled, moved = [], 0, 0
+    for mark in marks:
+        for _ in range(mark - made):
+            block = next(long)
+            recalled, moved = recalled + sum(map(len, block.recalled)), moved + block.moved
+        made = mark
+        memory = resident()
+        fresh = video(pipeline, marks[0] + pairs + 1)
+        for _ in range(marks[0]):
+            next(fresh)
+        late, early = [], []
+        pages = [0, 0]  # brought in the blocks that are timed
+        for turn in range(pairs):
+            sides = ((0, long, late), (1, fresh, early))
+            for side, blocks, times in sides if turn % 2 else sides[::-1]:
+                seconds, block = timed(blocks)
+                times.append(seconds)
+                pages[side] += block.moved
+        made += pairs
+        ratios = sorted(a / b for a, b in zip(late, early, strict=True))
+        points.append(
+            {
+                "block": mark,
+                "ms": 1e3 * statistics.median(late),
+                "ratio": statistics.median(late) / statistics.median(early),
+                "moved": [count / pairs for count in pages],
+                "middle_half": [ratios[pairs // 4], ratios[3 * pairs // 4]],
+                **memory,
+            }
+        )
+        del fresh, blocks, sides
+    rate = 1 - moved / recalled if recalled else None
+    return {"tier": tier, "points": points, "hit_rate": rate}
+
+
+def search(*, keys: int, count: int = 6) -> None:
+    """Recall over many keys, by batch and length of a key: median of wall time, and of the process's own."""
+    for batch, size in ((4, 16), (4, 64), (4, 128), (1, 1024)):
+        many = torch.randn(batch, keys, size)
+        many.div_(many.norm(dim=2, keepdim=True))
+        query = many[:, -1].clone()
+        times = []
+        for _ in range(7):
+            started, own = time.perf_counter(), time.process_time()
+            nearest(query, many, count=count, candidates=range(1, keys - 12))
+            times.append((time.perf_counter() - started, time.process_time() - own))
+        wall, own = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
+        say(f"| {batch} x {keys:,} keys of {size} | {human(many.numel() * 4)} | {wall:.0f} ms | {own:.0f} ms |")
+        del many
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Block times and resident memory over the number of blocks, one line a tier."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    cost, memory = figure.subplots(1, 2)
+    for result in results:
+        points = result["points"]
+        blocks = [point["block"] for point in points]
+        cost.plot(blocks, [point["ratio"] for point in points], marker="o", ms=4, label=result["tier"])
+        held = [(point["RssAnon"] + point["RssFile"]) / 1e6 for point in points]
+        memory.plot(blocks, held, marker="o", ms=4, label=result["tier"])
+    cost.axhline(1.05, color="#999999", lw=0.8, ls="--")
+    cost.set(ylabel="time of a block / block 20", ylim=(0.8, 1.2))
+    memory.set(ylabel="resident memory, MB", ylim=(0, None))
+    for axes in (cost, memory):
+        axes.set(xscale="log", xlabel="block", xticks=MARKS, xticklabels=[str(mark) for mark in MARKS])
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    memory.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Measure and print a table, and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[1000], help="sampling steps of a block")
+    parser.add_argument("--last", type=int, default=MARKS[-1], help="the last block to measure")
+    parser.add_argument("--pairs", type=int, default=40, help="blocks timed at each mark, and in the fresh video")
+    parser.add_argument("--results", type=Path, help="JSON file to keep results in; tiers that are in it are not run")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw")
+    parser.add_argument("--search", action="store_true", help="measure recall over --keys keys instead")
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--only", choices=TIERS, help=argparse.SUPPRESS)  # what a process of its own is asked
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.search:
+        say("| search | keys | median | of CPU time |\n|---|---|---|---|")
+        search(keys=options.keys)
+        return
+    if options.only:
+        say(json.dumps(measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs)))
+        return
+    results: list[dict[str, Any]] = []
+    if options.results and options.results.exists():
+        results = json.loads(options.results.read_text())
+    say("| tier | block | median | against block 20 | middle half | pages brought: then, at 20 | own memory | mapped |")
+    say("|---|---|---|---|---|---|---|---|")
+    for tier in options.tiers:
+        if any(result["tier"] == tier for result in results):
+            continue
+        command = [sys.executable, __file__, "--only", tier, "--steps", *map(str, options.steps)]
+        command += ["--threads", str(options.threads), "--last", str(options.last), "--pairs", str(options.pairs)]
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        results.append(result)
+        if options.results:
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
+        for point in result["points"]:
+            low, high = point["middle_half"]
+            then, at_20 = point["moved"]
+            say(
+                f"| {tier} | {point['block']} | {point['ms']:.1f} ms | {point['ratio']:.3f} | {low:.3f}-{high:.3f} "
+                f"| {then:.1f}, {at_20:.1f} | {human(point['RssAnon'])} | {human(point['RssFile'])} |"
+            )
+        say(f"\n{tier}: {100 * (result['hit_rate'] or 0):.0f} % of recalled pages were on the device already\n")
+        if tier in FLAT and len(result["points"]) > 2:
+            first, last = (point["RssAnon"] + point["RssFile"] for point in (result["points"][1], result["points"][-1]))
+            say(f"\n{tier}: memory after block {result['points'][-1]['block']} / block 200: {last / first:.3f}\n")
+    if options.plot:
+        draw(results, options.plot)
+
+
+if __name__ == "__main__":
+    main()
