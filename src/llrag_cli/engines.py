@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -127,6 +128,20 @@ def share_cores(processes: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
+def require_reachable(address: str) -> None:
+    """Raise an error unless something answers at ``HOST:PORT``; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # a name that Ray resolves, such as `auto`
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise LlragError(
+            f"there is no Ray cluster at `{address}`: {(error.strerror or str(error)).lower()}",
+            hint="`ray start --head` starts one, and prints its address",
+        ) from error
+
+
 class RayCluster:
     """A Ray cluster: one that is there, or one of this machine's own cores and GPUs."""
 
@@ -141,6 +156,8 @@ class RayCluster:
             import ray
         except ImportError:
             raise UsageError("Ray is not installed", hint="`pip install 'llrag[cluster]'`") from None
+        if self.address is not None:
+            require_reachable(self.address)
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
