@@ -52,17 +52,17 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
         assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
 
 
-def stopping(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *, block: int, error: BaseException) -> None:
-    """Let the pipeline fail when it is about to make a block."""
-    blocks_of = pipeline.blocks_of
+def stopping(monkeypatch: pytest.MonkeyPatch, *, block: int, error: BaseException) -> None:
+    """Let pipelines fail when they are about to hand over a block."""
+    blocks_of = Pipeline.blocks_of
 
-    def until(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for each in blocks_of(*arguments, **options):
+    def until(pipeline: Pipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for each in blocks_of(pipeline, *arguments, **options):
             if each.index == block:
                 raise error
             yield each
 
-    monkeypatch.setattr(pipeline, "blocks_of", until)
+    monkeypatch.setattr(Pipeline, "blocks_of", until)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_stopped_and_gone_on_with_it_is_the_same(
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patched:
-        stopping(pipeline, patched, block=block, error=error)
+        stopping(patched, block=block, error=error)
         with pytest.raises(raised) as said:
             make(pipeline, folder)
     record = folder.read_record()
