@@ -18,7 +18,7 @@ from llrag_cli.files.run import RunFolder
 from llrag_cli.files.video import open_video
 from llrag_cli.metrics.score import BackEnd, score
 from llrag_cli.pipeline import Pipeline
-from llrag_cli.runner import make_video
+from llrag_cli.runner import differing, make_video
 from llrag_cli.tiny.consistency import consistency, looks
 
 SCHEMA = 1
@@ -52,14 +52,16 @@ class Bench:
         except (OSError, ValueError):
             return False
         config = self.config(cell)
-        return (
-            isinstance(record, dict)
-            and record.get("status") == "complete"
-            and (record.get("prompt"), record.get("seed")) == (cell.prompt, cell.seed)
-            and record.get("config") == config.model_dump(mode="json")
-            and record.get("video_frames", 0) >= horizon_frames(config, self.grid.seconds)
-            and folder.video.exists()
-        )
+        try:
+            wanted = record | {"prompt": cell.prompt, "seed": cell.seed, "config": config.model_dump(mode="json")}
+            return (
+                record["status"] == "complete"
+                and not differing(record, wanted)
+                and record["video_frames"] >= horizon_frames(config, self.grid.seconds)
+                and folder.video.exists()
+            )
+        except (KeyError, TypeError, ValueError):  # no record of a run, or of an older one
+            return False
 
     def missing(self) -> list[Cell]:
         """Videos to make."""
