@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
@@ -135,6 +136,14 @@ class RunConfig(Config):
         latent = 1 + math.ceil(max(0, video_frames - 1) / TEMPORAL_RATIO)
         block = self.backbone.frames_per_block
         return block * math.ceil(latent / block)
+
+
+def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of ``run.json`` less what does not change the video: which exact tier the archive is on."""
+    memory = dict(config.get("memory") or {})
+    if memory.get("archive") in EXACT:
+        memory["archive"] = "auto"
+    return {**config, "memory": memory}
 
 
 def video_frames(latent_frames: int) -> int:

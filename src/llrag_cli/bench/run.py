@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llrag_cli.bench.grid import Cell, Grid, horizon_frames, method_config
-from llrag_cli.config import RunConfig
+from llrag_cli.config import RunConfig, what_decides
 from llrag_cli.errors import LlragError
 from llrag_cli.files.run import RunFolder
 from llrag_cli.files.video import open_video
@@ -55,7 +55,7 @@ class Bench:
             isinstance(record, dict)
             and record.get("status") == "complete"
             and (record.get("prompt"), record.get("seed")) == (cell.prompt, cell.seed)
-            and record.get("config") == config.model_dump(mode="json")
+            and what_decides(record.get("config") or {}) == what_decides(config.model_dump(mode="json"))
             and record.get("video_frames", 0) >= horizon_frames(config, self.grid.seconds)
             and folder.video.exists()
         )
