@@ -129,11 +129,16 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     for result in results:
         points = result["points"]
         blocks = [point["block"] for point in points]
-        cost.plot(blocks, [point["ratio"] for point in points], marker="o", ms=4, label=result["tier"])
+        ratios, (low, high) = (
+            [point["ratio"] for point in points],
+            zip(*(p["middle_half"] for p in points), strict=True),
+        )
+        (line,) = cost.plot(blocks, ratios, marker="o", ms=4, label=result["tier"])
+        cost.vlines(blocks, low, high, color=line.get_color(), lw=3, alpha=0.25)  # the middle half of pairs
         held = [(point["RssAnon"] + point["RssFile"]) / 1e6 for point in points]
         memory.plot(blocks, held, marker="o", ms=4, label=result["tier"])
     cost.axhline(1.05, color="#999999", lw=0.8, ls="--")
-    cost.set(ylabel="time of a block / block 20", ylim=(0.8, 1.2))
+    cost.set(ylabel="time of a block / block 20", ylim=(0.5, None))
     memory.set(ylabel="resident memory, MB", ylim=(0, None))
     for axes in (cost, memory):
         axes.set(xscale="log", xlabel="block", xticks=MARKS, xticklabels=[str(mark) for mark in MARKS])
