@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ def video(pipeline: Pipeline, blocks: int) -> Iterator[Block]:
     return own.blocks([PROMPT], seconds=seconds)
 
 
-def timed(blocks: Iterator[Block]) -> tuple[float, Block]:
-    """Seconds of the next block, and the block."""
-    started = time.perf_counter()
+def timed(blocks: Iterator[Block], clock: Callable[[], float]) -> tuple[float, Block]:
+    """Seconds of the next block by a clock, and the block."""
+    started = clock()
     block = next(blocks)
-    return time.perf_counter() - started, block
+    return clock() - started, block
 
 
-def measure(tier: str, *, steps: list[int], last: int, pairs: int) -> dict[str, Any]:
+def measure(tier: str, *, steps: list[int], last: int, pairs: int, clock: Callable[[], float]) -> dict[str, Any]:
     """One tier in this process."""
     settings = (f"memory.archive={tier}", f"sampler.steps={steps}")
     pipeline = Pipeline.load(load_config("tiny", method="retrieval", settings=settings), device="cpu")
@@ -84,7 +84,7 @@ def measure(tier: str, *, steps: list[int], last: int, pairs: int) -> dict[str, 
         for turn in range(pairs):
             sides = ((0, long, late), (1, fresh, early))
             for side, blocks, times in sides if turn % 2 else sides[::-1]:
-                seconds, block = timed(blocks)
+                seconds, block = timed(blocks, clock)
                 times.append(seconds)
                 pages[side] += block.moved
         made += pairs
@@ -129,11 +129,16 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     for result in results:
         points = result["points"]
         blocks = [point["block"] for point in points]
-        cost.plot(blocks, [point["ratio"] for point in points], marker="o", ms=4, label=result["tier"])
+        ratios, (low, high) = (
+            [point["ratio"] for point in points],
+            zip(*(p["middle_half"] for p in points), strict=True),
+        )
+        (line,) = cost.plot(blocks, ratios, marker="o", ms=4, label=result["tier"])
+        cost.vlines(blocks, low, high, color=line.get_color(), lw=3, alpha=0.25)  # the middle half of pairs
         held = [(point["RssAnon"] + point["RssFile"]) / 1e6 for point in points]
         memory.plot(blocks, held, marker="o", ms=4, label=result["tier"])
     cost.axhline(1.05, color="#999999", lw=0.8, ls="--")
-    cost.set(ylabel="time of a block / block 20", ylim=(0.8, 1.2))
+    cost.set(ylabel="time of a block / block 20", ylim=(0.5, None))
     memory.set(ylabel="resident memory, MB", ylim=(0, None))
     for axes in (cost, memory):
         axes.set(xscale="log", xlabel="block", xticks=MARKS, xticklabels=[str(mark) for mark in MARKS])
@@ -157,6 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1000], help="sampling steps of a block")
     parser.add_argument("--last", type=int, default=MARKS[-1], help="the last block to measure")
     parser.add_argument("--pairs", type=int, default=40, help="blocks timed at each mark, and in the fresh video")
+    parser.add_argument("--cpu-time", action="store_true", help="the process's own time, on a busy machine")
     parser.add_argument("--results", type=Path, help="JSON file to keep results in; tiers that are in it are not run")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
     parser.add_argument("--search", action="store_true", help="measure recall over --keys keys instead")
@@ -169,7 +175,9 @@ def main() -> None:
         search(keys=options.keys)
         return
     if options.only:
-        say(json.dumps(measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs)))
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        found = measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs, clock=clock)
+        say(json.dumps(found))
         return
     results: list[dict[str, Any]] = []
     if options.results and options.results.exists():
@@ -181,6 +189,7 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, "--only", tier, "--steps", *map(str, options.steps)]
         command += ["--threads", str(options.threads), "--last", str(options.last), "--pairs", str(options.pairs)]
+        command += ["--cpu-time"] if options.cpu_time else []
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         results.append(result)
         if options.results:

@@ -93,6 +93,7 @@ def test_longlive_writes_the_golden_latents_with_its_lora(weights: Path, method:
 def rollout_of(pipeline: Pipeline, frames: int) -> Tensor:
     """Latents [1, F, C, h, w] of the golden inputs, from a loaded pipeline."""
     inputs, config = golden("inputs"), pipeline.config
+    archive = "host" if config.memory.archive == "auto" else config.memory.archive
     blocks = rollout(
         pipeline.backbone,
         inputs["prompt_embeds"][:1],
@@ -100,7 +101,7 @@ def rollout_of(pipeline: Pipeline, frames: int) -> Tensor:
         shape=(16, HEIGHT, WIDTH),
         block=config.backbone.frames_per_block,
         schedule=schedule_of(config),
-        memory=config.memory,
+        memory=config.memory.model_copy(update={"archive": archive}),
         history=History(pipeline.encode_key),
         noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llrag_cli.config import EXACT, RunConfig, video_frames
+from llrag_cli.config import RunConfig, video_frames, what_decides
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.journal import Committed, Journal, read_committed
 from llrag_cli.files.run import RunFolder
@@ -165,13 +165,10 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the settings that two records of runs disagree on, dotted as in ``--set``."""
     names = [name for name in ("prompt", "seed", "image", "dtype") if before.get(name) != now.get(name)]
     old, new = (
-        RunConfig.model_validate(record["config"]).model_dump(mode="json", exclude={"name", "about"})
+        what_decides(RunConfig.model_validate(record["config"]).model_dump(mode="json", exclude={"name", "about"}))
         for record in (before, now)
     )
-    unequal = set(_unequal(old, new))
-    if {old["memory"]["archive"], new["memory"]["archive"]} <= {"auto", *EXACT}:
-        unequal.discard("memory.archive")  # where the same numbers are kept
-    return names + sorted(unequal)
+    return names + sorted(_unequal(old, new))
 
 
 def _unequal(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
