@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
     monkeypatch.setattr(speed, "random_pipeline", None)
     done = llrag("bench", "speed", "--backbone", "self-forcing", "--random-weights", "--device", "cpu")
     assert done.returncode == 1
-    assert "error: this run needs " in done.stderr and "has 1.0 GB free; the most goes to " in done.stderr
+    assert "error: this run needs " in done.stderr and "has 1 GB free; the most goes to " in done.stderr
     assert "hint: one `--method`" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -67,7 +67,8 @@ def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> Non
         use = records[tier]["archive"]
         assert 0 < use["moved"] <= use["recalled"]
         assert use["hit_rate"] == round(1 - use["moved"] / use["recalled"], 4)
-        assert {file.name for file in (tmp_path / tier).iterdir()} == {"video.mp4", "run.json", "memory.jsonl"}
+        files = {"video.mp4", "run.json", "memory.jsonl", "latents.safetensors", "commits.jsonl", "run.lock"}
+        assert {file.name for file in (tmp_path / tier).iterdir()} == files  # and nothing of the archive
     assert (tmp_path / "auto/memory.jsonl").read_bytes() == (tmp_path / "disk/memory.jsonl").read_bytes()
     assert (tmp_path / "auto/video.mp4").read_bytes() == (tmp_path / "disk/video.mp4").read_bytes()
 
