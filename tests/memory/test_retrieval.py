@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llrag_cli.memory.context import recallable
-from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread
+from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread, successors
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -110,3 +110,13 @@ def test_drawn_frames_are_candidates_and_differ() -> None:
     assert frames.shape == (4, 6)
     assert ((frames >= 3) & (frames < 20)).all()
     assert all(len(set(row)) == 6 for row in frames.tolist())
+
+
+def test_successors_are_what_came_next() -> None:
+    keys = unit(2, 40, 8, seed=3)
+    keys[:, 39] = keys[:, 11]
+    frames, cosines = successors(keys[:, 39], keys, count=3, candidates=range(1, 30), ahead=3)
+    before, same = nearest(keys[:, 39], keys, count=3, candidates=range(1, 27))
+    assert torch.equal(frames, before + 3) and torch.equal(cosines, same)
+    assert frames[:, 0].tolist() == [14, 14]
+    assert successors(keys[:, 39], keys, count=3, candidates=range(1, 4), ahead=3)[0].shape == (2, 0)
