@@ -165,6 +165,7 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the results")],
     prompts: Annotated[int, typer.Option(help="Prompts")] = 32,
+    skip: Annotated[int, typer.Option(help="Prompts of the pool before them: 32 are new ones")] = 0,
     seeds: Annotated[int, typer.Option(help="Seeds of each prompt")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of each video")] = 60.0,
     reference: Annotated[float, typer.Option(help="Seconds at the start that later ones are compared with")] = 20.0,
@@ -177,8 +178,8 @@ def main(
     """Make the videos that are not there yet, judge them, and write the report."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    pool = prompts_of(prompts, keep=keep)
-    (out / "prompts.txt").write_text("\n".join(pool) + "\n")
+    pool = prompts_of(skip + prompts, keep=keep)
+    (out / "prompts.txt").write_text("\n".join(pool[skip:]) + "\n")
     record = out / "videos.jsonl"
     common = {"seconds": seconds, "reference": reference, "keep": keep, "steps": steps}
     for memory in memories.split(";"):
@@ -190,8 +191,8 @@ def main(
             done = {
                 (row["memory"], row["prompt"], row["seed"]) for row in collect_rows(record) if row["common"] == common
             }
-            for first in range(0, prompts, batch):
-                numbers = range(first, min(prompts, first + batch))
+            for first in range(skip, len(pool), batch):
+                numbers = range(first, min(len(pool), first + batch))
                 if all((memory, number, seed) in done for number in numbers):
                     continue
                 started = time.perf_counter()

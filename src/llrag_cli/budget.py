@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from llrag_cli.backbones.archive import Layout, slots_of
+from llrag_cli.backbones.archive import slots_of
 from llrag_cli.backbones.base import WanBase
 from llrag_cli.backbones.checkpoints import diffusers_name, kept_exact, transformer_arguments, transformer_config
+from llrag_cli.backbones.pages import Layout
 from llrag_cli.config import EXACT, PLACES, TIERS, ModelShape, Place, RunConfig, Tier
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.places import human

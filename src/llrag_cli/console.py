@@ -14,6 +14,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llrag_cli.runner import Progress
 
 _stderr = Console(stderr=True, highlight=False)
@@ -73,11 +75,23 @@ class _Numbers(rich.progress.ProgressColumn):
 
 
 @contextmanager
-def generation(description: str, *, blocks: int, frame_rate: int) -> Iterator[Any]:
+def _stopped(goes_on: str | None) -> Iterator[None]:
+    """On Ctrl-C, say which command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if goes_on is not None:
+            note(f"stopped; {goes_on} goes on from here")
+        raise
+
+
+@contextmanager
+def generation(description: str, *, blocks: int, frame_rate: int, folder: Path) -> Iterator[Any]:
     """A live line on stderr while a video is made; yields the function to call with each ``Progress``."""
     numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=8), numbers)
-    with rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
+    goes_on = f"`llrag generate --resume {folder}`"
+    with _stopped(goes_on), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 
         def update(state: Progress) -> None:
@@ -114,8 +128,11 @@ def download(total: int) -> Iterator[Any]:
 
 
 @contextmanager
-def counting(description: str, *, total: int) -> Iterator[Any]:
-    """One live line on stderr while something is done in equal steps; yields ``advance(steps, what to say)``."""
+def counting(description: str, *, total: int, goes_on: str | None = None) -> Iterator[Any]:
+    """One live line on stderr while something is done in equal steps; yields ``advance(steps, what to say)``.
+
+    ``goes_on`` names the command that goes on after Ctrl-C, if one does.
+    """
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
@@ -123,7 +140,7 @@ def counting(description: str, *, total: int) -> Iterator[Any]:
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[said]}"),
     )
-    with rich.progress.Progress(*columns, console=_stderr) as display:
+    with _stopped(goes_on), rich.progress.Progress(*columns, console=_stderr) as display:
         task = display.add_task(description, total=total, said="")
 
         def advance(steps: int, said: str = "") -> None:

@@ -11,7 +11,7 @@ from llrag_cli.config import RunConfig
 from llrag_cli.files.latents import LatentFolder
 from llrag_cli.files.run import RunFolder
 from llrag_cli.pipeline import Execution, Pipeline
-from llrag_cli.runner import make_video
+from llrag_cli.runner import Existing, make_video
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class VideoJob:
-    """One video into one run folder, which all machines reach by that path; a run that is there is gone on with."""
+    """One video into one run folder, which all machines reach by that path."""
 
     loading: Loading
     prompt: str
@@ -35,6 +35,7 @@ class VideoJob:
     seconds: float
     seed: int
     image: Path | None = None
+    existing: Existing = "resume"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def make(job: VideoJob) -> dict[str, Any]:
         RunFolder(job.folder),
         seconds=job.seconds,
         seed=job.seed,
-        existing="resume",
+        existing=job.existing,
         image=job.image,
     )
 

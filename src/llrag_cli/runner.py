@@ -216,7 +216,7 @@ def _run(
     )
     written = committed.video.blocks  # of the blocks that are there, those in whole segments of the video
     timings: dict[str, float] = dict(record.get("seconds_by_part", {}))
-    archive = ArchiveUse(config.memory.archive)
+    archive = ArchiveUse.after(record.get("archive"), tier=config.memory.archive)
     worked = record.get("seconds_of_work", 0.0)
     started = time.perf_counter()
     record["status"] = "failed"
@@ -338,6 +338,13 @@ class ArchiveUse:
     tier: str
     recalled: int = 0
     moved: int = 0
+
+    @classmethod
+    def after(cls, record: Mapping[str, Any] | None, *, tier: str) -> ArchiveUse:
+        """Going on from what ``run.json`` says, unless that was of another tier."""
+        if record is None or record["tier"] != tier:
+            return cls(tier)
+        return cls(tier, record["recalled"], record["moved"])
 
     def count(self, block: Block) -> None:
         """Take in a block."""

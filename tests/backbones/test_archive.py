@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llrag_cli.backbones import archive
-from llrag_cli.backbones.archive import DiskPool, HostPool, Layout, Pool, Slots, reserve
+from llrag_cli.backbones.archive import Slots
+from llrag_cli.backbones.pages import DiskPool, HostPool, Layout, Pool, reserve
 from llrag_cli.errors import LlragError
 
 CPU = torch.device("cpu")

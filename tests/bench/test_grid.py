@@ -119,9 +119,25 @@ def test_half_made_and_other_videos_are_made_anew(llrag: Llrag, bench: Path) -> 
     assert "4 to make" in llrag(*GRID[:-1], "sampler.steps=[1000]", "--dry-run").stderr
 
 
+def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Path) -> None:
+    whole, unscored, gone = sorted(path.parent for path in bench.glob("videos/tiny/*/*/video.mp4"))[:3]
+    (unscored / "scores-offline.json").unlink()
+    shutil.rmtree(gone)
+    kept = (whole / "run.json").stat().st_mtime_ns
+    done = llrag(*GRID, "--engine", "local:2")
+    assert done.returncode == 0, done.stderr
+    assert "1 to make, 3 here" in done.stderr and "2/2 done" in done.stderr
+    assert (whole / "run.json").stat().st_mtime_ns == kept
+    for run in (unscored, gone):
+        for name in ("video.mp4", "latents.safetensors", "scores-offline.json"):
+            assert (run / name).read_bytes() == (made / run.relative_to(bench) / name).read_bytes()
+    assert json.loads((bench / "results.json").read_text()) == json.loads((made / "results.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--engine", "slurm"], "there is no engine `slurm`"),
         (["--backbone", "tinny"], "there is no preset `tinny`"),
         (["--method", "nativ"], "there is no method `nativ`"),
         (["--horizon", "0"], "a horizon is not more than 0 seconds"),

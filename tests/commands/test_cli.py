@@ -252,6 +252,7 @@ def test_an_interrupt_leaves_a_playable_video_and_says_so(tmp_path: Path) -> Non
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+    assert "stopped; `llrag generate --resume run` goes on from here" in " ".join(stderr.split())
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["status"] == "interrupted"
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames_written"] >= 8 * 12 - 3

@@ -16,8 +16,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
-from llrag_cli.backbones.archive import LayerKV
 from llrag_cli.backbones.cache import WanKVCache, WanKVLayerCache
+from llrag_cli.backbones.pages import LayerKV
 from llrag_cli.backbones.rotary import FrameRotary, rotate
 from llrag_cli.memory.context import Context
 

@@ -16,6 +16,8 @@ from llrag_cli.config import RunConfig
 from llrag_cli.files.durable import replace_text
 from llrag_cli.files.run import RunFolder
 from llrag_cli.files.video import open_video
+from llrag_cli.jobs import Loading, VideoJob, make
+from llrag_cli.metrics.back_ends import find_back_end
 from llrag_cli.metrics.score import BackEnd, score
 from llrag_cli.pipeline import Pipeline
 from llrag_cli.runner import differing, make_video
@@ -43,6 +45,11 @@ class Bench:
     def config(self, cell: Cell) -> RunConfig:
         """What a video is made with."""
         return method_config(cell.backbone, cell.method, self.settings)
+
+    def blocks(self, cell: Cell) -> int:
+        """Of how many blocks a video is made."""
+        config = self.config(cell)
+        return config.latent_frames(self.grid.seconds) // config.backbone.frames_per_block
 
     def is_made(self, cell: Cell) -> bool:
         """Whether the video is there, complete, at least as long as asked, and made with these settings."""
@@ -76,6 +83,20 @@ class Bench:
         seconds = record["video_frames_written"] / record["fps"]
         return record["seconds_of_work"] / seconds, folder.video.stat().st_size / seconds
 
+    def is_scored(self, cell: Cell, back_end: BackEnd) -> bool:
+        """Whether a video is there, and its figures at every horizon are."""
+        folder = RunFolder(cell.folder(self.root))
+        kept = _kept(folder.path / f"scores-{back_end.kind}.json", folder.video, back_end)
+        return self.is_made(cell) and all(f"{seconds:g}" in kept for seconds in self.grid.horizons)
+
+    def job(self, cell: Cell, *, device: str, dtype: str, backend: str) -> CellJob:
+        """A video as a job of an engine."""
+        prompts = tuple(prompt for _, prompt in self.grid.prompts)
+        loading = Loading(self.config(cell), device, dtype, prompts=prompts)
+        folder = cell.folder(self.root).resolve()
+        video = VideoJob(loading, cell.prompt, folder, self.grid.seconds, cell.seed, existing="renew")
+        return CellJob(video, made=self.is_made(cell), horizons=self.grid.horizons, backend=backend)
+
     def make(self, device: str, dtype: str, on_block: Callable[[Cell, int], None]) -> Iterator[Cell]:
         """Make what is missing; each backbone and method is loaded once. Yields what is done."""
         pipeline, loaded = None, ("", "")
@@ -102,28 +123,51 @@ class Bench:
             yield cell
 
     def scores(self, cell: Cell, back_end: BackEnd) -> list[Scored]:
-        """The figures of a video at every horizon, from ``scores-official.json`` and the like where they are there."""
-        folder = RunFolder(cell.folder(self.root))
-        file = folder.path / f"scores-{back_end.kind}.json"
-        kept = _kept(file, folder.video, back_end)
-        config = self.config(cell)
-        for seconds in self.grid.horizons:
-            if f"{seconds:g}" not in kept:
-                kept[f"{seconds:g}"] = measure(
-                    folder.video,
-                    frames=horizon_frames(config, seconds),
-                    sprites=config.backbone.family == "tiny",
-                    back_end=back_end,
-                )
-                content = {
-                    "schema": SCHEMA,
-                    "back_end": back_end.name,
-                    "bytes": folder.video.stat().st_size,
-                    "horizons": kept,
-                }
-                hint = "make room; what was scored before is kept, and the same command goes on"
-                replace_text(file, json.dumps(content) + "\n", hint=hint)
-        return [Scored(cell, seconds, kept[f"{seconds:g}"], back_end.name) for seconds in self.grid.horizons]
+        """The figures of a video at every horizon."""
+        found = scores_of(cell.folder(self.root), self.config(cell), self.grid.horizons, back_end)
+        return [Scored(cell, seconds, found[f"{seconds:g}"], back_end.name) for seconds in self.grid.horizons]
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """One video of a benchmark, to be made unless it is there, and scored."""
+
+    video: VideoJob
+    made: bool
+    horizons: tuple[float, ...]
+    backend: str
+
+
+def make_and_score(job: CellJob) -> None:
+    """Do a job; video and scores are left in its folder."""
+    if not job.made:
+        make(job.video)
+    loading = job.video.loading
+    scores_of(job.video.folder, loading.config, job.horizons, find_back_end(job.backend, loading.device))
+
+
+def scores_of(path: Path, config: RunConfig, horizons: Sequence[float], back_end: BackEnd) -> dict[str, Any]:
+    """The figures of a run by horizon; what ``scores-official.json`` and the like hold is not measured again."""
+    folder = RunFolder(path)
+    file = folder.path / f"scores-{back_end.kind}.json"
+    kept = _kept(file, folder.video, back_end)
+    for seconds in horizons:
+        if f"{seconds:g}" not in kept:
+            kept[f"{seconds:g}"] = measure(
+                folder.video,
+                frames=horizon_frames(config, seconds),
+                sprites=config.backbone.family == "tiny",
+                back_end=back_end,
+            )
+            content = {
+                "schema": SCHEMA,
+                "back_end": back_end.name,
+                "bytes": folder.video.stat().st_size,
+                "horizons": kept,
+            }
+            hint = "make room; what was scored before is kept, and the same command goes on"
+            replace_text(file, json.dumps(content) + "\n", hint=hint)
+    return kept
 
 
 def measure(video: Path, *, frames: int, sprites: bool, back_end: BackEnd) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from llrag_cli import console
-from llrag_cli.errors import LlragError, UsageError, closest
+from llrag_cli.commands.gather import gather, require_all
+from llrag_cli.engines import Engine, parse_engine
+from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.places import counted, human
 from llrag_cli.files.prompts import read_prompt_file
+from llrag_cli.metrics.back_ends import find_back_end
 
 if TYPE_CHECKING:
     from llrag_cli.bench.grid import Cell, Grid
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from llrag_cli.metrics.score import BackEnd, Scores
 
 DEFAULT_PROMPTS = 8  # of the embedded model
-BACK_ENDS = ("offline", "official")
 COLUMNS = {  # field of Scores, heading; columns that a back end leaves empty are not shown
     "consistency_within": "within",
     "consistency_across": "across",
@@ -57,6 +59,8 @@ class BenchRequest:
     device: str
     dtype: str
     as_json: bool
+    engine: str = "local"
+    gpus_per_video: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,11 @@ class ScoreRequest:
 def run(request: BenchRequest) -> None:
     """Make what is missing of a grid, score what is there, and say what comes of it."""
     grid = _grid(request)
+    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
     with console.working("loading"):
-        back_end = _back_end(request.backend, request.device)
+        back_end = find_back_end(request.backend, request.device)
         from llrag_cli.bench.report import write_report
-        from llrag_cli.bench.results import FIGURES, compare, verdict
+        from llrag_cli.bench.results import compare
         from llrag_cli.bench.run import Bench
 
         bench = Bench(request.out, grid, settings=request.settings)
@@ -89,19 +94,12 @@ def run(request: BenchRequest) -> None:
     if request.dry_run:
         _plan(request, bench, missing)
         return
-    blocks = {
-        cell: (config := bench.config(cell)).latent_frames(grid.seconds) // config.backbone.frames_per_block
-        for cell in missing
-    }
-    with console.counting("making", total=sum(blocks.values())) as advance:
-        for _ in bench.make(
-            request.device,
-            request.dtype,
-            lambda cell, done: advance(1, f"{cell.backbone} {cell.method} {cell.number}, block {done}/{blocks[cell]}"),
-        ):
-            pass
+    if engine is None:
+        _make(request, bench, missing)
+    else:
+        _make_elsewhere(request, bench, [cell for cell in cells if not bench.is_scored(cell, back_end)], engine)
     scored = []
-    with console.counting("scoring", total=len(cells)) as advance:
+    with console.counting("scoring", total=len(cells), goes_on="the same command") as advance:
         for cell in cells:
             scored += bench.scores(cell, back_end)
             advance(1, f"{cell.backbone} {cell.method} {cell.number}")
@@ -112,41 +110,78 @@ def run(request: BenchRequest) -> None:
         console.result_json({"schema": 1, **back_end.about, "baseline": baseline, "results": results})
         return
     for result in results:
-        table = Table(
-            title=f"{result['backbone']}, {result['seconds']:g} s, {counted(result['prompts'], 'prompt')}, "
-            f"{result['videos']} videos of each method",
-            title_justify="left",
-            title_style="",
-            box=None,
-            pad_edge=False,
-        )
-        table.add_column("figure")
-        for method in result["methods"]:
-            table.add_column(method, justify="right")
-            if "differences" in result["methods"][method]:
-                table.add_column(f"minus {baseline}", justify="right")
-                table.add_column("wins", justify="right")
-        for figure in FIGURES:
-            row = [figure.heading + (" (ranked)" if figure.name in result["ranked_by"] else "")]
-            for entry in result["methods"].values():
-                row.append(_cell(entry["means"].get(figure.name)))
-                if "differences" in entry:
-                    found = entry["differences"].get(figure.name)
-                    row += ["-", "-"] if found is None else [_interval(found), f"{100 * found['wins']:.0f} %"]
-            if any(cell != "-" for cell in row[1:]):
-                table.add_row(*row)
-        row = ["average rank"]
-        for entry in result["methods"].values():
-            row.append(_cell(entry["average_rank"]))
-            row += ["", ""] if "differences" in entry else []
-        table.add_row(*row)
-        console.result_table(table)
-        if result["not_ranked"]:
-            console.result(f"not ranked: {result['not_ranked']}")
-        console.result(verdict(result, baseline=baseline) + "\n")
+        _show(result, baseline=baseline)
     _say_unavailable(back_end)
     for file in files:
         console.result(str(file))
+
+
+def _show(result: dict[str, Any], *, baseline: str) -> None:
+    """The table and verdict of one backbone and horizon."""
+    from llrag_cli.bench.results import FIGURES, verdict
+
+    table = Table(
+        title=f"{result['backbone']}, {result['seconds']:g} s, {counted(result['prompts'], 'prompt')}, "
+        f"{result['videos']} videos of each method",
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("figure")
+    for method in result["methods"]:
+        table.add_column(method, justify="right")
+        if "differences" in result["methods"][method]:
+            table.add_column(f"minus {baseline}", justify="right")
+            table.add_column("wins", justify="right")
+    for figure in FIGURES:
+        row = [figure.heading + (" (ranked)" if figure.name in result["ranked_by"] else "")]
+        for entry in result["methods"].values():
+            row.append(_cell(entry["means"].get(figure.name)))
+            if "differences" in entry:
+                found = entry["differences"].get(figure.name)
+                row += ["-", "-"] if found is None else [_interval(found), f"{100 * found['wins']:.0f} %"]
+        if any(cell != "-" for cell in row[1:]):
+            table.add_row(*row)
+    row = ["average rank"]
+    for entry in result["methods"].values():
+        row.append(_cell(entry["average_rank"]))
+        row += ["", ""] if "differences" in entry else []
+    table.add_row(*row)
+    console.result_table(table)
+    if result["not_ranked"]:
+        console.result(f"not ranked: {result['not_ranked']}")
+    console.result(verdict(result, baseline=baseline) + "\n")
+
+
+def _make(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:
+    """Make what is missing, one after the other, in this process."""
+    blocks = {cell: bench.blocks(cell) for cell in missing}
+    with console.counting("making", total=sum(blocks.values()), goes_on="the same command") as advance:
+
+        def told(cell: Cell, done: int) -> None:
+            advance(1, f"{cell.backbone} {cell.method} {cell.number}, block {done}/{blocks[cell]}")
+
+        for _ in bench.make(request.device, request.dtype, told):
+            pass
+
+
+def _make_elsewhere(request: BenchRequest, bench: Bench, cells: Sequence[Cell], engine: Engine) -> None:
+    """Make and score videos as jobs of an engine, one for each."""
+    from llrag_cli.bench.run import make_and_score
+    from llrag_cli.files.journal import blocks_committed
+
+    blocks = {cell: bench.blocks(cell) for cell in cells}
+    jobs = [bench.job(cell, device=request.device, dtype=request.dtype, backend=request.backend) for cell in cells]
+    outcomes = gather(
+        engine,
+        make_and_score,
+        jobs,
+        title=f"making and scoring, {request.engine}",
+        total=sum(blocks.values()),
+        made=lambda _: sum(min(blocks[cell], blocks_committed(cell.folder(request.out))) for cell in cells),
+    )
+    require_all(outcomes, [str(cell.folder(request.out)) for cell in cells])
 
 
 def _grid(request: BenchRequest) -> Grid:
@@ -216,25 +251,6 @@ def _plan(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:
     console.result_table(table)
 
 
-def _back_end(kind: str, device: str) -> BackEnd:
-    if kind not in BACK_ENDS:
-        raise UsageError(f"there is no back end `{kind}`", hint=closest(kind, BACK_ENDS))
-    try:
-        if kind == "offline":
-            from llrag_cli.metrics.score import offline
-
-            return offline()
-        from llrag_cli.files.places import weights_folder
-        from llrag_cli.metrics.official import official
-        from llrag_cli.pipeline import find_device
-
-        return official(weights_folder(), find_device(device))
-    except ImportError as error:
-        raise LlragError(
-            f"what metrics need is not installed: no module `{error.name}`", hint="`pip install 'llrag[metrics]'`"
-        ) from None
-
-
 def _say_unavailable(back_end: BackEnd) -> None:
     """Which figures the back end cannot give, and why; those of one reason together."""
     reasons: dict[str, list[str]] = {}
@@ -254,7 +270,7 @@ def score_videos(request: ScoreRequest) -> None:
     if request.group_by not in (None, "folder"):
         raise UsageError(f"videos cannot be grouped by `{request.group_by}`", hint="`--group-by folder`")
     with console.working("loading"):
-        back_end = _back_end(request.backend, request.device)
+        back_end = find_back_end(request.backend, request.device)
         from llrag_cli.files.video import open_video
         from llrag_cli.metrics.score import score
     rows: list[tuple[Path, dict[str, Any], Scores]] = []

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llrag_cli import console
+from llrag_cli.commands.gather import gather, require_all
 from llrag_cli.engines import Engine, parse_engine
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import UsageError
 from llrag_cli.files.places import counted
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, asked_for, load_config, memory_settings
@@ -100,7 +101,9 @@ def run(request: CollectRequest) -> None:
         _collect_elsewhere(request, engine, loading, missing)
     elif missing:
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
-        with console.counting(f"collecting {config.name} {config.method}", total=len(missing) * blocks) as advance:
+        with console.counting(
+            f"collecting {config.name} {config.method}", total=len(missing) * blocks, goes_on="the same command"
+        ) as advance:
             for _ in collect(
                 pipeline,
                 chosen,
@@ -136,20 +139,15 @@ def _collect_elsewhere(request: CollectRequest, engine: Engine, loading: Loading
         )
         for first in range(0, len(missing), request.batch)
     ]
-    failed = 0
-    config = loading.config
-    with console.counting(f"collecting {config.name} {config.method}, {request.engine}", total=len(missing)) as advance:
-        for outcome in engine.run(keep_latents, jobs, on_tick=lambda: None):
-            advance(outcome.result or 0)
-            if outcome.problem is not None:
-                failed += len(jobs[outcome.number].chosen)
-                numbers = ", ".join(str(each.number) for each in jobs[outcome.number].chosen)
-                console.warn(f"{numbers}: {outcome.problem} ({outcome.hint})")
-    if failed:
-        raise LlragError(
-            f"{failed} of {counted(len(missing), 'video')} could not be made",
-            hint="what was collected is kept; the same command goes on",
-        )
+    outcomes = gather(
+        engine,
+        keep_latents,
+        jobs,
+        title=f"collecting {loading.config.name} {loading.config.method}, {request.engine}",
+        total=len(missing),
+        made=lambda ended: sum(outcome.result or 0 for outcome in ended),
+    )
+    require_all(outcomes, [", ".join(str(each.number) for each in job.chosen) for job in jobs])
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli import console
+from llrag_cli.commands.gather import gather, require_all
 from llrag_cli.config import EXACT, RunConfig
-from llrag_cli.engines import Engine, Outcome, parse_engine
-from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.places import counted
+from llrag_cli.engines import Engine, parse_engine
+from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, archive_settings, asked_for, load_config, memory_settings
 
@@ -102,7 +102,7 @@ def run(request: GenerateRequest) -> None:
         folder = RunFolder(_folder(request, prompt, number, len(prompts)))
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
         title = f"{config.name} {config.method}" + (f" {number}/{len(prompts)}" if len(prompts) > 1 else "")
-        with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps) as update:
+        with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
             record = make_video(
                 pipeline,
                 prompt,
@@ -155,34 +155,21 @@ def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: En
         for prompt, folder in zip(prompts, folders, strict=True)
     ]
     blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
-    outcomes: list[Outcome[dict[str, Any]]] = []
-    told = 0
-    with console.counting(f"{config.name} {config.method}, {request.engine}", total=len(jobs) * blocks) as advance:
-
-        def look() -> None:
-            nonlocal told
-            made = sum(min(blocks, blocks_committed(folder.path)) for folder in folders)
-            advance(made - told, f"{len(outcomes)}/{len(jobs)} videos")
-            told = made
-
-        for outcome in engine.run(make, jobs, on_tick=look):
-            outcomes.append(outcome)
-            look()
-    outcomes.sort(key=lambda outcome: outcome.number)
-    for outcome in outcomes:
-        if outcome.problem is not None:
-            console.warn(f"{folders[outcome.number].path.name}: {outcome.problem} ({outcome.hint})")
-        elif not request.as_json:
-            console.result(str(folders[outcome.number].video))
+    outcomes = gather(
+        engine,
+        make,
+        jobs,
+        title=f"{config.name} {config.method}, {request.engine}",
+        total=len(jobs) * blocks,
+        made=lambda _: sum(min(blocks, blocks_committed(folder.path)) for folder in folders),
+    )
+    made = [(folders[each.number], each.result) for each in outcomes if each.result is not None]
     if request.as_json:
-        made = [(folders[each.number], each.result) for each in outcomes if each.result is not None]
         console.result_json([{"folder": str(one.path), "video": str(one.video), **record} for one, record in made])
-    failed = sum(outcome.problem is not None for outcome in outcomes)
-    if failed:
-        raise LlragError(
-            f"{failed} of {counted(len(jobs), 'video')} could not be made",
-            hint="what was made is kept; the same command goes on",
-        )
+    else:
+        for folder, _ in made:
+            console.result(str(folder.video))
+    require_all(outcomes, [folder.path.name for folder in folders])
 
 
 def _resume(request: GenerateRequest, folder: Path) -> None:

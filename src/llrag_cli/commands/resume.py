@@ -78,7 +78,8 @@ def run(request: ResumeRequest) -> None:
     for word in pipeline.text.unknown_words(request.prompt or ""):
         console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
     blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
-    with console.generation(f"{config.name} {config.method}", blocks=blocks, frame_rate=config.backbone.fps) as update:
+    title = f"{config.name} {config.method}"
+    with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
         record = resume_video(pipeline, folder, seconds=seconds, prompt=request.prompt, on_progress=update)
     if request.as_json:
         console.result_json({"folder": str(folder.path), "video": str(folder.video), **record})

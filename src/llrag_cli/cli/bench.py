@@ -1,4 +1,4 @@
-"""``llrag bench`` and its subcommands: options are parsed here, work is imported when it is asked for."""
+"""``llrag bench`` and its subcommands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.options import Attention, Backend, Compile, Device, Dtype, Json, Set
+from llrag_cli.cli.options import Attention, Backend, Compile, Device, Dtype, EngineName, GpusPerVideo, Json, Set
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -33,6 +33,8 @@ def bench(
     backend: Backend = "offline",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: EngineName = "local",
+    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     """Compare memories: the same prompts and seeds under each, made, scored, compared in pairs.
@@ -59,6 +61,8 @@ def bench(
             device=device,
             dtype=dtype,
             as_json=as_json,
+            engine=engine,
+            gpus_per_video=gpus_per_video,
         )
     )
 
