@@ -22,7 +22,11 @@ from llrag_cli.rollout import Block, rollout
 from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+else:
+    torch.set_num_threads(2)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=explore pytest
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,10 @@ def make_and_score(job: CellJob) -> None:
     if not job.made:
         make(job.video)
     loading = job.video.loading
-    scores_of(job.video.folder, loading.config, job.horizons, find_back_end(job.backend, loading.device))
+    scores_of(job.video.folder, loading.config, job.horizons, kept_back_end(job.backend, loading.device))
+
+
+kept_back_end = cache(find_back_end)  # a worker scores many videos
 
 
 def scores_of(path: Path, config: RunConfig, horizons: Sequence[float], back_end: BackEnd) -> dict[str, Any]:

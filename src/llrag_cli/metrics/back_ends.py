@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 from llrag_cli.errors import LlragError, UsageError, closest
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
 BACK_ENDS = ("offline", "official")
 
 
-@cache
 def find_back_end(kind: str, device: str) -> BackEnd:
-    """A back end, its models loaded once a process.
+    """A back end, its models loaded.
 
     Raises ``LlragError`` where a package or a file is missing.
     """
