@@ -11,6 +11,7 @@ import typer
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.download import download_app
 from llrag_cli.cli.options import (
+    MANY,
     Archive,
     Attention,
     Compile,
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(download_app, name="download")
-app.add_typer(bench_app, name="bench", help="Compare memories on the same prompts and seeds; also `benchmark`.")
+app.add_typer(bench_app, name="bench")
 app.add_typer(bench_app, name="benchmark", hidden=True)
 presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
@@ -81,7 +82,9 @@ def generate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line; one run folder each")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line; one run folder each", **MANY)
+    ] = None,
     preset: Annotated[Path | None, typer.Option(help="Preset file to use instead of a bundled one")] = None,
     settings: Set = None,
     device: Device = "auto",
@@ -100,9 +103,11 @@ def generate(
 ) -> None:
     """Make a long video from a text prompt.
 
-    The run folder holds video.mp4, run.json (settings, versions, timings), memory.jsonl (what each block recalled)
-    and latents.safetensors. Whatever stops a run, --resume goes on where it was. With --prompts and --out,
-    so does the same command.
+    The run folder holds video.mp4, run.json (settings, versions, timings),
+    memory.jsonl (what each block recalled) and latents.safetensors.
+
+    Whatever stops a run, --resume goes on where it was. With --prompts and
+    --out, so does the same command.
     """
     from llrag_cli.commands.generate import GenerateRequest, run
 

@@ -37,9 +37,12 @@ def bench(
     gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
-    """Compare memories: the same prompts and seeds under each, made, scored, compared in pairs.
+    r"""Compare memories on the same prompts and seeds; also `benchmark`.
 
-    Writes results.json, results.csv and report.html into the folder. Needs the extra `metrics`.
+    Each makes the videos that are missing; all are scored, and compared in
+    pairs: results.json, results.csv and report.html in the folder of --out.
+
+    Needs the extra `metrics`: pip install 'llrag\[metrics]'.
     """
     if context.invoked_subcommand is not None:
         return
@@ -80,9 +83,9 @@ def bench_score(
     device: Annotated[str, typer.Option(help="Where official models run: cpu, cuda or cuda:1; auto")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score any video: consistency, motion and drift, in one pass and flat memory.
+    r"""Score any video: consistency, motion and drift, in one pass and flat memory.
 
-    Needs the extra `metrics`: pip install 'llrag[metrics]'.
+    Needs the extra `metrics`: pip install 'llrag\[metrics]'.
     """
     from llrag_cli.commands.bench import ScoreRequest, score_videos
 
