@@ -143,7 +143,7 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
             bands = [interval(values(memory, measure, part), clusters=clusters) for part in range(parts)]
             times = [sum(rows[0]["spans"][part]) / 2 for part in range(parts)]
             (line,) = axes.plot(times, [mean for mean, _, _ in bands], marker="o", ms=3, label=memory)
-            if memory in ("native window", "nearest, encoder", "random"):
+            if memory in ("native window", "successor, encoder"):
                 axes.fill_between(
                     times,
                     [low for _, low, _ in bands],
