@@ -13,7 +13,7 @@ from torch import Tensor
 Features = Callable[[Tensor], Tensor]  # frames [T, 3, H, W] in [0, 1] to [T, D]
 
 SHORTER_SIDE = 224  # pixels
-TOGETHER = 8  # frames in a batch
+TOGETHER = 4  # frames in a batch
 
 
 def efficientnet_features() -> Features:

@@ -74,7 +74,7 @@ def encoder_comparison(judged: Mapping[str, Mapping[str, Quality]], count: int) 
             lags.plot(list(found.similarity), list(found.similarity.values()), marker="o", ms=3, label=label)
         lags.set(title="Cosine of keys by distance", xlabel="latent frames apart", ylim=(None, 1.02))
         lags.set_xscale("log", base=2)
-        lags.legend(frameon=False, fontsize=8)
+        lags.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         for axes in more:
             places = range(len(answered))
             guarded = [table[name].recall or 0.0 for name in answered]
