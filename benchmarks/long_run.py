@@ -71,9 +71,9 @@ def draw(seen: list[Look], seconds_a_block: float, path: Path) -> None:
     minutes = [one.blocks * seconds_a_block / 60 for one in marks]
     rates = [(after.blocks - before.blocks) / (after.processor - before.processor) for before, after in pairwise(marks)]
     speed.plot(minutes[1:], rates)
-    speed.set(ylabel="blocks a second of the processor", ylim=(0, None))
+    speed.set(ylabel="blocks a second of the processor", ylim=(0, 1.2 * max(rates)))
     memory.plot(minutes, [one.resident / 1e6 for one in marks])
-    memory.set(ylabel="memory of the process, MB", ylim=(0, None))
+    memory.set(ylabel="memory of the process, MB", ylim=(0, 1.2e-6 * max(one.resident for one in marks)))
     for axes in (speed, memory):
         axes.set(xlabel="minutes of video")
         axes.spines[["top", "right"]].set_visible(False)
