@@ -46,6 +46,7 @@ def many(folder: Path, out: str, engine: str) -> Iterator[subprocess.Popen[str]]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     try:
         yield process
@@ -87,6 +88,15 @@ def test_a_worker_may_die(alone: Path, tmp_path: Path, engine: str) -> None:
             assert (tmp_path / "all" / run.name / name).read_bytes() == (run / name).read_bytes()
     record = json.loads((tmp_path / "all/002-a-white-cross-passes-by/run.json").read_text())
     assert record["resumed_at"][0] >= 3
+
+
+def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
+    with many(tmp_path, "all", "local:2") as process:
+        worker_of(tmp_path / "all/002-a-white-cross-passes-by")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=100)  # ends when the last worker lets go of its stderr
+    assert process.returncode == 130
+    assert "the same command goes on from here" in said and "Traceback" not in said
 
 
 def test_outcomes_carry_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

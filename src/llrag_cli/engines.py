@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from signal import SIG_IGN, SIGINT, signal
+from threading import current_thread, main_thread
 from typing import Any, Generic, Protocol, TypeVar
 
 from llrag_cli.errors import LlragError, UsageError
@@ -94,9 +96,10 @@ class Processes:
                 initargs=(self.count,),
             )
             try:
-                futures: dict[Future[Outcome[Result]], int] = {
-                    pool.submit(attempt, work, number, jobs[number]): number for number in left
-                }
+                with _deaf_children():
+                    futures: dict[Future[Outcome[Result]], int] = {
+                        pool.submit(attempt, work, number, jobs[number]): number for number in left
+                    }
                 for outcome in _finished(futures, on_tick):
                     del left[outcome.number]
                     yield outcome
@@ -106,8 +109,25 @@ class Processes:
                 for number in [number for number, count in left.items() if count >= TRIES]:
                     del left[number]
                     yield lost(number)
+            except (KeyboardInterrupt, GeneratorExit):
+                for worker in active_children():  # what they have committed is safe
+                    worker.terminate()
+                raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started here never hear of Ctrl-C, which a terminal tells all of its processes."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal(SIGINT, SIG_IGN)
+    try:
+        yield
+    finally:
+        signal(SIGINT, before)
 
 
 def _finished(futures: dict[Future[Outcome[Result]], int], on_tick: Callable[[], None]) -> Iterator[Outcome[Result]]:
