@@ -12,6 +12,7 @@ from llrag_cli.config import RECALLS, RunConfig, video_frames
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.presets import METHODS, load_config
 
+SEEDS_APART = 1000  # between prompts: with one seed for all, they would share their noise, and what comes of it
 NAMES = (*METHODS, *(recall for recall in RECALLS if recall != "nearest"))
 
 
@@ -53,12 +54,12 @@ class Grid:
     methods: tuple[str, ...]
     horizons: tuple[float, ...]  # seconds, rising
     prompts: tuple[tuple[int, str], ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # of the first prompt
 
     def cells(self) -> Iterator[Cell]:
         """Every video; those of one backbone and method follow each other."""
         for backbone, method, (number, prompt), seed in product(self.backbones, self.methods, self.prompts, self.seeds):
-            yield Cell(backbone, method, number, prompt, seed)
+            yield Cell(backbone, method, number, prompt, seed + SEEDS_APART * (number - 1))
 
     @property
     def seconds(self) -> float:
