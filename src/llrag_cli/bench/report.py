@@ -17,6 +17,7 @@ from llrag_cli.bench.grid import Cell, Grid
 from llrag_cli.bench.results import FEWEST_PROMPTS, FIGURES, as_csv, verdict
 from llrag_cli.bench.run import Scored
 from llrag_cli.files.durable import replace_text
+from llrag_cli.files.places import counted
 from llrag_cli.files.run import RunFolder, read_run
 from llrag_cli.inspection import second_of, thumbnails
 from llrag_cli.metrics.clips import clip_length
@@ -98,7 +99,8 @@ def report(
         for cell, record in records.items()
     }
     content = {
-        "summary": f"{len(grid.prompts)} prompts x {len(grid.seeds)} seeds, {', '.join(grid.methods)}; {back_end.name}",
+        "summary": f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}, "
+        f"{', '.join(grid.methods)}; {back_end.name}",
         "verdicts": [verdict(dict(result), baseline=baseline) for result in results],
         "baseline": baseline,
         "fewest": FEWEST_PROMPTS,
