@@ -26,7 +26,7 @@ def bench(
     prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line; tiny has its own")] = None,
     count: Annotated[int | None, typer.Option(help="Prompts to draw; default: all of the file, or 8")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds for each prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="The first seed, also of the draw")] = 0,
+    seed: Annotated[int, typer.Option(help="First seed, also of the draw; of prompt n, 1000 (n - 1) more")] = 0,
     settings: Set = None,
     out: Annotated[Path, typer.Option(help="Folder; begun again, it goes on where it stopped")] = Path("bench"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop")] = False,

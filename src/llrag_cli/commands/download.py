@@ -27,14 +27,14 @@ class DownloadRequest:
     kind: Kind
     names: tuple[str, ...]
     to: Path | None
-    source: str | None
-    only: bool
-    dtype: str
-    prune: bool
     force: bool
     show_list: bool
     dry_run: bool
     as_json: bool
+    source: str | None = None
+    only: bool = False
+    dtype: str = "bfloat16"
+    prune: bool = False
 
 
 def run(request: DownloadRequest) -> None:
