@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from llrag_cli.config import TIERS
-from llrag_cli.files.places import human
+from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.engine.rollout import Block
+from llrag_cli.formatting import human
 from llrag_cli.memory.retrieval import nearest
-from llrag_cli.pipeline import Pipeline
 from llrag_cli.presets import load_config
-from llrag_cli.rollout import Block
 
 MARKS = (20, 200, 1000, 5000)
 PROMPT = "a red circle bounces around on a striped blue wall"

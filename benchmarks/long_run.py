@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from llrag_cli.config import video_frames
-from llrag_cli.files.journal import blocks_committed
 from llrag_cli.presets import load_config
+from llrag_cli.runs.journal import blocks_committed
 
 TICK = 0.2  # seconds between looks
 

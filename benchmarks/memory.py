@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 from llrag_cli import Pipeline, load_config
 from llrag_cli.config import TEMPORAL_RATIO
-from llrag_cli.metrics.ranks import interval
-from llrag_cli.tiny.consistency import consistency, looks
-from llrag_cli.tiny.world import caption, random_scene
+from llrag_cli.evaluation.statistics import interval
+from llrag_cli.world.consistency import consistency, looks
+from llrag_cli.world.sprites import caption, random_scene
 
 MEMORIES: dict[str, tuple[str, ...]] = {  # settings of the retrieval method; none is the native window
     "native window": (),

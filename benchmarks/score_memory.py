@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llrag_cli.files.video import ffmpeg
+from llrag_cli.runs.video import ffmpeg
 
 SOURCE = "testsrc2=size=832x480"  # moving bars, discs and digits
 

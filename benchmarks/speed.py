@@ -16,9 +16,9 @@ from functools import partial
 import torch
 
 from llrag_cli import Pipeline, load_config
-from llrag_cli.bench.speed import in_turns, ratio
+from llrag_cli.engine.rollout import Block
+from llrag_cli.evaluation.speed import in_turns, ratio
 from llrag_cli.presets import METHODS
-from llrag_cli.rollout import Block
 
 
 def ahead(video: Iterator[Block], blocks: int) -> Callable[[], float]:

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from llrag_cli import load_config
-from llrag_cli.bench.random_weights import random_pipeline
-from llrag_cli.bench.speed import in_turns, ratio
 from llrag_cli.config import TIERS
-from llrag_cli.pipeline import Execution, Pipeline
+from llrag_cli.engine.pipeline import Execution, Pipeline
+from llrag_cli.evaluation.random_weights import random_pipeline
+from llrag_cli.evaluation.speed import in_turns, ratio
 from llrag_cli.presets import load_shape
 
 SETTINGS = ("backbone.height=16", "backbone.width=26", "memory.keys=average")

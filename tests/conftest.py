@@ -14,11 +14,11 @@ from diffusers import WanTransformer3DModel
 from hypothesis import settings
 from torch import Tensor
 
-from llrag_cli.app import main
-from llrag_cli.backbones.wan import WanBackbone
+from llrag_cli.cli.main import main
 from llrag_cli.config import MemoryConfig
+from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
-from llrag_cli.rollout import Block, rollout
+from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 

@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from llrag_cli.commands.resume import recorded_config
+from llrag_cli.cli.resume import recorded_config
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
-from llrag_cli.files.latents import LatentFolder, read_latents
 from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.files.run import RunFolder, read_run
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.presets import load_config, load_training, presets_folder
+from llrag_cli.runs.folder import RunFolder, read_run
+from llrag_cli.runs.latents import LatentFolder, read_latents
 
 few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 json_values = st.recursive(

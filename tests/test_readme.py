@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llrag_cli.files.video import read_video
+from llrag_cli.runs.video import read_video
 
 ROOT = Path(__file__).parents[1]
 

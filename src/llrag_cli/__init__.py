@@ -16,35 +16,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrag_cli.config import RunConfig as RunConfig
+    from llrag_cli.engine.pipeline import Execution as Execution
+    from llrag_cli.engine.pipeline import Pipeline as Pipeline
+    from llrag_cli.engine.rollout import Block as Block
     from llrag_cli.errors import LlragError as LlragError
     from llrag_cli.errors import UsageError as UsageError
-    from llrag_cli.files.run import RunFolder as RunFolder
-    from llrag_cli.files.video import VideoSink as VideoSink
-    from llrag_cli.files.video import VideoWriter as VideoWriter
-    from llrag_cli.files.video import read_video as read_video
-    from llrag_cli.pipeline import Execution as Execution
-    from llrag_cli.pipeline import Pipeline as Pipeline
     from llrag_cli.presets import load_config as load_config
-    from llrag_cli.rollout import Block as Block
-    from llrag_cli.runner import make_video as make_video
-    from llrag_cli.runner import resume_video as resume_video
-    from llrag_cli.tiny.checker import judge as judge
+    from llrag_cli.runs.folder import RunFolder as RunFolder
+    from llrag_cli.runs.maker import make_video as make_video
+    from llrag_cli.runs.maker import resume_video as resume_video
+    from llrag_cli.runs.video import VideoSink as VideoSink
+    from llrag_cli.runs.video import VideoWriter as VideoWriter
+    from llrag_cli.runs.video import read_video as read_video
+    from llrag_cli.world.checker import judge as judge
 
 _PUBLIC = {
-    "Block": "rollout",
-    "Execution": "pipeline",
+    "Block": "engine.rollout",
+    "Execution": "engine.pipeline",
     "LlragError": "errors",
-    "Pipeline": "pipeline",
+    "Pipeline": "engine.pipeline",
     "RunConfig": "config",
-    "RunFolder": "files.run",
+    "RunFolder": "runs.folder",
     "UsageError": "errors",
-    "VideoSink": "files.video",
-    "VideoWriter": "files.video",
-    "judge": "tiny.checker",
+    "VideoSink": "runs.video",
+    "VideoWriter": "runs.video",
+    "judge": "world.checker",
     "load_config": "presets",
-    "make_video": "runner",
-    "resume_video": "runner",
-    "read_video": "files.video",
+    "make_video": "runs.maker",
+    "resume_video": "runs.maker",
+    "read_video": "runs.video",
 }
 __all__ = sorted(_PUBLIC)
 

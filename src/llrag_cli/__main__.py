@@ -1,5 +1,5 @@
 """``python -m llrag_cli``."""
 
-from llrag_cli.app import main
+from llrag_cli.cli.main import main
 
 main()

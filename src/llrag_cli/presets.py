@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from llrag_cli.config import RECALLS, TIERS, ModelShape, RunConfig
 from llrag_cli.errors import UsageError, closest
-from llrag_cli.training.config import EncoderTraining
+from llrag_cli.training.encoder.config import EncoderTraining
 
 Model = TypeVar("Model", bound=BaseModel)
 Method = Literal["native", "retrieval"]

@@ -46,7 +46,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from llrag_cli.commands.bench import BenchRequest, run
+    from llrag_cli.cli.bench_run import BenchRequest, run
 
     run(
         BenchRequest(
@@ -87,7 +87,7 @@ def bench_score(
 
     Needs the extra `metrics`: pip install 'llrag\[metrics]'.
     """
-    from llrag_cli.commands.bench import ScoreRequest, score_videos
+    from llrag_cli.cli.bench_run import ScoreRequest, score_videos
 
     score_videos(
         ScoreRequest(
@@ -130,7 +130,7 @@ def bench_speed(
 
     Methods run in turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
     """
-    from llrag_cli.commands.bench_speed import SpeedRequest, run
+    from llrag_cli.cli.bench_speed import SpeedRequest, run
 
     run(
         SpeedRequest(

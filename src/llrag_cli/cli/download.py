@@ -40,7 +40,7 @@ def download_weights(
 
     HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
     """
-    from llrag_cli.commands.download import DownloadRequest, run
+    from llrag_cli.cli.download_run import DownloadRequest, run
 
     run(
         DownloadRequest(
@@ -70,7 +70,7 @@ def download_prompts(
     as_json: Json = False,
 ) -> None:
     """Fetch prompt files: the 128 MovieGenBench prompts and the VidProM pool."""
-    from llrag_cli.commands.download import DownloadRequest, run
+    from llrag_cli.cli.download_run import DownloadRequest, run
 
     run(
         DownloadRequest(
@@ -99,7 +99,7 @@ def download_metrics(
     as_json: Json = False,
 ) -> None:
     """Fetch the models that `llrag bench --backend official` measures with: 3 GB."""
-    from llrag_cli.commands.download import DownloadRequest, run
+    from llrag_cli.cli.download_run import DownloadRequest, run
 
     run(
         DownloadRequest(

@@ -35,7 +35,7 @@ def collect(
 
     One safetensors file a video, latent_000012.safetensors, with prompt, seed and backbone inside.
     """
-    from llrag_cli.commands.collect import CollectRequest, run
+    from llrag_cli.cli.collect import CollectRequest, run
 
     run(
         CollectRequest(
@@ -81,7 +81,7 @@ def train_encoder(
 
     Several GPUs: `accelerate launch -m llrag_cli train-encoder ...`.
     """
-    from llrag_cli.commands.train_encoder import TrainEncoderRequest, run
+    from llrag_cli.cli.train_encoder import TrainEncoderRequest, run
 
     run(
         TrainEncoderRequest(
@@ -118,7 +118,7 @@ def evaluate_encoder(
     as_json: Json = False,
 ) -> None:
     """Measure how well keys find what matters: retrieval encoders beside average pooling and random projection."""
-    from llrag_cli.commands.evaluate_encoder import EvaluateEncoderRequest, run
+    from llrag_cli.cli.evaluate_encoder import EvaluateEncoderRequest, run
 
     run(
         EvaluateEncoderRequest(

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from llrag_cli.backbones.checkpoints import (
+from llrag_cli.files.durable import replacing
+from llrag_cli.memory.encoder import load_encoder
+from llrag_cli.models.wan.checkpoints import (
     State,
     diffusers_name,
     generator_state,
@@ -18,8 +20,6 @@ from llrag_cli.backbones.checkpoints import (
     lora_state,
     read_file,
 )
-from llrag_cli.files.durable import replacing
-from llrag_cli.memory.encoder import load_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -19,7 +19,7 @@ from llrag_cli.download.problems import explained
 from llrag_cli.download.web import Remote, on_the_web
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import replace_text
-from llrag_cli.files.places import human
+from llrag_cli.formatting import human
 
 RECORD = "downloads.json"  # in the weights folder: where each file came from
 ROOM = 1.05  # of what a download needs, to have on the disk

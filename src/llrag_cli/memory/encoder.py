@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from llrag_cli.backbones.checkpoints import load_strictly, read_file
 from llrag_cli.errors import LlragError
+from llrag_cli.models.wan.checkpoints import load_strictly, read_file
 
 
 class EncoderConfig(BaseModel):

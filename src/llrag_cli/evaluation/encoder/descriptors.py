@@ -1,0 +1,84 @@
+"""What frames can be compared by: the retrieval encoder's rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llrag_cli.config import TEMPORAL_RATIO
+from llrag_cli.errors import LlragError
+from llrag_cli.memory.history import average_pool
+from llrag_cli.models.vae import StreamingDecoder
+
+Descriptor = Callable[[Tensor], Tensor]  # the latent frames [F, C, H, W] of a video to [F, D]
+
+PROJECTED = 256  # numbers that keep cosines to within some hundredths (Johnson and Lindenstrauss)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def plain_descriptors() -> dict[str, Descriptor]:
+    """Those that need no model."""
+    return {"average pooling": average_pool, "random projection": random_projection}
+
+
+def random_projection(latents: Tensor) -> Tensor:
+    """Whole frames, compared by all their numbers: [F, C, H, W] to [F, 256] by a fixed Gaussian matrix."""
+    flat = latents.float().flatten(1)
+    matrix = torch.randn(flat.shape[1], PROJECTED, generator=torch.Generator().manual_seed(0)) / PROJECTED**0.5
+    return flat @ matrix.to(flat.device)
+
+
+def vision_descriptor(name: str, decoder: StreamingDecoder) -> Descriptor:
+    """Features of decoded frames by a frozen vision model of transformers that is on this machine, such as DINOv2.
+
+    Frames are decoded, the last of each latent frame is scaled to 224 pixels and normalised as ImageNet is.
+    """
+    from transformers import AutoModel
+
+    try:
+        model: Any = AutoModel.from_pretrained(name, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise LlragError(
+            f"there is no vision model `{name}` on this machine: {str(error).splitlines()[0]}",
+            hint="give a folder with config.json and weights, or fetch one: `hf download facebook/dinov2-small`",
+        ) from None
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+    @torch.no_grad()
+    def describe(latents: Tensor) -> Tensor:
+        decoder.reset()
+        rows = []
+        for part in latents.split(16):
+            frames = decoder.decode(part[None])[0].cpu()
+            frames = frames[(len(frames) - 1) % TEMPORAL_RATIO :: TEMPORAL_RATIO]  # [F, 3, H, W]
+            pixels = F.interpolate(frames / 2 + 0.5, size=(224, 224), mode="bilinear", antialias=True)
+            outputs = model(pixel_values=(pixels - mean) / std)
+            pooled = getattr(outputs, "pooler_output", None)
+            rows.append(pooled if pooled is not None else outputs.last_hidden_state.mean(dim=1))
+        return torch.cat(rows)
+
+    return describe
+
+
+def encoder_descriptor(path: Path, shape: tuple[int, int, int]) -> Descriptor:
+    """A retrieval encoder, which must take latents of ``shape``."""
+    from llrag_cli.memory.encoder import load_encoder
+
+    encoder = load_encoder(path)
+    takes = (encoder.config.in_channels, encoder.config.spatial_h, encoder.config.spatial_w)
+    if takes != shape:
+        raise LlragError(
+            f"`{path}` takes latents of {'x'.join(map(str, takes))}, these are {'x'.join(map(str, shape))}",
+            hint="give the latents of its backbone with `--latents DIR`",
+        )
+
+    @torch.no_grad()
+    def describe(latents: Tensor) -> Tensor:
+        return torch.cat([encoder(part) for part in latents.split(256)])
+
+    return describe

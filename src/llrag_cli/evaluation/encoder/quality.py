@@ -1,0 +1,105 @@
+"""What keys are worth for recall, measured as the engine would use them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llrag_cli.evaluation.encoder.ranking import (
+    effective_rank,
+    recall_at,
+    reciprocal_rank,
+    share_near,
+    similarity_by_lag,
+)
+from llrag_cli.evaluation.statistics import interval
+from llrag_cli.memory.context import recallable
+from llrag_cli.memory.retrieval import similarities
+
+LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The memory that keys are tried in, in latent frames; as in the released presets."""
+
+    block: int = 3
+    window: int = 12
+    sink: int = 1
+    guard: int = 5
+    count: int = 6
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over videos, and over queries that have an answer; without labels what needs answers is None."""
+
+    similarity: dict[int, float]  # mean cosine of keys by how many frames they are apart
+    effective_rank: float
+    near_guard: float  # share of recalled frames within 8 frames of the newest candidate
+    recall: float | None = None  # share of recalled frames that are answers, of as many as could be
+    recall_interval: tuple[float, float] | None = None  # 95 %, bootstrap over videos
+    unguarded_recall: float | None = None  # the same were every past frame a candidate, and neighbours no answers
+    reciprocal_rank: float | None = None
+    queries: int = 0
+
+
+def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor] | None = None) -> Quality:
+    """Judge keys [F, D] of videos, given what object each frame shows: labels [F], -1 for none.
+
+    As in a rollout, the query of a block is the key of the frame before it, and what is in the window or guarded is
+    no candidate. Answers are candidates that show the object of the query from an earlier time it was in view.
+    """
+    near: list[float] = []
+    scores: list[tuple[float, float, float]] = []
+    videos: list[int] = []  # which video each score is of
+    for number, video in enumerate(keys):
+        units = F.normalize(video.float(), dim=-1)
+        shows = None if labels is None else labels[number]
+        view = None if shows is None else times_in_view(shows)
+        for start in range(0, len(units), geometry.block):
+            candidates = recallable(start=start, window=geometry.window, sink=geometry.sink, guard=geometry.guard)
+            if len(candidates) < 2 * geometry.count:
+                continue
+            cosines = similarities(units[None, start - 1], units[None, : start - 1])[0]
+            everything = cosines.argsort(descending=True)
+            order = everything[(everything >= candidates.start) & (everything < candidates.stop)]
+            near.append(share_near(order[: geometry.count].tolist(), candidates[-1]))
+            if shows is None or view is None or shows[start - 1] < 0:
+                continue
+            answer = (shows == shows[start - 1]) & (view != view[start - 1])
+            answer[candidates.stop :] = False
+            answer[: candidates.start] = False
+            if answer.any():
+                guarded, free = answer[order][None], answer[everything][None]
+                videos.append(number)
+                scores.append(
+                    (
+                        float(recall_at(guarded, geometry.count)),
+                        float(recall_at(free, geometry.count)),
+                        float(reciprocal_rank(guarded)),
+                    )
+                )
+    curve = torch.stack([similarity_by_lag(video, LAGS) for video in keys]).nanmean(0).tolist()
+    among = interval([score[0] for score in scores], clusters=videos) if scores else None
+    recall, free_recall, rank = torch.tensor(scores).mean(0).tolist() if scores else (None, None, None)
+    return Quality(
+        similarity={lag: value for lag, value in zip(LAGS, curve, strict=True) if not math.isnan(value)},
+        effective_rank=effective_rank(torch.cat(list(keys))),
+        near_guard=sum(near) / len(near) if near else math.nan,
+        recall=recall,
+        recall_interval=None if among is None else among[1:],
+        unguarded_recall=free_recall,
+        reciprocal_rank=rank,
+        queries=len(scores),
+    )
+
+
+def times_in_view(shows: Tensor) -> Tensor:
+    """A number for each stretch of frames that show the same, [F], of what each frame shows [F]."""
+    return torch.cat((torch.zeros(1, dtype=torch.long), (shows[1:] != shows[:-1]).long().cumsum(0)))

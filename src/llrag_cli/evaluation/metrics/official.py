@@ -1,0 +1,268 @@
+"""The models that VBench-Long names, each by the library that keeps it; ``llrag download metrics`` brings weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
+from transformers.utils import logging
+
+from llrag_cli.errors import LlragError
+from llrag_cli.evaluation.metrics.consistency import MappingTable
+from llrag_cli.evaluation.metrics.features import TOGETHER, Features
+from llrag_cli.evaluation.metrics.motion import Flow
+from llrag_cli.evaluation.metrics.score import BackEnd
+from llrag_cli.models.wan.checkpoints import read_file
+
+HINT = "`llrag download metrics --force` fetches what was released"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+RANKED = ("subject_consistency", "background_within", "temporal_flickering", "aesthetic_quality")
+LICENCES = {
+    "DINO ViT-B/16": "Apache-2.0",
+    "DINOv2 ViT-B/14": "Apache-2.0",
+    "CLIP ViT-B/32": "MIT",
+    "CLIP ViT-L/14": "MIT",
+    "LAION head": "MIT",
+    "VBench-Long mapping": "Apache-2.0",
+}
+NO_DREAMSIM = "needs DreamSim, whose package wants torchvision, timm and open_clip and keeps its models to itself"
+UNAVAILABLE = {
+    "background_across": NO_DREAMSIM,
+    "background_mapped": NO_DREAMSIM,
+    "background_consistency": NO_DREAMSIM,
+    "motion_smoothness": "needs AMT-S, which is CC BY-NC and kept by no library",
+    "imaging_quality": "needs MUSIQ, which only pyiqa has in PyTorch, for non-commercial use",
+}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How frames become what a model reads: shorter side, square cut from the middle, colours."""
+
+    side: int  # pixels; the longer side is rounded down
+    crop: int | None  # pixels
+    mode: Literal["bilinear", "bicubic"]
+    antialias: bool
+    colours: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Frames [T, 3, H, W] in [0, 1] to normalised ones [T, 3, h, w]."""
+        height, width = frames.shape[2:]
+        shorter = min(height, width)
+        size = [self.side * height // shorter, self.side * width // shorter]
+        resized = F.interpolate(frames, size=size, mode=self.mode, align_corners=False, antialias=self.antialias)
+        if self.crop is not None:
+            top, left = (round((length - self.crop) / 2) for length in size)
+            resized = resized[..., top : top + self.crop, left : left + self.crop]
+        mean, deviation = (torch.tensor(each).view(3, 1, 1).to(frames) for each in self.colours)
+        return (resized - mean) / deviation
+
+
+DINO = Preparation(224, None, "bilinear", antialias=False, colours=IMAGENET)
+DINOV2 = Preparation(256, 224, "bicubic", antialias=True, colours=IMAGENET)
+CLIP = Preparation(224, 224, "bicubic", antialias=False, colours=OPENAI)
+
+
+def official(folder: Path, device: torch.device) -> BackEnd:
+    """The official back end with the models in a folder of weights.
+
+    Raises ``LlragError`` that names the first file that is missing, damaged or of another model.
+    """
+    metrics = folder / "metrics"
+    flow, why_not = raft_flow(metrics / "raft_large_C_T_V1.pth", device)
+    vit = vision_model(metrics / "dino-vitb16", ViTModel, add_pooling_layer=False)
+    dino = features(vit, DINO, _class_token, device)
+    dinov2 = features(vision_model(metrics / "dinov2-base", Dinov2Model), DINOV2, _class_token, device)
+    base, large = (
+        vision_model(metrics / name, CLIPVisionModelWithProjection)
+        for name in ("clip-vit-base-patch32", "clip-vit-large-patch14")
+    )
+    weight, bias = linear_head(metrics / "sa_0_4_vit_l_14_linear.pth", width=large.config.projection_dim)
+    licences = LICENCES if flow is None else {**LICENCES, "RAFT": "BSD-3-Clause"}
+    return BackEnd(
+        name=f"official: {', '.join(licences)}",
+        features=dino,
+        first_features=dinov2,
+        background=features(base, CLIP, _embedding, device),
+        aesthetic=aesthetic(features(large, CLIP, _embedding, device), weight, bias),
+        flow=flow,
+        mapping=read_mapping(metrics / "subject_mapping_table.yaml"),
+        ranked=RANKED,
+        licences=licences,
+        unavailable=UNAVAILABLE if why_not is None else {**UNAVAILABLE, "dynamic_degree": why_not},
+    )
+
+
+def features(
+    model: torch.nn.Module,
+    prepare: Preparation,
+    read: Callable[[torch.nn.Module, Tensor], Tensor],
+    device: torch.device,
+) -> Features:
+    """A model as a function of frames [T, 3, H, W] in [0, 1] on the host to features [T, D] on the host."""
+    model.eval().requires_grad_(requires_grad=False).to(device)
+
+    @torch.no_grad()
+    def of_frames(frames: Tensor) -> Tensor:
+        return torch.cat([read(model, prepare(part.to(device))).cpu() for part in frames.split(TOGETHER)])
+
+    return of_frames
+
+
+def _class_token(model: Any, pixels: Tensor) -> Tensor:
+    """What DINO's and DINOv2's own code returns: the class token after the last norm."""
+    sizes = {"interpolate_pos_encoding": True} if isinstance(model, ViTModel) else {}  # DINOv2 always does
+    return model(pixels, **sizes).last_hidden_state[:, 0]
+
+
+def _embedding(model: Any, pixels: Tensor) -> Tensor:
+    """What CLIP's ``encode_image`` returns."""
+    return model(pixels).image_embeds
+
+
+def linear_head(path: Path, *, width: int) -> tuple[Tensor, Tensor]:
+    """Weight [1, width] and bias [1] of LAION's head."""
+    state = _read(path)
+    head = torch.nn.Linear(width, 1)
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise _other(path, "LAION's head for CLIP ViT-L/14", error) from None
+    return head.weight.detach(), head.bias.detach()
+
+
+def aesthetic(embeddings: Features, weight: Tensor, bias: Tensor) -> Features:
+    """LAION's linear head on CLIP's unit embeddings, over 10: frames [T, 3, H, W] to [T], in about 0..1."""
+
+    def of_frames(frames: Tensor) -> Tensor:
+        units = F.normalize(embeddings(frames), dim=-1)
+        return F.linear(units, weight, bias)[:, 0] / 10
+
+    return of_frames
+
+
+def raft_flow(path: Path, device: torch.device) -> tuple[Flow | None, str | None]:
+    """RAFT (Teed and Deng 2020), 20 updates, from torchvision; None and why, where that cannot be imported."""
+    try:
+        from torchvision.models.optical_flow import raft_large
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        return None, f"needs RAFT of torchvision, which cannot be imported here: {str(error).splitlines()[0]}"
+    model = raft_large()
+    state = _read(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise _other(path, "RAFT", error) from None
+    model.eval().requires_grad_(requires_grad=False).to(device)
+
+    @torch.no_grad()
+    def flow(one: Tensor, other: Tensor) -> Tensor:
+        height, width = one.shape[1:]
+        # whole cells of 8 pixels, half of what is added on each side, and the least that RAFT takes
+        down, across = (max(128, 8 * math.ceil(length / 8)) - length for length in (height, width))
+        edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+        pair = [F.pad(2 * frame[None].to(device) - 1, edges, mode="replicate") for frame in (one, other)]
+        found = model(*pair, num_flow_updates=20)[-1][0]
+        return found[:, edges[2] : edges[2] + height, edges[0] : edges[0] + width].cpu()
+
+    return flow, None
+
+
+def read_mapping(path: Path) -> MappingTable:
+    """VBench-Long's table from a score across clips to one within: both rising, in 0..1."""
+    if not path.exists():
+        raise _missing(path)
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pairs = sorted((float(score), float(mapped)) for score, mapped in table.items())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError):
+        pairs = []
+    if not pairs or pairs[0][0] != 0 or pairs[-1][0] != 1:
+        raise LlragError(f"`{path}` is not a mapping table", hint=HINT)
+    return MappingTable(tuple(score for score, _ in pairs), tuple(mapped for _, mapped in pairs))
+
+
+def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
+    """A model of transformers from ``config.json`` and ``pytorch_model.bin`` of a hub repository.
+
+    CLIP's text tower is left aside. A weight too few, too many or of another size is an error that names it.
+    """
+    path = folder / "pytorch_model.bin"
+    if not (folder / "config.json").exists():
+        raise _missing(folder / "config.json")
+    state = {
+        name: tensor
+        for name, tensor in _read(path).items()
+        if not name.startswith(("text_model.", "text_projection.", "logit_scale")) and "position_ids" not in name
+    }
+    with _silence():
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise LlragError(f"`{folder / 'config.json'}` cannot be read: {reason}", hint=HINT) from None
+        config = config.vision_config if isinstance(config, CLIPConfig) else config
+        if not isinstance(config, kind.config_class):
+            raise LlragError(f"`{folder / 'config.json'}` is of another model: `{config.model_type}`", hint=HINT)
+        model, found = kind.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    other = {name for name, *_ in found["mismatched_keys"]}
+    _require_same(path, folder.name, missing=found["missing_keys"] | other, unknown=found["unexpected_keys"])
+    return model
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict, from a file that may be missing, cut short or something else."""
+    if not path.exists():
+        raise _missing(path)
+    try:
+        state = read_file(path)
+    except LlragError as error:
+        raise LlragError(error.problem, hint=HINT) from error
+    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
+        raise LlragError(f"`{path}` holds no weights", hint=HINT)
+    return state
+
+
+def _missing(path: Path) -> LlragError:
+    return LlragError(
+        f"the official back end has not all its models: no `{path}`",
+        hint="`llrag download metrics` fetches them; LLRAG_WEIGHTS names the folder they are in; "
+        "`--backend offline` needs none",
+    )
+
+
+def _other(path: Path, name: str, error: RuntimeError) -> LlragError:
+    return LlragError(f"`{path}` is not {name}: {str(error).splitlines()[1].strip()}", hint=HINT)
+
+
+def _require_same(path: Path, name: str, *, missing: set[str], unknown: set[str]) -> None:
+    if missing or unknown:
+        said = [f"lacks `{min(missing)}`"] if missing else []
+        said += [f"has unknown `{min(unknown)}`"] if unknown else []
+        raise LlragError(f"`{path}` is not {name}: it {' and '.join(said)}", hint=HINT)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What transformers would say of a load, we say ourselves."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

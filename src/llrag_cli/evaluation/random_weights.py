@@ -1,0 +1,71 @@
+"""A model of any size with random weights: as fast as the real one, since no product depends on its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+
+from llrag_cli.config import ModelShape, RunConfig
+from llrag_cli.engine.pipeline import Execution, Pipeline, place
+from llrag_cli.errors import UsageError
+from llrag_cli.files.paths import weights_folder
+from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
+from llrag_cli.memory.history import KeyEncoder, average_pool
+from llrag_cli.models.text import Umt5TextEncoder
+from llrag_cli.models.vae import WanDecoder
+from llrag_cli.models.wan.checkpoints import cast, transformer_arguments
+
+
+class RandomText:
+    """Every prompt as the same random embeddings [B, length, D]."""
+
+    def __init__(self, length: int, dim: int) -> None:
+        self._embedding = torch.randn(1, length, dim, generator=torch.Generator().manual_seed(1))
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """As ``TextEncoder.encode``."""
+        return self._embedding.expand(len(prompts), -1, -1)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """None."""
+        return []
+
+
+def random_pipeline(
+    config: RunConfig, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, how: Execution
+) -> Pipeline:
+    """A Wan pipeline of a shape whose transformer, VAE and retrieval encoder were never trained."""
+    height, width = config.backbone.height, config.backbone.width
+    _, rows, columns = shape.patch_size
+    if height % rows or width % columns:
+        raise UsageError(
+            f"latent frames of {height}x{width} cannot be cut into tokens of {rows}x{columns}",
+            hint="change `--set backbone.height=`, `--set backbone.width=` or `patch_size`",
+        )
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**transformer_arguments(shape))
+    transformer.rope = nn.Identity()  # WanBackbone brings its own
+    cast(transformer, dtype)
+    transformer.to_empty(device=device)  # in its own type at once, so that no larger copy is ever held
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+    with torch.device(device):
+        means, deviations = [0.0] * shape.in_channels, [1.0] * shape.in_channels
+        vae = AutoencoderKLWan(
+            base_dim=shape.vae_base_dim, z_dim=shape.in_channels, latents_mean=means, latents_std=deviations
+        )
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.to(dtype)
+    keys: KeyEncoder = average_pool
+    if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
+        sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
+        keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
+    text = RandomText(Umt5TextEncoder.LENGTH, shape.text_dim)
+    return Pipeline(config, place(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())

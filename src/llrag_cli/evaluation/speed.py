@@ -1,0 +1,274 @@
+"""How fast videos are made: every method in turns, block by block, in one process, so that noise slows all alike.
+
+A first block of each method warms the process up. Then each method writes a video as ``llrag generate`` does, decoding
+and writing while the next block is computed: this gives the latency of the first frames, and the rate at which frames
+reach the file. Then all methods go on with their videos in turns, decoding and writing after each block: this gives the
+time of each part, and ratios from pairs of blocks that were computed one right after the other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llrag_cli.config import TEMPORAL_RATIO, ModelShape, RunConfig, video_frames
+from llrag_cli.engine.pipeline import Execution, Pipeline, find_device, find_dtype
+from llrag_cli.engine.rollout import Block
+from llrag_cli.evaluation.random_weights import RandomText, random_pipeline
+from llrag_cli.evaluation.statistics import interval
+from llrag_cli.files.paths import weights_folder
+from llrag_cli.models.embedded.text import TinyTextConfig
+from llrag_cli.models.text import Umt5TextEncoder
+from llrag_cli.planning import Budget, plan
+from llrag_cli.runs.video import VideoSink, VideoWriter
+
+GENERATING = {  # part of a block: laps of ``rollout`` that it is made of
+    "denoise": ("denoise",),
+    "clean_pass": ("remember",),
+    "retrieval": ("recall", "encode"),  # search, and the keys of new frames
+    "gather": ("gather",),  # the context's keys and values out of window and archive
+}
+PARTS = (*GENERATING, "decode", "write")
+
+
+@dataclass
+class Measured:
+    """One method's times, in seconds; lists have one entry a block."""
+
+    first_frames: float  # from the embedded prompt until the first block's frames are handed to ffmpeg
+    streamed: float  # a block of frames at the file, decoding and writing beside the next block's computing
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+    @property
+    def generating(self) -> list[float]:
+        """Each block without decoding and writing."""
+        return [sum(times) for times in zip(*(self.parts[part] for part in GENERATING), strict=True)]
+
+    @property
+    def whole(self) -> list[float]:
+        """Each block with decoding and writing after it."""
+        return [sum(times) for times in zip(*self.parts.values(), strict=True)]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What part of the time goes where; they sum to 1."""
+        total = sum(self.whole)
+        return {part: sum(times) / total for part, times in self.parts.items()}
+
+
+def steady_after(config: RunConfig) -> int:
+    """Blocks until a block costs what all later ones cost: the window is full, and the memory recalls all it may."""
+    memory = config.memory
+    if memory.window is None:
+        return 1
+    recalls = memory.policy == "retrieval" and memory.retrieved > 0
+    frames = memory.window + (memory.guard + memory.retrieved if recalls else 0)
+    return 1 + math.ceil(frames / config.backbone.frames_per_block)
+
+
+def seconds_of(config: RunConfig, *, blocks: int, warmup: int) -> float:
+    """Length of the video that each method writes."""
+    latent_frames = (warmup + 2 * blocks) * config.backbone.frames_per_block
+    return video_frames(latent_frames) / config.backbone.fps
+
+
+def memory_needed(
+    configs: Sequence[RunConfig],
+    *,
+    seconds: float,
+    shape: ModelShape | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Budget:
+    """What all methods together will hold: the weights once, and what each remembers."""
+    plans = [
+        plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape) for config in configs
+    ]
+    remembered = ("K/V", "archive", "history")
+    parts = list(plans[0].parts)
+    for config, other in zip(configs[1:], plans[1:], strict=True):
+        own = [part for part in other.parts if part.name.startswith(remembered)]
+        parts += [replace(part, name=f"{part.name}, {config.memory.policy}") for part in own]
+    return replace(plans[0], parts=tuple(parts))
+
+
+def load(
+    configs: Mapping[str, RunConfig], *, shape: ModelShape | None, device: str, dtype: str, how: Execution
+) -> dict[str, Pipeline]:
+    """A pipeline for each method, all over the same weights: read from their files, or random ones of a shape.
+
+    The text encoder, which runs once a video, is left out: prompts are random embeddings.
+    """
+    if how.compile:  # each method has context lengths of its own; past its limit torch would go on uncompiled
+        torch._dynamo.config.cache_size_limit = 8 * len(configs)
+    recalling = [config for config in configs.values() if config.memory.policy == "retrieval"]
+    lead = [*recalling, *configs.values()][0]  # what recalls brings the encoder that others share
+    if shape is None:
+        loaded = Pipeline.load(lead, device=device, dtype=dtype, how=how)
+        length = TinyTextConfig().length if lead.backbone.family == "tiny" else Umt5TextEncoder.LENGTH
+        loaded.text = RandomText(length, loaded.backbone.transformer.config.text_dim)
+    else:
+        place = find_device(device)
+        kind = find_dtype(dtype, place, family=lead.backbone.family)
+        loaded = random_pipeline(lead, shape, device=place, dtype=kind, how=how)
+    return {name: loaded if config is lead else loaded.beside(config, how=how) for name, config in configs.items()}
+
+
+def measure(
+    pipelines: Mapping[str, Pipeline],
+    *,
+    blocks: int,
+    warmup: int,
+    folder: Path,
+    on_block: Callable[[], None] = lambda: None,
+) -> dict[str, Measured]:
+    """Time ``blocks`` blocks of each method, streamed and in turns, after ``warmup`` that are not counted.
+
+    The videos go to ``folder``; ``on_block`` is called after each block of each method.
+    """
+    runs = {}
+    for name, pipeline in pipelines.items():
+        _Run(pipeline, blocks=1, warmup=0).stream(folder / f"{name}-first.mp4", 1)
+    found: dict[str, Measured] = {}
+    for name, pipeline in pipelines.items():
+        runs[name] = _Run(pipeline, blocks=blocks, warmup=warmup)
+        marks = runs[name].stream(folder / f"{name}.mp4", warmup + blocks, on_block)
+        found[name] = Measured(first_frames=marks[1] - marks[0], streamed=(marks[-1] - marks[warmup]) / blocks)
+    for name, run in runs.items():
+        run.write_to(folder / f"{name}-turns.mp4")
+    turns = in_turns([run.turn for run in runs.values()], blocks, on_block)
+    for run, measured, times in zip(runs.values(), found.values(), turns, strict=True):
+        run.close()
+        for part in PARTS:
+            measured.parts[part] = [each[part] for each in times]
+    return found
+
+
+def in_turns(
+    sides: Sequence[Callable[[], Any]], count: int, on_turn: Callable[[], None] = lambda: None
+) -> list[list[Any]]:
+    """What each side gives in ``count`` rounds of one turn each; every second round goes backwards."""
+    found: list[list[Any]] = [[] for _ in sides]
+    for turn in range(count):
+        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
+        for side in order:
+            found[side].append(sides[side]())
+            on_turn()
+    return found
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Quotients of pairs of times: median, the quarters about it, mean, and the mean's 95 % bootstrap interval."""
+    quotients = [one / other for one, other in zip(times, base, strict=True)]
+    quarter, median, three_quarters = np.quantile(quotients, (0.25, 0.5, 0.75))
+    mean, low, high = interval(quotients)
+    found = {"median": median, "quarter": quarter, "three_quarters": three_quarters, "mean": mean}
+    return {name: float(value) for name, value in (found | {"low": low, "high": high}).items()}
+
+
+def summary(config: RunConfig, found: Mapping[str, Measured]) -> dict[str, Any]:
+    """Rates, shares and ratios of all methods; the first is what the others are compared with."""
+    latent = config.backbone.frames_per_block
+    methods, ratios = {}, {}
+    base = next(iter(found.values()))
+
+    def rates(seconds: float) -> dict[str, float]:
+        return {"latent_fps": latent / seconds, "pixel_fps": TEMPORAL_RATIO * latent / seconds}
+
+    for name, measured in found.items():
+        methods[name] = {
+            "generation": {
+                **rates(statistics.fmean(measured.generating)),
+                "block_seconds": statistics.median(measured.generating),
+            },
+            "end_to_end": rates(measured.streamed) | {"block_seconds": measured.streamed},
+            "first_frames_seconds": measured.first_frames,
+            "shares": measured.shares,
+        }
+        if measured is not base:
+            ratios[name] = {
+                "generation": ratio(measured.generating, base.generating),
+                "with_decoding": ratio(measured.whole, base.whole),
+            }
+    return {"baseline": next(iter(found)), "methods": methods, "ratios": ratios}
+
+
+class _Clock:
+    """Wall time; ``exact``, it waits first for what is queued on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.exact = False
+
+    def __call__(self) -> float:
+        if self.exact and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class _Marking(VideoWriter):
+    """Notes when each block's frames were handed to ffmpeg."""
+
+    def __init__(self, path: Path, *, fps: int, upscale: int, crf: int) -> None:
+        super().__init__(path, fps=fps, upscale=upscale, crf=crf)
+        self.marks: list[float] = []
+
+    def write(self, frames: Tensor) -> None:
+        super().write(frames)
+        self.marks.append(time.perf_counter())
+
+
+class _Run:
+    """One method's video: first streamed, then gone on with in turns."""
+
+    def __init__(self, pipeline: Pipeline, *, blocks: int, warmup: int) -> None:
+        self.pipeline = pipeline
+        self.clock = _Clock(pipeline.backbone.device)
+        self.video: Iterator[Block] = pipeline.blocks_of(
+            pipeline.text.encode([""]),
+            seconds=seconds_of(pipeline.config, blocks=blocks, warmup=warmup),
+            clock=self.clock,
+        )
+
+    def stream(self, path: Path, count: int, on_block: Callable[[], None] = lambda: None) -> list[float]:
+        """Write ``count`` blocks as ``llrag generate`` does; when it began, and when each reached the file."""
+        writer = self._writer(path)
+        started = time.perf_counter()
+        with VideoSink(self.pipeline.decoder, writer) as sink:
+            for block in islice(self.video, count):
+                sink.put(block.latents)
+                on_block()
+        return [started, *writer.marks]
+
+    def write_to(self, path: Path) -> None:
+        """Where ``turn`` writes."""
+        self.writer = self._writer(path)
+        self.clock.exact = True
+
+    def turn(self) -> dict[str, float]:
+        """Compute, decode and write the next block; seconds of each part."""
+        block = next(self.video)
+        started = self.clock()
+        frames = self.pipeline.decoder.decode(block.latents)[0]  # after another method's: no matter for its speed
+        decoded = self.clock()
+        self.writer.write(frames)
+        times = {part: sum(block.seconds[lap] for lap in laps) for part, laps in GENERATING.items()}
+        return times | {"decode": decoded - started, "write": self.clock() - decoded}
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.writer.close()
+
+    def _writer(self, path: Path) -> _Marking:
+        config = self.pipeline.config
+        return _Marking(path, fps=config.backbone.fps, upscale=config.video.upscale, crf=config.video.crf)

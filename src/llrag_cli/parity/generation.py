@@ -1,0 +1,391 @@
+"""Golden rollouts, replayed under the engine's own loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llrag_cli.cache.rotary import rotate
+from llrag_cli.config import MemoryConfig
+from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.memory.context import Context, recallable
+from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
+from llrag_cli.memory.history import History, KeyEncoder, average_pool
+from llrag_cli.models.wan.transformer import WanBackbone
+from llrag_cli.parity.checks import FINE, LATENTS, Check, Golden, bar_of, read_json
+from llrag_cli.sampling.schedule import FlowMatchSchedule
+
+
+class RecordedNoise:
+    """Noise that was drawn once and kept: ``noise`` [B, F, ...], ``renoise`` [S-1, B, F, ...]."""
+
+    def __init__(self, noise: Tensor, renoise: Tensor) -> None:
+        self.noise, self.renoise = noise, renoise
+
+    def draw(self, block: int, step: int, shape: Sequence[int]) -> Tensor:
+        """As ``Noise.draw``."""
+        source = self.noise if step == 0 else self.renoise[step - 1]
+        return source[: shape[0], block * shape[1] : (block + 1) * shape[1]]
+
+
+def memory_of(config: Mapping[str, Any]) -> MemoryConfig:
+    """Our memory configuration for one of the original's."""
+    model = config["model_kwargs"]
+    recalls = bool(model.get("use_latentmem", False))
+    window = model["local_attn_size"]
+    return MemoryConfig(
+        policy="retrieval" if recalls else "native",
+        window=None if window < 0 else window,
+        sink=model["sink_size"],
+        retrieved=model.get("memory_size", 0) if recalls else 0,
+        guard=model.get("recent_exclude", 0) if recalls else 0,
+        keys="encoder" if model.get("compression_method") == "ae" else "average",
+    )
+
+
+@dataclass
+class Replay:
+    """A rollout under the engine's own loop, with what its parts saw on the way."""
+
+    latents: Tensor
+    blocks: list[Block]
+    seen: dict[str, Tensor]
+    history: History
+
+
+def _replay(
+    golden: Golden,
+    backbone: WanBackbone,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Tensor],
+    *,
+    frames: int,
+    batch: int,
+    encode: KeyEncoder,
+    wanted: Sequence[str] = (),
+) -> Replay:
+    memory = memory_of(config).model_copy(update={"archive": golden.archive})
+    schedule = FlowMatchSchedule(
+        steps=config["denoising_step_list"],
+        shift=config["model_kwargs"]["timestep_shift"],
+        warp=config["warp_denoising_step"],
+    )
+    block = config["num_frame_per_block"]
+    tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
+    history = History(encode)
+    blocks = list(
+        rollout(
+            tap,
+            inputs["prompt_embeds"][:batch],
+            frames=frames,
+            shape=(*inputs["noise"].shape[2:],),
+            block=block,
+            schedule=tap.schedule,
+            memory=memory,
+            history=history,
+            noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
+            context_timestep=float(config["context_noise"]),
+        )
+    )
+    tap.read_final_cache()
+    return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, history)
+
+
+class Tap:
+    """A backbone that notes what passes through it, under the names the golden files use."""
+
+    def __init__(
+        self,
+        inner: WanBackbone,
+        schedule: FlowMatchSchedule,
+        wanted: Sequence[str],
+        *,
+        block: int,
+        memory: MemoryConfig,
+    ) -> None:
+        self.inner, self.window, self.block = inner, memory.window, block
+        self.relative = memory.recalls
+        self.seen: dict[str, Tensor] = {}
+        self.schedule = _TappedSchedule(schedule, self)
+        self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
+        self._block = self._call = self._start = 0
+        self._context: Context | None = None
+        layers = inner.transformer.blocks
+        for index, layer in enumerate(layers):
+            layer.register_forward_hook(self._layer_hook(index))
+        if len(layers) > 1:
+            layers[1].attn1.register_forward_hook(self._attention_hook)
+
+    device = property(lambda self: self.inner.device)
+    dtype = property(lambda self: self.inner.dtype)
+    layers = property(lambda self: self.inner.layers)
+
+    def begin(self, prompt: Tensor, cache: Any) -> None:
+        """As ``Backbone.begin``."""
+        self._cache = cache
+        self._block = -1
+        self.inner.begin(prompt, cache)
+
+    def read(self, prompt: Tensor) -> None:
+        """As ``Backbone.read``."""
+        self.inner.read(prompt)
+
+    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
+        """As ``Backbone.attend``; the block's number and the cache before it are noted."""
+        self._block, self._call, self._start, self._context = start // block, 0, start, context
+        self._size = (height // self.inner.patch_size[1], width // self.inner.patch_size[2])
+        self.inner.attend(context, start=start, block=block, height=height, width=width)
+        for call in (0, 1):
+            name = f"block{self._block}.call{call}"
+            if name in self._wanted:
+                self._note_cache(name, end=start + (block if call else 0), layer=1)
+
+    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """As ``Backbone.flow``."""
+        name = f"steps.block{self._block:02d}"
+        if name in self._wanted:
+            self.seen[f"{name}.call{self._call}.timestep"] = timestep.reshape(1, 1).expand(noisy.shape[:2]).clone()
+        flow = self.inner.flow(noisy, timestep)
+        self._call += 1
+        return flow
+
+    def remember(self, latents: Tensor, timestep: float, ahead: Sequence[Sequence[int]]) -> None:
+        """As ``Backbone.remember``; a noted block runs its clean pass to the end first."""
+        name = f"steps.block{self._block:02d}"
+        if name in self._wanted:
+            self.seen[f"{name}.clean_pass.flow"] = self.flow(latents, torch.tensor(timestep))
+        self._call = -1
+        self.inner.remember(latents, timestep, ahead)
+
+    def note_clean(self, latents: Tensor) -> None:
+        """A prediction of x0 after the latest call."""
+        name = f"steps.block{self._block:02d}"
+        if name in self._wanted:
+            self.seen[f"{name}.step{self._call - 1}.x0"] = latents
+
+    def read_final_cache(self) -> None:
+        """What the window holds at the end, in the original's slots."""
+        if "final_cache.layer0" in self._wanted:
+            keys, values = self._slots(0, end=self._start + self.block)
+            self.seen |= {"final_cache.layer0.k": keys, "final_cache.layer0.v": values}
+
+    def _slots(self, layer: int, *, end: int) -> tuple[Tensor, Tensor]:
+        """Keys as the original keeps them (the native model's rotated) and values [B, slots * tokens, heads, D]."""
+        pages = self._cache.layers[layer]
+        sink = pages.pages.sink
+        first = 0 if self.window is None else max(0, end - self.window)
+        frames = torch.tensor([*range(min(sink, end)), *range(first + sink, end)])
+        keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames))
+        if not self.relative:
+            height, width = self._size
+            keys = rotate(keys, self.inner.rotary.table(frames.double(), height=height, width=width).to(keys.device))
+        return keys, values
+
+    def _note_cache(self, name: str, *, end: int, layer: int) -> None:
+        if end == self._start:  # later calls have the block's own slots in it, half done
+            keys, values = self._slots(layer, end=end)
+            self.seen |= {f"{name}.cache_k_before": keys, f"{name}.cache_v_before": values}
+        assert self._context is not None
+        if self._context.recalled:
+            keys, values = self._cache.recalled(layer, self._context.recalled)
+            self.seen |= {f"{name}.memory_k": keys.flatten(0, 1), f"{name}.memory_v": values.flatten(0, 1)}
+
+    def _layer_hook(self, index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if "layers.tokens_in" not in self.seen and index == 0:
+                self.seen["layers.tokens_in"] = args[0].clone()
+            self.seen.setdefault(f"layers.block{index}.out", output.clone())
+
+        return hook
+
+    def _attention_hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        name = f"block{self._block}.call{self._call}"
+        if name in self._wanted:
+            self.seen |= {f"{name}.x": args[0].clone(), f"{name}.y": output.clone()}
+
+
+class _TappedSchedule(FlowMatchSchedule):
+    """The sampler's schedule, noting each prediction."""
+
+    def __init__(self, inner: FlowMatchSchedule, tap: Tap) -> None:
+        self.sigmas, self.timesteps, self.steps = inner.sigmas, inner.timesteps, inner.steps
+        self._tap = tap
+
+    def clean(self, noisy: Tensor, flow: Tensor, timestep: Tensor) -> Tensor:
+        clean = super().clean(noisy, flow, timestep)
+        self._tap.note_clean(clean)
+        return clean
+
+
+def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout, native or with retrieval."""
+    config = about["config"]
+    if about.get("optional"):
+        yield Check(case, "latents", None, 0.0, "optional: a sink longer than a block is not run the original's way")
+        return
+    reference = golden.tensors(folder, about["file"])
+    inputs = golden.tensors(folder, about["inputs"])
+    encode: KeyEncoder = average_pool
+    if config["model_kwargs"].get("compression_method") == "ae":
+        encode = encoder_of(golden, folder, about["ae_weights"])
+    batch, frames = reference["latents"].shape[:2]
+    backbone = golden.backbone(folder, about["weights"])
+    replay = _replay(
+        golden, backbone, config, inputs, frames=frames, batch=batch, encode=encode, wanted=list(reference)
+    )
+    yield from _compare_rollout(golden, case, about, replay, reference, encode)
+
+
+def encoder_of(golden: Golden, folder: Path, weights: str) -> LatentAutoencoder:
+    """The retrieval encoder of a case."""
+    sizes = read_json(folder / Path(weights).with_suffix(".json"))["ae_config"]
+    return encoder_from(golden.tensors(folder, weights), sizes, source=weights).to(golden.device)
+
+
+def _compare_rollout(
+    golden: Golden,
+    case: str,
+    about: Mapping[str, Any],
+    replay: Replay,
+    reference: Mapping[str, Tensor],
+    encode: KeyEncoder,
+    *,
+    prefix: str = "",
+) -> Iterator[Check]:
+    """Latents, descriptors, what was recalled, and whatever else was noted on the way."""
+    bar = bar_of(about, LATENTS)
+    latents = reference[f"{prefix}latents"]
+    if not golden.exact:
+        first = replay.blocks[0].latents.shape[1]
+        yield golden.compare(case, "latents of the first block", replay.latents[:, :first], latents[:, :first], bar)
+        return
+    yield golden.compare(case, "latents", replay.latents, latents, bar)
+    if "descriptors" in reference:
+        ours = encode(replay.latents.flatten(0, 1)).unflatten(0, replay.latents.shape[:2])
+        yield golden.compare(case, "descriptors", ours, reference["descriptors"], FINE)
+    log = about.get("memory_indices_log", [])
+    if log or any(block.recalled for block in replay.blocks):
+        yield _selections(case, log, replay.blocks)
+    similar = [name for name in reference if name.startswith("similarities.")]
+    if similar:
+        yield _similarities(golden, case, similar, reference, replay, memory_of(about["config"]))
+    groups: dict[str, list[Check]] = {}
+    for name, ours in replay.seen.items():
+        if name in reference and not prefix:
+            quantity = _quantity(name)
+            groups.setdefault(quantity, []).append(golden.compare(case, quantity, ours, reference[name], bar))
+    for checks in groups.values():
+        yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def _quantity(name: str) -> str:
+    """A readable name for a group of tensors."""
+    for mark, quantity in (
+        ("timestep", "timesteps"),
+        (".x0", "x0 after each step"),
+        ("clean_pass", "flow of the clean pass"),
+        ("layers.", "tokens through the layers"),
+        ("memory_", "recalled keys and values"),
+        ("cache", "cached keys and values"),
+    ):
+        if mark in name:
+            return quantity
+    return "self-attention"
+
+
+def _selections(case: str, log: Sequence[Mapping[str, Any]], blocks: Sequence[Block]) -> Check:
+    """How many blocks recalled other frames, or in another order."""
+    expected = {entry["query_frame"]: entry["selected_global_frames"] for entry in log}
+    ours = {block.start: block.recalled for block in blocks if block.recalled}
+    wrong = sum(expected.get(frame) != ours.get(frame) for frame in expected.keys() | ours.keys())
+    return Check(case, "recalled frames", float(wrong), 0.0, f"{len(expected)} queries")
+
+
+def _similarities(
+    golden: Golden,
+    case: str,
+    names: Sequence[str],
+    reference: Mapping[str, Tensor],
+    replay: Replay,
+    memory: MemoryConfig,
+) -> Check:
+    keys, worst = replay.history.keys, Check(case, "similarities", 0.0, FINE)
+    assert memory.window is not None
+    for name in names:
+        start = int("".join(character for character in name if character.isdigit()))
+        pool = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
+        cosines = torch.bmm(keys[:, pool.start : pool.stop], keys[:, start - 1, :, None])[..., 0]
+        check = golden.compare(case, "similarities", cosines, reference[name], FINE)
+        worst = max(worst, check, key=lambda each: each.error or 0.0)
+    return worst
+
+
+def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """One flow with and without a LoRA, and short rollouts with it."""
+    reference = golden.tensors(folder, about["file"])
+    inputs = golden.tensors(folder, about.get("inputs", "inputs.safetensors"))
+    x = reference["x"].to(golden.device, golden.dtype)
+    stated = re.search(r"timestep ([\d.]+)", about.get("forward", ""))
+    timestep = torch.tensor(float(stated[1]) if stated else 937.5)
+    shift = next(iter(about["generations"].values()))["config"]["model_kwargs"]["timestep_shift"]
+    for name, adapter, alpha in (
+        ("base", None, 1.0),
+        ("lora", about["lora"], about["alpha"]["lora"]),
+        ("lora_other_alpha", about["lora"], about["alpha"]["lora_other_alpha"]),
+    ):
+        backbone = golden.backbone(folder, about["weights"], lora=adapter, alpha=alpha)
+        one = rollout(
+            (first := _FirstPass(backbone)),
+            inputs["prompt_embeds"][:1],
+            frames=x.shape[1],
+            shape=(*x.shape[2:],),
+            block=x.shape[1],
+            schedule=FlowMatchSchedule(steps=[1000], shift=shift),
+            memory=MemoryConfig(window=None),
+            history=History(average_pool),
+            noise=RecordedNoise(reference["x"], reference["x"][None]),
+        )
+        first.timestep = timestep
+        next(one)
+        assert first.result is not None
+        yield golden.compare(case, f"{name}: flow", first.result, reference[f"{name}.flow"], LATENTS)
+        if f"{name}.x0" in reference:
+            schedule = FlowMatchSchedule(steps=[1000], shift=shift)
+            clean = schedule.clean(x, first.result, timestep.to(golden.device))
+            yield golden.compare(case, f"{name}: x0", clean, reference[f"{name}.x0"], LATENTS)
+    for name, generation in about["generations"].items():
+        backbone = golden.backbone(folder, about["weights"], lora=about["lora"], alpha=about["alpha"]["lora"])
+        replay = _replay(
+            golden,
+            backbone,
+            generation["config"],
+            inputs,
+            frames=generation["frames"],
+            batch=1,
+            encode=average_pool,
+        )
+        yield from _compare_rollout(
+            golden, f"{case}: {name}", generation, replay, reference, average_pool, prefix=f"generation_{name}."
+        )
+
+
+class _FirstPass:
+    """A backbone that is asked for one flow, at a timestep of its own choosing."""
+
+    def __init__(self, inner: WanBackbone) -> None:
+        self.inner = inner
+        self.timestep = torch.tensor(1000.0)
+        self.result: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        self.result = self.inner.flow(noisy, self.timestep)
+        return self.result

@@ -1,0 +1,325 @@
+"""Writing and reading video files through ffmpeg."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import AppendFile
+from llrag_cli.models.vae import StreamingDecoder
+from llrag_cli.runs.journal import VideoMark
+from llrag_cli.runs.mp4 import take_apart
+
+Commit = Callable[[Tensor], None]
+
+KEPT = "what was made before is kept; make room, or choose another folder"
+
+
+def ffmpeg() -> str:
+    """Path of the ffmpeg program."""
+    import imageio_ffmpeg
+
+    try:
+        executable: str = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise LlragError(
+            "there is no ffmpeg program", hint="reinstall imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to one"
+        ) from None
+    if not Path(executable).exists() and "/" in executable:
+        raise LlragError(
+            f"there is no ffmpeg program at `{executable}`", hint="mend or unset the variable IMAGEIO_FFMPEG_EXE"
+        )
+    return executable
+
+
+class VideoWriter:
+    """An H.264 mp4 that grows frame by frame; it is made of fragments, so it plays wherever writing stops."""
+
+    def __init__(self, path: Path, *, fps: int, upscale: int = 1, crf: int = 18) -> None:
+        self.path = path
+        self.frames = 0  # written so far
+        self._fps, self._upscale, self._crf = fps, upscale, crf
+        self._pipe: Generator[None, Any, None] | None = None
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames [T, 3, H, W] in [-1, 1]."""
+        bytes_ = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        try:
+            if self._pipe is None:
+                self._pipe = self._open(bytes_.shape[2], bytes_.shape[1])
+            for image in bytes_:
+                self._pipe.send(np.ascontiguousarray(image))
+                self.frames += 1
+        except OSError as error:
+            self._pipe = None
+            raise LlragError(
+                f"`{self.path}` could not be written: {self.cause(error)}",
+                hint=KEPT,
+            ) from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+
+    def cause(self, error: OSError) -> str:
+        """What ffmpeg's broken pipe most likely means."""
+        if not self.path.parent.is_dir():
+            return "its folder is not there"
+        if shutil.disk_usage(self.path.parent).free < 2**16:
+            return "the disk is full"
+        return (error.strerror or "ffmpeg stopped").lower()
+
+    def _open(self, width: int, height: int) -> Generator[None, Any, None]:
+        import imageio_ffmpeg
+
+        ffmpeg()
+        scale = ["-vf", f"scale=iw*{self._upscale}:ih*{self._upscale}:flags=neighbor"] if self._upscale > 1 else []
+        pipe: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
+            str(self.path),
+            (width, height),
+            fps=self._fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=2,
+            ffmpeg_log_level="quiet",
+            output_params=[
+                *scale,
+                *("-crf", str(self._crf), "-preset", "fast", "-tune", "zerolatency", "-g", str(2 * self._fps)),
+                *("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1"),
+            ],
+        )
+        pipe.send(None)
+        return pipe
+
+
+class SegmentedVideo:
+    """An H.264 mp4 that can be broken off and taken up again: every few blocks are encoded by themselves.
+
+    A segment is appended once it is whole, so the file plays at any time, and ends the same however often
+    its making was interrupted. ``mark`` tells where it stands after whole segments.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fps: int,
+        blocks: int,
+        upscale: int = 1,
+        crf: int = 18,
+        mark: VideoMark | None = None,
+    ) -> None:
+        """Go on with a file from ``mark``; a segment has as many ``blocks``."""
+        self.path = path
+        self.mark = mark or VideoMark()
+        self.frames = self.mark.frames  # written so far, those of an unfinished segment too
+        self._blocks, self._settings = blocks, (fps, upscale, crf)
+        self._file = AppendFile(path, length=self.mark.bytes)
+        for stale in path.parent.glob(f"{path.stem}.*.part.mp4"):
+            stale.unlink(missing_ok=True)
+        self._segment: VideoWriter | None = None
+        self._pending = 0  # blocks of the segment so far
+
+    def write(self, frames: Tensor) -> None:
+        """Append the frames [T, 3, H, W] in [-1, 1] of the next block."""
+        if self._segment is None:
+            fps, upscale, crf = self._settings
+            part = self.path.with_name(f"{self.path.stem}.{os.getpid()}.part.mp4")
+            self._segment = VideoWriter(part, fps=fps, upscale=upscale, crf=crf)
+        try:
+            self._segment.write(frames)
+        except LlragError:
+            self._segment.path.unlink(missing_ok=True)
+            self._segment = None
+            raise
+        self.frames += len(frames)
+        self._pending += 1
+        if self._pending == self._blocks:
+            self.mark = self._append()
+
+    def close(self) -> None:
+        """Append what there is of the last segment, and let the file go."""
+        try:
+            if self._segment is not None:
+                self._append()
+        finally:
+            self._file.close()
+
+    def _append(self) -> VideoMark:
+        """Finish the segment; returns where the file stands after it."""
+        assert self._segment is not None
+        segment, blocks = self._segment, self._pending
+        self._segment, self._pending = None, 0
+        try:
+            segment.close()
+            part = take_apart(
+                segment.path.read_bytes(), frames_before=self.mark.frames, fragments_before=self.mark.fragments
+            )
+            if part.frames != segment.frames:
+                raise ValueError(f"{part.frames} of {segment.frames} frames")
+        except (OSError, ValueError) as error:
+            cause = segment.cause(error if isinstance(error, OSError) else OSError(0, f"ffmpeg left {error}"))
+            raise LlragError(f"`{self.path}` could not be written: {cause}", hint=KEPT) from error
+        finally:
+            segment.path.unlink(missing_ok=True)
+        self._file.append(part.body if self.mark.frames else part.opening + part.body)
+        return VideoMark(
+            bytes=self._file.length,
+            frames=self.mark.frames + part.frames,
+            fragments=self.mark.fragments + part.fragments,
+            blocks=self.mark.blocks + blocks,
+        )
+
+
+class FrameWriter(Protocol):
+    """Where the frames of a video go."""
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames [T, 3, H, W] in [-1, 1]."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class VideoSink:
+    """Decodes latents and writes their frames on a thread of its own, while the next block is computed.
+
+    On a GPU it decodes on a stream of its own, so that neither waits for the other's kernels. A video that goes on
+    starts from the latents ``before`` [1, F, C, h, w], so that the decoder knows what it must of the past.
+    """
+
+    def __init__(self, decoder: StreamingDecoder, writer: FrameWriter, *, before: Tensor | None = None) -> None:
+        self.writer = writer
+        self._decoder = decoder
+        self._before = before
+        self._queue: queue.Queue[tuple[Tensor, Any, Commit | None] | None] = queue.Queue(maxsize=2)  # flat memory
+        self._stream: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="video", daemon=True)
+
+    def __enter__(self) -> VideoSink:
+        self._decoder.reset()
+        if self._before is not None:
+            self._decoder.decode(self._before)
+        self._thread.start()
+        return self
+
+    def put(self, latents: Tensor, *, commit: Commit | None = None) -> None:
+        """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones.
+
+        ``commit`` is called first, on the thread, with the latents on the CPU.
+        """
+        if self._error is not None:
+            raise self._error
+        ready = torch.cuda.current_stream().record_event() if latents.is_cuda else None
+        self._queue.put((latents, ready, commit))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write out all that was handed over and finish the file, also after an error elsewhere."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            try:
+                while (handed := self._queue.get()) is not None:
+                    self._take(*handed)
+            finally:
+                self.writer.close()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that generates
+            self._error = error
+            while handed is not None:  # until told to stop, so that nobody waits for room
+                handed = self._queue.get()
+
+    def _take(self, latents: Tensor, ready: Any, commit: Commit | None) -> None:
+        """Commit latents and write their frames, once the event of their making has passed."""
+        if ready is None:
+            if commit is not None:
+                commit(latents)
+            self.writer.write(self._decoder.decode(latents)[0])
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(latents.device)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            latents.record_stream(self._stream)
+            if commit is not None:
+                commit(latents.cpu())  # waits for this stream alone
+            frames = self._decoder.decode(latents).cpu()
+        self.writer.write(frames[0])
+
+
+@dataclass(frozen=True)
+class OpenVideo:
+    """A video file being read: frames [3, H, W] in [0, 1], once, in order."""
+
+    fps: float
+    width: int
+    height: int
+    frames: Generator[Tensor, None, None]
+
+    def close(self) -> None:
+        """Stop reading before the end."""
+        self.frames.close()
+
+
+def open_video(path: Path) -> OpenVideo:
+    """Open a video file; one that has no picture to show is an error, here or when it ends too soon."""
+    import imageio_ffmpeg
+
+    ffmpeg()
+    unreadable = LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?")
+    raw = imageio_ffmpeg.read_frames(str(path))
+    try:
+        about = next(raw)
+        (width, height), fps = about["size"], float(about["fps"])
+    except (OSError, StopIteration, KeyError, RuntimeError) as error:
+        raise unreadable from error
+    if not (width > 0 and height > 0 and fps > 0):
+        raise unreadable
+
+    def frames() -> Generator[Tensor, None, None]:
+        count = 0
+        try:
+            for bytes_ in raw:
+                image = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).view(height, width, 3)
+                count += 1
+                yield image.permute(2, 0, 1).float() / 255
+        except (OSError, RuntimeError) as error:
+            raise unreadable from error
+        finally:
+            raw.close()
+        if count == 0:
+            raise unreadable
+
+    return OpenVideo(fps, width, height, frames())
+
+
+def read_frames(path: Path) -> Iterator[Tensor]:
+    """The frames [3, H, W] of a video file, in [0, 1], one after the other."""
+    return open_video(path).frames
+
+
+def read_video(path: Path) -> Tensor:
+    """All frames [T, 3, H, W] of a video file in [0, 1]."""
+    return torch.stack(list(read_frames(path)))

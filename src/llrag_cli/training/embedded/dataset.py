@@ -1,0 +1,64 @@
+"""Latents of sprite-world clips, made once and kept, for training the embedded backbone."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llrag_cli.config import video_frames
+from llrag_cli.models.embedded.vae import TIME, TinyVAE
+from llrag_cli.world.sprites import Scene, Sprite, clip, random_scene
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Clips as latents [N, F, C, h, w] in half precision, what share of each latent pixel is which shape,
+    [N, F, 4, h, w] as bytes, and scenes."""
+
+    latents: Tensor
+    shapes: Tensor
+    scenes: list[Scene]
+
+
+@torch.no_grad()
+def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentClips:
+    """Render and encode clips of ``frames`` latent frames; the same seed gives the same clips."""
+    rng = random.Random(seed)
+    latents, shapes = [], []
+    scenes: list[Scene] = []
+    together = max(1, 96 // frames)
+    while len(scenes) < count:
+        videos = []
+        for _ in range(min(together, count - len(scenes))):
+            scene = random_scene(rng)
+            video, cover = clip(scene, video_frames(frames), rng)
+            whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (frames, TIME))
+            shapes.append((F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte())
+            videos.append(video)
+            scenes.append(scene)
+        latents.append(vae.encode(torch.stack(videos) * 2 - 1).half())
+    return LatentClips(torch.cat(latents), torch.stack(shapes), scenes)
+
+
+def save_clips(clips: LatentClips, path: Path) -> None:
+    """Write clips as safetensors, scenes in the metadata."""
+    scenes = json.dumps([asdict(scene) for scene in clips.scenes])
+    save_file({"latents": clips.latents, "shapes": clips.shapes}, path, metadata={"scenes": scenes})
+
+
+def load_clips(path: Path) -> LatentClips:
+    """Read clips back."""
+    with safe_open(path, framework="pt") as file:
+        scenes = [
+            Scene(**{**scene, "sprites": tuple(Sprite(**sprite) for sprite in scene["sprites"])})
+            for scene in json.loads(file.metadata()["scenes"])
+        ]
+        return LatentClips(file.get_tensor("latents"), file.get_tensor("shapes"), scenes)

@@ -1,0 +1,81 @@
+"""Does the embedded model show what prompts ask for? ``python -m llrag_cli.training.embedded.evaluate``.
+
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are made
+as users make them, written to mp4, read back, and judged by ``tiny/checker.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from llrag_cli.cli import console
+from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.presets import load_config
+from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.maker import make_video
+from llrag_cli.runs.video import read_video
+from llrag_cli.world.checker import Verdict, judge, share
+from llrag_cli.world.sprites import Scene, prompt, random_scene
+
+NAMES = {
+    "wall": "the wall has the colour asked for",
+    "color": "an object of an asked colour is visible",
+    "all_colors": "all asked colours are visible",
+    "shape": "objects of the asked colours have the asked shapes",
+    "share_visible": "share of frames that show an asked object",
+}
+
+
+def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
+    """Scenes whose every sprite was held out of training, or (not ``unseen``) none, in order of drawing."""
+    rng = random.Random(seed)
+    return [random_scene(rng, unseen=unseen) for _ in range(count)]
+
+
+def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
+    """Make, read back and judge one video a scene; run folders are left in ``out``."""
+    verdicts = []
+    for number, scene in enumerate(scenes, start=1):
+        folder = RunFolder(out / f"{number:03d}")
+        make_video(pipeline, prompt(scene), folder, seconds=seconds, seed=seed + number, existing="replace")
+        verdicts.append(judge(read_video(folder.video), scene))
+    return verdicts
+
+
+def main(
+    count: Annotated[int, typer.Option(min=1, help="Prompts")] = 40,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each video")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first video")] = 0,
+    rag: Annotated[bool, typer.Option("--rag/--no-rag")] = True,
+    unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Combinations held out of training, or in it")] = True,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
+) -> None:
+    """Make videos of prompts and print how often they show what was asked."""
+    torch.set_num_threads(2)
+    config = load_config("tiny", method="retrieval" if rag else "native", settings=settings or ())
+    pipeline = Pipeline.load(config, device="cpu")
+    scenes = drawn_scenes(count, unseen=unseen)
+    with tempfile.TemporaryDirectory() as scratch:
+        verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
+    if as_json:
+        rows = [{"prompt": prompt(scene), **asdict(verdict)} for scene, verdict in zip(scenes, verdicts, strict=True)]
+        console.result(json.dumps(rows, indent=1))
+        return
+    kind = "held out of" if unseen else "in"
+    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.method}")
+    for name, meaning in NAMES.items():
+        console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

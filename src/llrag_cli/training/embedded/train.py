@@ -1,0 +1,83 @@
+"""Train the embedded model from nothing: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
+
+The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
+folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool for
+``llrag collect`` and ``llrag train-encoder``, which make the encoder that it ships too.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+
+Out = Annotated[Path, typer.Option(help="Folder of this training")]
+Steps = Annotated[int, typer.Option(min=1, help="How long to train")]
+Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
+
+
+@app.callback()
+def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) -> None:
+    """Shared by all stages."""
+    torch.set_num_threads(threads)
+
+
+@app.command()
+def vae(out: Out, steps: Steps = 580, seed: Seed = 0) -> None:
+    """Train the VAE."""
+    from llrag_cli.training.embedded.train_vae import train_vae
+
+    out.mkdir(parents=True, exist_ok=True)
+    train_vae(out / "vae.safetensors", steps=steps, seed=seed)
+
+
+@app.command()
+def clips(
+    out: Out,
+    count: Annotated[int, typer.Option(min=8, help="Clips of 36 latent frames")] = 2000,
+    openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 24000,
+    seed: Seed = 0,
+) -> None:
+    """Render and encode the clips that the backbone learns from."""
+    from llrag_cli.models.embedded.model import load_vae
+    from llrag_cli.training.embedded.dataset import make_clips, save_clips
+
+    vae = load_vae(out / "vae.safetensors")
+    save_clips(make_clips(vae, count=count, frames=36, seed=seed), out / "clips.safetensors")
+    save_clips(make_clips(vae, count=openings, frames=3, seed=seed + 1), out / "openings.safetensors")
+
+
+@app.command()
+def backbone(
+    out: Out,
+    steps: Steps = 3500,
+    batch: Annotated[int, typer.Option(min=1, help="Clips a step")] = 4,
+    seed: Seed = 0,
+    resume: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
+) -> None:
+    """Train transformer and text encoder by teacher forcing."""
+    from llrag_cli.training.embedded.dataset import load_clips
+    from llrag_cli.training.embedded.train_backbone import train_backbone
+
+    data = load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
+    train_backbone(*data, out / "backbone.safetensors", steps=steps, batch=batch, seed=seed, resume=resume)
+
+
+@app.command()
+def prompts(out: Out, count: Annotated[int, typer.Option(min=2, help="Prompts")] = 192, seed: Seed = 0) -> None:
+    """Write a pool of captions, some of which leave things out, to collect latents for the retrieval encoder."""
+    from llrag_cli.world.sprites import caption, random_scene
+
+    out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    lines = [caption(random_scene(rng), rng, keep=rng.choice((0.5, 1.0))) for _ in range(count)]
+    (out / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,109 @@
+"""Collecting latents: workers, resumption, and what they do not change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import Llrag
+from llrag_cli import LlragError, read_video
+from llrag_cli.batch.collect import choose
+from llrag_cli.runs.latents import LatentFolder, read_latents
+
+PROMPTS = [f"a {color} circle bounces around on a plain gray wall" for color in ("red", "blue", "green", "white")]
+SHORT = ("--backbone", "tiny", "--seconds", "1", "--set", "sampler.steps=[1000, 500]")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
+
+
+def latents_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {file.name: read_latents(file).latents for file in LatentFolder(folder).files()}
+
+
+def test_latents_of_every_prompt_with_what_they_are(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
+    done = llrag("collect", str(pool), "--out", "all", *SHORT, "--preview")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all\n"
+    videos = [read_latents(file) for file in LatentFolder(tmp_path / "all").files()]
+    assert [video.about["prompt"] for video in videos] == PROMPTS
+    assert {video.about["backbone"] for video in videos} == {"tiny"}
+    assert all(video.latents.ndim == 4 and len(video.latents) == 3 for video in videos)
+    assert len(read_video(tmp_path / "all/latent_000002.mp4")) == 9
+
+
+def test_workers_batches_and_interruptions_change_nothing(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
+    llrag("collect", str(pool), "--out", "alone", *SHORT)
+    for worker in ("2/2", "1/2"):
+        assert llrag("collect", str(pool), "--out", "shared", *SHORT, "--shard", worker, "--batch", "2").returncode == 0
+    (tmp_path / "shared/latent_000001.safetensors").unlink()  # as if it had not been reached
+    (tmp_path / "shared/latent_000001.safetensors.partial").write_bytes(b"half")
+    done = llrag("collect", str(pool), "--out", "shared", *SHORT)
+    assert "1 video to make, 3 here" in done.stderr
+    alone, shared = latents_in(tmp_path / "alone"), latents_in(tmp_path / "shared")
+    assert alone.keys() == shared.keys()
+    for name, latents in alone.items():
+        assert (latents - shared[name]).abs().max() < 1e-4
+    again = llrag("collect", str(pool), "--out", "shared", *SHORT, "--json")
+    assert "0 videos to make" in again.stderr
+    assert [row["number"] for row in json.loads(again.stdout)] == [0, 1, 2, 3]
+
+
+def test_a_share_is_drawn_once_for_all_workers() -> None:
+    prompts = [str(number) for number in range(100)]
+    whole = choose(prompts, ratio=0.3, seed=4, shard=(1, 1))
+    parts = [choose(prompts, ratio=0.3, seed=4, shard=(worker, 4)) for worker in (1, 2, 3, 4)]
+    assert len(whole) == 30
+    assert sorted(each.number for part in parts for each in part) == [each.number for each in whole]
+    assert choose(prompts, ratio=0.3, seed=5, shard=(1, 1)) != whole
+
+
+def test_a_folder_begun_otherwise_is_left_alone(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
+    LatentFolder(tmp_path / "other").begin({"seed": 1})
+    done = llrag("collect", str(pool), "--out", "other", *SHORT)
+    assert done.returncode == 2
+    assert "`other` was begun with another `config`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--shard", "3/2"), "is not I/N"),
+        (("--ratio", "0"), "a share of 0 cannot be drawn"),
+        (("--seconds", "0"), "videos of 0 seconds cannot be made"),
+        (("--batch", "0"), "a batch of 0 cannot be made"),
+        (("--backbone", "tinny"), "did you mean `tiny`?"),
+    ],
+)
+def test_usage(llrag: Llrag, pool: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = llrag("collect", str(pool), "--out", "out", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_originals_files_are_read(tmp_path: Path) -> None:
+    latents = torch.randn(6, 16, 4, 4)
+    torch.save(latents[None].bfloat16(), tmp_path / "latent_000003.pt")
+    torch.save({"latents": latents}, tmp_path / "latent_000001.pt")
+    files = LatentFolder(tmp_path).files()
+    assert [file.name for file in files] == ["latent_000001.pt", "latent_000003.pt"]
+    assert torch.equal(read_latents(files[0]).latents, latents)
+    assert read_latents(files[1]).latents.shape == latents.shape
+
+
+def test_bad_latents_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "latent_000001.safetensors"
+    save_file({"latents": torch.full((3, 4, 2, 2), float("nan"))}, file)
+    with pytest.raises(LlragError, match="` has values that are not finite"):
+        read_latents(file)
+    save_file({"latents": torch.zeros(3, 4)}, file)
+    with pytest.raises(LlragError, match="holds no latents of one video"):
+        read_latents(file)

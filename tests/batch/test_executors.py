@@ -1,0 +1,149 @@
+"""Many videos by several workers: the same files as one after the other, though workers die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from conftest import Llrag
+from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
+from llrag_cli.errors import LlragError, UsageError
+
+FEW = ("--set", "sampler.steps=[1000, 500]")
+MANY = ("generate", "--prompts", "prompts.txt", "--seconds", "14", *FEW)
+PROMPTS = "a red circle\na white cross passes by\na green square\n"
+FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
+
+
+def double(number: int) -> int:
+    if number < 0:
+        raise LlragError(f"{number} is no number of videos", hint="take more")
+    return 2 * number
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def many(folder: Path, out: str, engine: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that makes the videos; not one that outlives the test."""
+    (folder / "prompts.txt").write_text(PROMPTS)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llrag_cli", *MANY, "--out", out, "--engine", engine],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The videos as the local engine makes them."""
+    folder = tmp_path_factory.mktemp("alone")
+    with many(folder, "all", "local") as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return folder / "all"
+
+
+def worker_of(run: Path) -> int:
+    """The process that writes a run, once it has committed some blocks."""
+    deadline = time.monotonic() + 200
+    commits = run / "commits.jsonl"
+    while not commits.exists() or commits.read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return int((run / "run.owner").read_text().split()[1])
+
+
+@pytest.mark.parametrize("engine", ["local:2", "ray"])
+def test_a_worker_may_die(alone: Path, tmp_path: Path, engine: str) -> None:
+    with many(tmp_path, "all", engine) as process:
+        os.kill(worker_of(tmp_path / "all/002-a-white-cross-passes-by"), signal.SIGKILL)
+        told, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert [Path(line).parent.name for line in told.splitlines()] == sorted(run.name for run in alone.iterdir())
+    for run in alone.iterdir():
+        for name in FILES:
+            assert (tmp_path / "all" / run.name / name).read_bytes() == (run / name).read_bytes()
+    record = json.loads((tmp_path / "all/002-a-white-cross-passes-by/run.json").read_text())
+    assert record["resumed_at"][0] >= 3
+
+
+def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
+    with many(tmp_path, "all", "local:2") as process:
+        worker_of(tmp_path / "all/002-a-white-cross-passes-by")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=100)  # ends when the last worker lets go of its stderr
+    assert process.returncode == 130
+    assert "the same command goes on from here" in said and "Traceback" not in said
+
+
+def test_outcomes_carry_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = sorted(Processes(2).run(double, [1, -2, 3], on_tick=lambda: None), key=lambda each: each.number)
+    assert [outcome.result for outcome in outcomes] == [2, None, 6]
+    assert (outcomes[1].problem, outcomes[1].hint) == ("-2 is no number of videos", "take more")
+    monkeypatch.setattr("llrag_cli.batch.executors.TRIES", 2)
+    (outcome,) = Processes(2).run(die, [1], on_tick=lambda: None)
+    assert outcome.problem == "2 workers died of it"
+
+
+def test_latents_are_collected_by_several(llrag: Llrag, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    collect = ("collect", "prompts.txt", "--backbone", "tiny", "--seconds", "2", *FEW)
+    assert llrag(*collect, "--out", "one").returncode == 0
+    done = llrag(*collect, "--out", "two", "--engine", "local:2")
+    assert done.returncode == 0, done.stderr
+    for number in range(3):
+        name = f"latent_{number:06d}.safetensors"
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_engines_have_names() -> None:
+    assert parse_engine("local") is parse_engine("local:1") is None
+    processes, cluster = parse_engine("local:3"), parse_engine("ray:10.0.0.1:6379", gpus=0.5)
+    assert isinstance(processes, Processes) and processes.count == 3
+    assert isinstance(cluster, RayCluster) and (cluster.address, cluster.gpus) == ("10.0.0.1:6379", 0.5)
+    for wrong in ("local:0", "local:two", "spark", "ray:", ""):
+        with pytest.raises(UsageError, match=f"there is no engine `{wrong}`"):
+            parse_engine(wrong)
+    with pytest.raises(UsageError, match=r"takes no share of 0\.5 GPUs"):
+        parse_engine("local:2", gpus=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("a cat", "--engine", "local:2"), "the engine `local:2` makes many videos at once"),
+        (("a cat", "--engine", "slurm"), "there is no engine `slurm`"),
+        (
+            ("--prompts", "prompts.txt", "--out", "all", "--engine", "ray:127.0.0.1:1"),
+            "no Ray cluster at `127.0.0.1:1`",
+        ),
+    ],
+)
+def test_wrong_turns(llrag: Llrag, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    done = llrag("generate", *arguments)
+    assert done.returncode in (1, 2)
+    assert said in " ".join(done.stderr.split()) and "hint: " in done.stderr

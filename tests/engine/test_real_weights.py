@@ -1,0 +1,333 @@
+"""From an empty cache to first frames: the two commands a user types, against a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import UMT5EncoderModel
+
+from conftest import GOLDENS, Llrag
+from hub import Hub
+from llrag_cli import LlragError, Pipeline, load_config, read_video
+from llrag_cli.engine.pipeline import Execution, memory_plan, schedule_of
+from llrag_cli.engine.rollout import rollout
+from llrag_cli.memory.history import History
+from llrag_cli.models.text import WanText
+from llrag_cli.models.wan.parts import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase, umt5_from, umt5_name
+from llrag_cli.parity.generation import RecordedNoise
+from llrag_cli.presets import Method
+from official import HEIGHT, WIDTH, official_repos, save_tokenizer, umt5
+
+SMALL = (f"backbone.height={HEIGHT}", f"backbone.width={WIDTH}")
+SMALL_OPTIONS = [part for setting in SMALL for part in ("--set", setting)]
+BACKBONES = ("self-forcing", "causal-forcing", "longlive")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(official_repos(tmp_path_factory.mktemp("official"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def weights(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything, downloaded in float32 by the program itself in a process of its own."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "LLRAG_WEIGHTS": str(home / "w")}
+    done = subprocess.run(
+        [sys.executable, "-m", "llrag_cli", "download", "weights", "all", "--dtype", "float32"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(home / "w")
+    return home / "w"
+
+
+def golden(case: str) -> dict[str, Tensor]:
+    return load_file(GOLDENS / f"{case}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method", "case"),
+    [
+        ("self-forcing", "native", "native_w12_s1_b3"),
+        ("self-forcing", "retrieval", "rag_ae_w12_s1_k6_r5_b3"),
+        ("causal-forcing", "native", "native_w12_s1_b3"),
+        ("causal-forcing", "retrieval", "rag_ae_w12_s1_k6_r5_b3"),
+    ],
+)
+def test_downloaded_backbones_write_the_golden_latents(weights: Path, backbone: str, method: Method, case: str) -> None:
+    """The bundled preset, only made as small as the golden latents, writes what the original system wrote."""
+    config = load_config(backbone, method=method, settings=SMALL)
+    pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
+    written = rollout_of(pipeline, golden(case)["latents"].shape[1])
+    assert (written - golden(case)["latents"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["native", "retrieval"])
+def test_longlive_writes_the_golden_latents_with_its_lora(weights: Path, method: Method) -> None:
+    name = {"native": "native", "retrieval": "rag"}[method]
+    alpha = json.loads((GOLDENS / "lora_output.json").read_text())["alpha"]["lora"]
+    settings = [*SMALL, f"backbone.lora_alpha={alpha}"]
+    if method == "retrieval":  # as it was recorded
+        settings += ["memory.window=9", "memory.retrieved=2", "memory.guard=1", "memory.keys=average"]
+    config = load_config("longlive", method=method, settings=settings)
+    pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
+    expected = golden("lora_output")[f"generation_{name}.latents"]
+    assert (rollout_of(pipeline, expected.shape[1]) - expected).abs().max() < 1e-4
+
+
+def rollout_of(pipeline: Pipeline, frames: int) -> Tensor:
+    """Latents [1, F, C, h, w] of the golden inputs, from a loaded pipeline."""
+    inputs, config = golden("inputs"), pipeline.config
+    archive = "host" if config.memory.archive == "auto" else config.memory.archive
+    blocks = rollout(
+        pipeline.backbone,
+        inputs["prompt_embeds"][:1],
+        frames=frames,
+        shape=(16, HEIGHT, WIDTH),
+        block=config.backbone.frames_per_block,
+        schedule=schedule_of(config),
+        memory=config.memory.model_copy(update={"archive": archive}),
+        history=History(pipeline.encode_key),
+        noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
+    )
+    return torch.cat([block.latents for block in blocks], dim=1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("rag", ["--rag", "--no-rag"])
+def test_generate_from_downloaded_weights(
+    weights: Path, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, rag: str
+) -> None:
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(weights))
+    arguments = ["--backbone", backbone, rag, "--seconds", "2", "--out", "run", *SMALL_OPTIONS]
+    done = llrag("generate", "a cat", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "memory: " in done.stderr
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "complete"
+    assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"]
+
+
+def test_missing_weights_name_the_command(llrag: Llrag) -> None:
+    done = llrag("generate", "a cat", "--backbone", "longlive")
+    assert done.returncode == 1
+    assert "`llrag download weights longlive` fetches them" in done.stderr
+
+
+def test_weights_rounded_at_download_are_said_so(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llrag_cli.download.convert import convert
+
+    folder = tmp_path / "w"
+    folder.mkdir()
+    for file in weights.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "self_forcing.safetensors").unlink()
+    state = load_file(weights / "self_forcing.safetensors")
+    torch.save({"generator_ema": state}, tmp_path / "original.pt")
+    convert(tmp_path / "original.pt", folder / "self_forcing.safetensors", kind="generator", ema=True, dtype="bfloat16")
+    config = load_config("self-forcing", method="native", settings=SMALL)
+    Pipeline.load(config, device="cpu", dtype="float32", weights=folder)
+    assert "was rounded to bfloat16" in capsys.readouterr().err.replace("\n", " ")
+    Pipeline.load(config, device="cpu", dtype="bfloat16", weights=folder)
+    assert "rounded" not in capsys.readouterr().err
+
+
+# --- image to video ---------------------------------------------------------------------------------
+
+
+def picture(path: Path) -> Path:
+    pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
+    pixels[:, 30:] = torch.tensor([220, 40, 40], dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("backbone", ["causal-forcing-framewise", "causal-forcing-2step", "causal-forcing-1step"])
+def test_a_picture_opens_the_video(
+    weights: Path, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(weights))
+    image = picture(tmp_path / "start.png")
+    arguments = ["--backbone", backbone, "--image", str(image), "--seconds", "1", "--out", "run", *SMALL_OPTIONS]
+    done = llrag("generate", "a cat", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["image"] == str(image)
+    config = load_config(backbone, method="retrieval", settings=SMALL)
+    pipeline = Pipeline.load(config, device="cpu", weights=weights)
+    first, second = list(pipeline.blocks(["a cat"], seconds=0.2, image=image))[:2]
+    assert torch.equal(first.latents, pipeline.image_latent(image))
+    assert not torch.equal(first.latents, second.latents)
+
+
+def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("generate", "a red circle", "--image", str(picture(tmp_path / "start.png")))
+    assert done.returncode == 2
+    assert "blocks of 3 latent frames, so it cannot open with one picture" in done.stderr
+    (tmp_path / "text.png").write_text("no picture")
+    for name, said in (("text.png", "it is no picture"), ("none.png", "there is no picture")):
+        options = ["--backbone", "causal-forcing-framewise", "--image", str(tmp_path / name)]
+        done = llrag("generate", "a cat", *options)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+# --- how it is run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", [Execution(offload=True), Execution(attention="_native_math"), Execution(compile=True)], ids=str
+)
+def test_how_it_is_run_does_not_change_the_video(weights: Path, how: Execution) -> None:
+    config = load_config("self-forcing", method="retrieval", settings=(*SMALL, "memory.guard=0"))
+    plain, other = (
+        Pipeline.load(config, device="cpu", dtype="float32", weights=weights, how=each) for each in (Execution(), how)
+    )
+    assert (rollout_of(plain, 21) - rollout_of(other, 21)).abs().max() < 1e-4
+
+
+def test_attention_back_ends_that_are_not_there(llrag: Llrag) -> None:
+    done = llrag("generate", "a red circle", "--attention", "nativ", "--seconds", "1")
+    assert done.returncode == 2
+    assert "did you mean `native`?" in done.stderr
+    done = llrag("generate", "a red circle", "--attention", "flash", "--seconds", "1")
+    assert done.returncode == 1
+    assert "the attention back end `flash` does not work here" in done.stderr
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_cannot_fit_stops_before_loading(
+    weights: Path, llrag: Llrag, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(weights))
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr("llrag_cli.planning.free_memory", lambda device: 10_000_000)
+    done = llrag("generate", "a cat", "--backbone", "self-forcing", "--seconds", "60", *SMALL_OPTIONS)
+    assert done.returncode == 1
+    assert "error: this run needs" in done.stderr and "the most goes to" in done.stderr
+    done = llrag(
+        "generate", "a cat", "--backbone", "self-forcing", "--seconds", "60", "--archive", "device", *SMALL_OPTIONS
+    )
+    assert "the most goes to archive of K/V" in done.stderr
+    assert "make a shorter video" in done.stderr
+    assert "keep the archive elsewhere with `--archive host-int8` or `--archive disk`" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_is_what_the_caches_take(weights: Path) -> None:
+    config = load_config("self-forcing", method="retrieval", settings=(*SMALL, "memory.archive=device"))
+    budget = memory_plan(config, device="cpu", dtype="float32", seconds=7, weights=weights)
+    planned = {part.name: part.bytes for part in budget.parts}
+    pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
+    frames = config.latent_frames(7)
+    rollout_of(pipeline, frames)
+    caches = [attention.cache for attention in pipeline.backbone._self_attention]
+    held = sum(cache.pages.bytes for cache in caches if cache is not None)
+    assert planned["archive of K/V"] == held
+    buffers = [cache._buffer for cache in caches if cache is not None]
+    assert planned["K/V that a block attends to"] == sum(
+        part.numel() * 4 for buffer in buffers if buffer is not None for part in buffer
+    )
+    loaded = sum(parameter.numel() * 4 for parameter in pipeline.backbone.transformer.parameters())
+    assert planned["weights"] == loaded
+
+
+def test_the_full_size_plan(llrag: Llrag) -> None:
+    """The figures of the design: 288 MB of keys and values a latent frame in bfloat16."""
+    shown = llrag("doctor", "--dtype", "bfloat16", "--seconds", "120", "--backbone", "self-forcing", "--json")
+    plans = json.loads(shown.stdout)["archives"]
+    parts = {part["name"]: part["bytes"] for part in plans["device"]["parts"]}
+    assert parts["weights"] == pytest.approx(2 * 1.419e9, rel=0.01)
+    assert parts["K/V that a block attends to"] == pytest.approx(12 * 288e6, rel=0.01)
+    assert parts["archive of K/V"] == pytest.approx(483 * 288e6, rel=0.01)
+    for tier, share, place in (("host", 1.0, "device"), ("host-int8", 0.51, "device"), ("disk", 1.0, "disk")):
+        (archive,) = [part for part in plans[tier]["parts"] if part["name"] == "archive of K/V"]
+        assert archive["bytes"] == pytest.approx(share * 483 * 288e6, rel=0.01)
+        assert archive["place"] == place  # on a CPU the host is the device
+    (latents,) = [part for part in plans["recompute"]["parts"] if part["place"] == "disk"]
+    assert latents["bytes"] == 483 * 16 * 60 * 104 * 2
+    done = llrag("doctor")
+    assert done.returncode == 0
+    assert "llrag download weights" in done.stdout or "does not fit" in done.stdout
+
+
+# --- text -------------------------------------------------------------------------------------------
+
+
+def original_umt5(encoder: UMT5EncoderModel) -> dict[str, Tensor]:
+    """A text encoder's tensors under the original names."""
+    layers = encoder.config.num_layers
+    names = ["token_embedding.weight", "norm.weight"]
+    for layer in range(layers):
+        names += [f"blocks.{layer}.{part}.weight" for part in ("norm1", "norm2", "pos_embedding.embedding")]
+        names += [f"blocks.{layer}.attn.{part}.weight" for part in "qkvo"]
+        names += [f"blocks.{layer}.ffn.{part}.weight" for part in ("gate.0", "fc1", "fc2")]
+    state = encoder.state_dict()
+    return {name: state[umt5_name(name)] for name in names}
+
+
+def test_the_original_wan_files_serve_where_only_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "Wan2.1-T2V-1.3B"
+    save_tokenizer(folder / "google/umt5-xxl")
+    torch.save(original_umt5(umt5()), folder / ORIGINAL_TEXT)
+    torch.save(load_file(GOLDENS / "weights_vae_tiny.safetensors"), folder / ORIGINAL_VAE)
+    (folder / "config.json").write_text(json.dumps({"num_heads": 3}))
+    base = WanBase(folder)
+    assert base.original
+    assert base.missing() == []
+    assert base.heads() == 3
+    ids = torch.tensor([[2, 3, 1]])
+    with torch.no_grad():
+        ours, theirs = (model(ids).last_hidden_state for model in (base.text_encoder(torch.float32), umt5()))
+    assert torch.equal(ours, theirs)
+    assert base.vae(torch.float32).config.base_dim == 4
+
+
+def test_the_full_size_text_encoder_maps_one_to_one() -> None:
+    manifest = json.loads((GOLDENS / "manifest_umt5_xxl_encoder.json").read_text())
+    state = {name: torch.empty(about["shape"], device="meta") for name, about in manifest["tensors"].items()}
+    encoder = umt5_from(state, source="manifest")
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == manifest["num_parameters"]
+    assert encoder.config.num_layers == 24
+    del state["blocks.7.attn.k.weight"]
+    with pytest.raises(LlragError, match=r"lacks `encoder\.block\.7"):
+        umt5_from(state, source="manifest")
+
+
+def test_prompts_are_encoded_once(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = WanBase(weights / "Wan2.1-T2V-1.3B-Diffusers")
+    first = WanText(base, cache=tmp_path / "prompts").encode(["a cat", "a"])
+    assert first.shape == (2, 512, 32)
+    monkeypatch.setattr(WanBase, "text_encoder", lambda *_: pytest.fail("it was loaded again"))
+    assert torch.equal(WanText(base, cache=tmp_path / "prompts").encode(["a", "a cat"]), first.flip(0))
+    for file in (tmp_path / "prompts").iterdir():
+        file.write_bytes(b"half")
+    monkeypatch.undo()
+    assert torch.equal(WanText(base, cache=tmp_path / "prompts").encode(["a cat", "a"]), first)
+
+
+def test_damaged_parts_are_named(weights: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    (base / "vae").mkdir(parents=True)
+    (base / "vae/config.json").write_text("{")
+    with pytest.raises(LlragError, match="vae` cannot be read") as caught:
+        WanBase(base).vae(torch.float32)
+    assert "llrag download weights vae --force" in caught.value.hint

@@ -1,0 +1,198 @@
+"""Figures of videos: recorded vectors, videos whose figures are known, and that streaming changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llrag_cli.evaluation.metrics.clips import clip_length, clips_of
+from llrag_cli.evaluation.metrics.consistency import sequence_score
+from llrag_cli.evaluation.metrics.motion import dis_flow, smoothness, warped
+from llrag_cli.evaluation.metrics.pixels import chroma_noise, colorfulness, histogram, overlap
+from llrag_cli.evaluation.metrics.score import BackEnd, Scores, offline, score
+
+GOLDENS = Path(__file__).parent / "goldens"
+CASES = json.loads((GOLDENS / "vbench_long.json").read_text())
+FPS = 8
+
+
+def still(one: Tensor, other: Tensor) -> Tensor:
+    return torch.zeros(2, *one.shape[1:])
+
+
+@pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
+def test_the_official_figures(case: dict) -> None:  # type: ignore[type-arg]
+    """The scorer of videos, given the recorded features of the frames it hands over."""
+    tensors = load_file(GOLDENS / "vbench_long.safetensors")
+    frames, inclip, first = (
+        tensors[f"{case['name']}.{name}"] for name in ("frames", "inclip_features", "clip_features")
+    )
+    spans = [tuple(span) for span in case["clips"]]
+    within, across = iter(spans), iter(spans)
+    back_end = BackEnd(
+        "recorded",
+        features=lambda clip: inclip[slice(*next(within))],
+        flow=still,
+        first_features=lambda clip: first[next(across)[0]][None],
+    )
+    found = score((frame.permute(2, 0, 1) / 255 for frame in frames), fps=case["fps"], back_end=back_end)
+    close = {"abs": CASES["tolerance"]}
+    assert found.frames == case["frames"] and found.clips == len(spans)
+    assert found.per_clip["consistency"] == pytest.approx(case["inclip_per_clip"], **close)
+    assert found.consistency_within == pytest.approx(case["inclip"], **close)
+    assert found.per_clip["flicker"] == pytest.approx(case["flicker_per_clip"], **close)
+    assert found.temporal_flickering == pytest.approx(case["flicker"], **close)
+    if case["clip_to_clip"] is None:
+        assert found.consistency_across is None
+    else:
+        assert found.consistency_across == pytest.approx(case["clip_to_clip"], **close)
+
+
+@pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
+def test_clips_are_the_official_ones(case: dict) -> None:  # type: ignore[type-arg]
+    numbers = (torch.full((3, 1, 1), float(number)) for number in range(case["frames"]))
+    clips = [(int(clip[0, 0]), int(clip[-1, 0]) + 1) for clip in clips_of(numbers, length=clip_length(case["fps"]))]
+    assert clips == [tuple(span) for span in case["clips"]]
+
+
+def scene(seed: int, size: int = 96) -> Tensor:
+    """A picture [3, size, size] of blurred patches, different for each seed."""
+    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)[0]
+
+
+def checks(size: int = 96) -> Tensor:
+    """Something else altogether: a red and white board."""
+    row = (torch.arange(size) // 12) % 2
+    board = (row[None] ^ row[:, None]).float()
+    return torch.stack((torch.full_like(board, 0.9), board, board))
+
+
+def panned(picture: Tensor, frames: int, speed: int = 1) -> Tensor:
+    return torch.stack([picture.roll(speed * number, dims=2) for number in range(frames)])
+
+
+@pytest.fixture(scope="module")
+def back_end() -> BackEnd:
+    return offline()
+
+
+def judged(frames: Tensor, back_end: BackEnd) -> Scores:
+    return score(iter(frames), fps=FPS, back_end=back_end)
+
+
+FRAMES = 8 * FPS  # four clips
+
+
+def test_a_frozen_video(back_end: BackEnd) -> None:
+    found = judged(scene(0).expand(FRAMES, -1, -1, -1), back_end)
+    for figure in (found.consistency_within, found.consistency_across, found.first_to_last, found.temporal_flickering):
+        assert figure == pytest.approx(1, abs=1e-4)
+    assert found.motion_smoothness == pytest.approx(1, abs=2e-3)
+    assert found.dynamic_degree == 0
+    assert found.chroma_noise_growth == pytest.approx(0, abs=1e-4)
+    assert found.histogram_overlap == pytest.approx(1)
+    assert found.similarity_slope == pytest.approx(0, abs=1e-3)
+
+
+def test_a_moving_video_is_dynamic_and_smooth(back_end: BackEnd) -> None:
+    found = judged(panned(scene(0), FRAMES, speed=4), back_end)
+    assert found.dynamic_degree == 1
+    assert found.motion_smoothness is not None and found.motion_smoothness > 0.95
+
+
+def test_a_hard_cut_shows_inside_its_clip(back_end: BackEnd) -> None:
+    calm = panned(scene(0), FRAMES)
+    cut = torch.cat((calm[: FRAMES // 2 + 5], panned(checks(), FRAMES)[FRAMES // 2 + 5 :]))
+    plain, found = judged(calm, back_end), judged(cut, back_end)
+    within = found.per_clip["consistency"]
+    assert within.index(min(within, key=float)) == 2  # type: ignore[arg-type]
+    assert (found.consistency_within or 0) < (plain.consistency_within or 0) - 0.01
+    assert (found.first_to_last or 0) < (plain.first_to_last or 0) - 0.1
+
+
+def test_another_identity_shows_across_clips_only(back_end: BackEnd) -> None:
+    """A change between two clips: each clip holds together, the video does not."""
+    calm = panned(scene(0), FRAMES)
+    switched = torch.cat((calm[: FRAMES // 2], panned(checks(), FRAMES // 2)))
+    plain, found = judged(calm, back_end), judged(switched, back_end)
+    assert found.consistency_within == pytest.approx(plain.consistency_within, abs=0.03)
+    assert (found.consistency_across or 0) < (plain.consistency_across or 0) - 0.1
+    assert (found.histogram_overlap or 0) < 0.6 < (plain.histogram_overlap or 0)
+
+
+def test_growing_chroma_noise_is_chroma_noise(back_end: BackEnd) -> None:
+    calm = panned(scene(0), FRAMES)
+    noise = torch.randn(FRAMES, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    tint = torch.tensor([0.02, -0.0102, 0.0]).view(1, 3, 1, 1)  # no luma in BT.601
+    grown = (calm + tint * noise * torch.linspace(0, 2, FRAMES).view(-1, 1, 1, 1)).clamp(0, 1)
+    plain, found = judged(calm, back_end), judged(grown, back_end)
+    assert (found.chroma_noise_growth or 0) > (plain.chroma_noise_growth or 0) + 1
+    assert found.histogram_overlap == pytest.approx(plain.histogram_overlap, abs=0.1)
+    assert found.dynamic_degree == plain.dynamic_degree
+
+
+def test_too_short_for_a_figure_is_none(back_end: BackEnd) -> None:
+    one = judged(scene(0)[None], back_end)
+    assert (one.frames, one.clips) == (1, 1)
+    assert one.consistency_within is one.temporal_flickering is one.motion_smoothness is one.first_to_last is None
+    nothing = score(iter(()), fps=FPS, back_end=back_end)
+    assert (nothing.frames, nothing.clips, nothing.consistency_within) == (0, 0, None)
+
+
+def test_only_one_clip_is_held() -> None:
+    """However long a video is: frames are asked for one by one, and no more than a clip of them is alive."""
+    alive: list[int] = []
+
+    class Frame(torch.Tensor):
+        pass
+
+    def frames() -> Iterator[Tensor]:
+        for number in range(500):
+            alive.append(number)
+            yield torch.full((3, 2, 2), float(number))
+
+    seen = 0
+    for clip in clips_of(frames(), length=16):
+        assert len(alive) <= seen + 16
+        seen += 16
+        assert clip.shape == (16, 3, 2, 2)
+    assert len(alive) == 500
+
+
+def test_flow_finds_a_shift_and_warping_undoes_it() -> None:
+    picture = scene(3)
+    moved = picture.roll(3, dims=2)
+    flow = dis_flow()(picture, moved)
+    assert flow[0, 20:-20, 20:-20].median() == pytest.approx(3, abs=0.5)
+    back = warped(moved, flow)
+    assert (back - picture)[:, 20:-20, 20:-20].abs().mean() < 0.02
+    jerky = panned(scene(3), 9, speed=2)[[0, 3, 2, 1, 4, 7, 6, 5, 8]]
+    even = smoothness(panned(scene(3), 9, speed=2), dis_flow())
+    assert even is not None and even > (smoothness(jerky, dis_flow()) or 1)
+
+
+def test_figures_of_colour() -> None:
+    gray = torch.full((2, 3, 16, 16), 0.5)
+    assert colorfulness(gray) == pytest.approx(0)
+    halves = gray.clone()
+    halves[:, 0, :, :8], halves[:, 2, :, 8:] = 1.0, 1.0
+    assert colorfulness(halves) > 60
+    assert chroma_noise(gray) == pytest.approx(0, abs=1e-4)
+    assert overlap(histogram(gray), histogram(gray)) == pytest.approx(1)
+    assert overlap(histogram(gray), histogram(torch.zeros(1, 3, 4, 4))) == 0
+
+
+def test_a_sequence_of_opposites_scores_nothing() -> None:
+    axes = torch.eye(4)
+    assert sequence_score(axes) == pytest.approx(0)
+    assert sequence_score(axes[:1].expand(5, -1)) == pytest.approx(1)
+    assert sequence_score(torch.tensor([[1.0, 0], [-1, 0]])) == 0
+    assert sequence_score(axes[:1]) is None

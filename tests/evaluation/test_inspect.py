@@ -1,0 +1,106 @@
+"""The memory map: numbers of known logs, a real run, and folders that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Llrag
+from llrag_cli.config import MemoryConfig
+from llrag_cli.evaluation.inspect import habits, moments
+from llrag_cli.runs.folder import Recalled, RunFolder, read_run
+
+MEMORY = MemoryConfig(policy="retrieval", window=6, sink=1, retrieved=2, guard=1)
+LOG = [  # frames 1 .. start - 7 can be recalled
+    Recalled(0, (), ()),
+    Recalled(3, (), ()),
+    Recalled(6, (), ()),
+    Recalled(9, (1, 2), (0.9, 0.8)),
+    Recalled(12, (2, 5), (0.7, 0.6)),
+    Recalled(15, (2, 1), (0.9, 0.5)),
+]
+
+
+def test_numbers_of_a_known_log() -> None:
+    found = habits(LOG, MEMORY, fps=8)
+    assert found is not None
+    assert (found.blocks, found.recalling) == (6, 3)
+    assert found.coverage == pytest.approx(3 / 8)  # 1, 2 and 5, of 1 .. 8
+    assert found.repeated == pytest.approx(2 / 4)  # 2 after 2, twice
+    assert found.most_recalled[0] == (1.0, 3)
+    assert found.lookback == pytest.approx(4.0)  # of 8, 7, 10, 7, 13 and 14 frames, the lower middle is 8
+    assert found.near_guard == pytest.approx(1.0)
+    assert found.similarity == pytest.approx(0.7)
+
+
+def test_nothing_recalled_has_no_habits() -> None:
+    assert habits(LOG[:3], MEMORY, fps=8) is None
+    assert moments(LOG[:3]) == []
+
+
+def test_moments_end_with_the_last_block() -> None:
+    blocks = [Recalled(3 * number, (1,), (0.5,)) for number in range(100)]
+    shown = moments(blocks, 6)
+    assert len(shown) == 6 and shown[-1] is blocks[-1]
+    assert len(moments(blocks[:2], 6)) == 2
+
+
+def test_a_run_is_mapped(llrag: Llrag, tmp_path: Path) -> None:
+    done = llrag("generate", "a red circle", "--seconds", "14", "--set", "sampler.steps=[1000, 500]", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    told = llrag("inspect", "run")
+    assert told.returncode == 0, told.stderr
+    assert "of which 5 recalled something" in told.stdout
+    assert told.stdout.endswith("run/memory.png\nrun/memory.html\n")
+    assert (tmp_path / "run/memory.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "run/memory.html").read_text(encoding="utf-8")
+    assert "a red circle" in page and "Every block" in page and "http" not in page
+    with (tmp_path / "run/memory.jsonl").open("a") as file:
+        file.write('{"block": 99, "fra')  # killed in the middle of a line
+    again = json.loads(llrag("inspect", "run", "--out", "elsewhere", "--json").stdout)
+    assert again["files"] == ["elsewhere/memory.png", "elsewhere/memory.html"]
+    assert again["recalling"] == 5
+
+
+def test_a_native_run_recalls_nothing(llrag: Llrag) -> None:
+    llrag("generate", "a red circle", "--seconds", "2", "--no-rag", "--out", "run")
+    told = llrag("inspect", "run")
+    assert told.returncode == 0, told.stderr
+    assert "nothing: the native window" in told.stdout
+
+
+RECORD: dict[str, Any] = {"fps": 8, "latent_frames": 9, "config": {"memory": {"policy": "native"}}}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "there is no run folder `run`"),
+        ({}, "`run` is no run folder: it has no run.json"),
+        ({"run.json": "{}"}, "`run/run.json` cannot be read"),
+        ({"run.json": json.dumps(RECORD)}, "it has no memory.jsonl"),
+        ({"run.json": "{half", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
+        ({"run.json": "{}", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
+        ({"run.json": json.dumps(RECORD | {"fps": 0}), "memory.jsonl": ""}, "`fps` is 0"),
+        ({"run.json": json.dumps(RECORD), "memory.jsonl": "{no\n"}, "`run/memory.jsonl` cannot be read"),
+        ({"run.json": json.dumps(RECORD), "memory.jsonl": '{"frame": 1}\n'}, "`run/memory.jsonl` cannot be read"),
+    ],
+)
+def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str, str] | None, said: str) -> None:
+    if files is not None:
+        (tmp_path / "run").mkdir()
+        for name, text in files.items():
+            (tmp_path / "run" / name).write_text(text)
+    done = llrag("inspect", "run")
+    assert done.returncode in (1, 2)
+    assert said in done.stderr and "hint: " in done.stderr
+
+
+def test_a_record_is_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_record(RECORD)
+    folder.memory.write_text('{"block": 0, "frame": 0, "recalled": [3], "similarities": [0.5]}\n')
+    assert read_run(folder) == (RECORD, [Recalled(0, (3,), (0.5,))])

@@ -1,0 +1,316 @@
+"""Runs that are stopped, in every way there is, and gone on with: they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from conftest import Llrag
+from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video, resume_video
+from llrag_cli.errors import UsageError
+from llrag_cli.runs.maker import Existing
+
+PROMPT = "a red circle and a white cross pass by on a striped blue wall"
+FEW = ("sampler.steps=[1000, 500]",)
+SECONDS = 13.0  # nine blocks, three of them with recall
+FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load(load_config("tiny", method="retrieval", settings=FEW), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that was never interrupted."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    make_video(pipeline, PROMPT, folder, seconds=SECONDS)
+    return folder
+
+
+def make(pipeline: Pipeline, folder: RunFolder, *, existing: Existing = "resume") -> dict[str, Any]:
+    return make_video(pipeline, PROMPT, folder, seconds=SECONDS, existing=existing)
+
+
+def assert_same(one: RunFolder, other: RunFolder) -> None:
+    for name in FILES:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, *, block: int, error: BaseException) -> None:
+    """Let pipelines fail when they are about to hand over a block."""
+    blocks_of = Pipeline.blocks_of
+
+    def until(pipeline: Pipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for each in blocks_of(pipeline, *arguments, **options):
+            if each.index == block:
+                raise error
+            yield each
+
+    monkeypatch.setattr(Pipeline, "blocks_of", until)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
+        (torch.OutOfMemoryError("CUDA out of memory"), LlragError, "failed"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), LlragError, "failed"),
+        (ValueError("a mistake of ours"), ValueError, "failed"),
+    ],
+)
+@pytest.mark.parametrize("block", [0, 1, 7])
+def test_stopped_and_gone_on_with_it_is_the_same(
+    pipeline: Pipeline,
+    whole: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    status: str,
+    block: int,
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        stopping(patched, block=block, error=error)
+        with pytest.raises(raised) as said:
+            make(pipeline, folder)
+    record = folder.read_record()
+    assert (record["status"], record["blocks_committed"]) == (status, block)
+    if isinstance(said.value, LlragError):
+        assert f"memory ran out in block {block}" in said.value.problem
+        assert "--archive" in said.value.hint and f"--resume {folder.path}" in said.value.hint
+    if block:
+        assert len(read_video(folder.video)) == 12 * block - 3 == record["video_frames_written"]
+        assert load_file(folder.latents)["latents"].shape == (3 * block, 8, 8, 8)
+    record = resume_video(pipeline, folder)
+    assert (record["status"], record["resumed_at"]) == ("complete", [block])
+    assert_same(folder, whole)
+    assert resume_video(pipeline, folder) == record  # there is nothing left to do
+
+
+def test_a_disk_that_fills_up_at_any_write_costs_nothing(
+    pipeline: Pipeline, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"write": 0, "fsync": 0}
+    real = {"write": os.write, "fsync": os.fsync}
+    fault: dict[str, Any] = {"name": None, "at": 0, "short": False}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(number: int, *data: bytes) -> Any:
+            calls[name] += 1
+            if fault["name"] == name and calls[name] > fault["at"]:
+                if fault["short"] and calls[name] == fault["at"] + 1:
+                    return real["write"](number, data[0][: len(data[0]) // 2])  # and then the disk is full
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real[name](number, *data)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(f"llrag_cli.files.durable.os.{name}", counting(name))
+    make(pipeline, RunFolder(tmp_path / "counted"))
+    total = dict(calls)
+    for name, short in (("write", False), ("write", True), ("fsync", False)):
+        for at in range(1 + 4 * short, total[name], 9):  # some; benchmarks/faults.py tries all
+            calls.update(write=0, fsync=0)
+            fault.update(name=name, at=at, short=short)
+            folder = RunFolder(tmp_path / f"{name}-{short}-{at}")
+            with pytest.raises(LlragError, match=r"no space left on device"):
+                make(pipeline, folder)
+            fault.update(name=None)
+            assert folder.read_record()["status"] in ("running", "failed")
+            make(pipeline, folder)
+            assert_same(folder, whole)
+            shutil.rmtree(folder.path)
+
+
+def test_a_lost_or_damaged_video_is_made_again(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.video.unlink()
+    resume_video(pipeline, folder)
+    assert_same(folder, whole)
+
+
+def test_changed_latents_are_named(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    content = bytearray(folder.latents.read_bytes())
+    content[-5] ^= 1
+    folder.latents.write_bytes(content)
+    folder.video.unlink()
+    with pytest.raises(LlragError, match=r"latents\.safetensors` or memory\.jsonl has changed in block 8"):
+        resume_video(pipeline, folder)
+
+
+def test_a_longer_video_is_the_same_as_one_made_at_once(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    make_video(pipeline, PROMPT, folder, seconds=5)
+    with pytest.raises(UsageError, match="is a run of 5 s and cannot become one of 2 s"):
+        resume_video(pipeline, folder, seconds=2)
+    resume_video(pipeline, folder, seconds=SECONDS)
+    assert_same(folder, whole)
+
+
+def test_a_new_prompt_takes_over_where_the_video_ended(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    make_video(pipeline, PROMPT, folder, seconds=5)
+    before = load_file(folder.latents)["latents"]
+    shutil.copytree(folder.path, other.path)
+    record = resume_video(pipeline, folder, seconds=9, prompt="a green square on a pink wall")
+    assert record["script"] == [[0, PROMPT], [4, "a green square on a pink wall"]]
+    resume_video(pipeline, other, seconds=9)
+    made, plain = (load_file(each.latents)["latents"] for each in (folder, other))
+    assert torch.equal(made[: len(before)], before)
+    assert not torch.allclose(made[len(before) :], plain[len(before) :], atol=0.1)
+    shutil.copytree(folder.path, tmp_path / "cut")
+    cut = RunFolder(tmp_path / "cut")
+    commits = (cut.path / "commits.jsonl").read_text().splitlines(keepends=True)
+    (cut.path / "commits.jsonl").write_text("".join(commits[:5]))  # as if killed there
+    cut.write_record(record | {"status": "running"})
+    resume_video(pipeline, cut)
+    assert_same(cut, folder)
+
+
+def test_a_block_that_is_not_finite_stops_the_run(
+    pipeline: Pipeline, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    flow, calls = pipeline.backbone.flow, [0]
+
+    def breaking(noisy: Tensor, timestep: Tensor) -> Tensor:
+        calls[0] += 1
+        return flow(noisy, timestep) * (torch.nan if calls[0] == 3 * 2 + 1 else 1)  # two steps and a clean pass a block
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.backbone, "flow", breaking)
+        with pytest.raises(LlragError, match="block 2 came out with values that are not finite"):
+            make(pipeline, folder)
+    record = folder.read_record()
+    assert (record["status"], record["blocks_committed"]) == ("failed", 2)
+    assert "not finite" in record["error"]
+    resume_video(pipeline, folder)
+    assert_same(folder, whole)
+
+
+def test_two_runs_never_write_one_folder(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        for attempt in (lambda: make(pipeline, folder), lambda: resume_video(pipeline, folder)):
+            with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* is writing `.*run`"):
+                attempt()
+    make(pipeline, folder)
+
+
+def test_a_run_made_otherwise_is_not_gone_on_with(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UsageError, match="was begun with other settings: `prompt`, `seed`"):
+        make_video(pipeline, "a white cross", folder, seconds=5, seed=3, existing="resume")
+    assert_same(folder, whole)
+    record = make_video(pipeline, "a white cross", folder, seconds=2, seed=3, existing="renew")
+    assert (record["prompt"], record["status"], "resumed_at" in record) == ("a white cross", "complete", False)
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+def test_resume_and_extend_from_the_command_line(llrag: Llrag, tmp_path: Path) -> None:
+    few = ("--set", FEW[0])
+    assert llrag("generate", PROMPT, "--seconds", "3", "--out", "run", *few).returncode == 0
+    again = llrag("generate", PROMPT, "--seconds", "3", "--out", "run", *few)
+    assert again.returncode == 2
+    assert "`run` holds a run" in again.stderr and "`llrag generate --resume run`" in again.stderr
+    done = llrag("generate", "--resume", "run", "--seconds", "6", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["resumed_at"] == [3]
+    done = llrag("extend", "run", "--seconds", "4", "--prompt", "a white dragon")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "run/video.mp4\n" and "`dragon` is outside the vocabulary" in done.stderr
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert (record["seconds"], record["script"]) == (10, [[0, PROMPT], [5, "a white dragon"]])
+    assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"] == 81
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume", "nowhere"), "there is no run folder `nowhere`"),
+        (("--resume", "empty"), "`empty` is no run folder: it has no run.json"),
+        (("--resume", "old"), "does not say what it takes to go on"),
+        (("--resume", "run", "--seconds", "1"), "cannot become one of 1 s"),
+        (("--resume", "run", "--seed", "0", "--seconds", "-1"), "a video of -1 seconds cannot be made"),
+        (("another prompt", "--resume", "run", "--seed", "5"), "begun with other settings: `prompt`, `seed`"),
+        (("--resume", "run", "--set", "memory.guard=1"), "begun with other settings: `memory.guard`"),
+        (("--resume", "run", "--memory", "random"), "begun with other settings: `memory.recall`"),
+        (("--resume", "run", "--no-rag", "--backbone", "longlive"), "other settings: `backbone`, `method`"),
+        (("--resume", "run", "--dtype", "bfloat16"), "other settings: `dtype`"),
+        (("--resume", "run", "--out", "there"), "`--out` does not go with `--resume`"),
+        (("--resume", "run", "--force"), "`--force` does not go with `--resume`"),
+    ],
+)
+def test_wrong_turns(llrag: Llrag, whole: RunFolder, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old").mkdir()
+    record = {"config": {"memory": {}}, "fps": 8, "latent_frames": 9}
+    (tmp_path / "old/run.json").write_text(json.dumps(record))
+    done = llrag("generate", *arguments)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr and "hint: " in done.stderr
+    assert_same(RunFolder(tmp_path / "run"), whole)
+
+
+def test_the_same_command_goes_on_with_many_prompts(llrag: Llrag, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\na white cross\n")
+    command = ("generate", "--prompts", "prompts.txt", "--seconds", "2", "--out", "all", "--json", "--set", FEW[0])
+    first = json.loads(llrag(*command).stdout)
+    shutil.rmtree(tmp_path / "all/002-a-white-cross")
+    again = llrag(*command)
+    assert again.returncode == 0, again.stderr
+    records = json.loads(again.stdout)
+    assert records[0] == first[0]
+    assert records[1]["status"] == "complete"
+    other = llrag(*command, "--seed", "4")
+    assert other.returncode == 2 and "other settings: `seed`" in other.stderr
+
+
+def test_killed_twice_it_ends_the_same(tmp_path: Path) -> None:
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "llrag_cli", "generate", *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    options = (PROMPT, "--seconds", "16", "--set", FEW[0], "--out")
+    assert start(*options, "whole").wait() == 0
+    commits, process = tmp_path / "killed/commits.jsonl", start(*options, "killed")
+    for blocks in (2, 7):
+        deadline = time.monotonic() + 120
+        while not commits.exists() or commits.read_bytes().count(b"\n") < blocks:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert json.loads((tmp_path / "killed/run.json").read_text())["status"] == "running"
+        process = start("--resume", "killed")
+    assert process.wait() == 0
+    assert_same(RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole"))

@@ -1,0 +1,88 @@
+"""Videos made of segments: laid one after the other they are one video, however often its making stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llrag_cli.errors import LlragError
+from llrag_cli.runs.mp4 import boxes, take_apart
+from llrag_cli.runs.video import SegmentedVideo, VideoWriter, open_video, read_video
+
+
+def moving(frames: int) -> Tensor:
+    """A square that moves over a slope, [frames, 3, 32, 48] in [-1, 1]."""
+    video = torch.linspace(-0.5, 0.5, 48).expand(frames, 3, 32, 48).clone()
+    for number, frame in enumerate(video):
+        frame[:, 8:20, number % 36 : number % 36 + 12] = 0.9
+    return video
+
+
+def blocks_of(video: Tensor) -> list[Tensor]:
+    return [video[:9], *video[9:].split(12)]
+
+
+def write(path: Path, parts: list[Tensor]) -> SegmentedVideo:
+    video = SegmentedVideo(path, fps=8, blocks=2)
+    for part in parts:
+        video.write(part)
+    video.close()
+    return video
+
+
+def test_segments_are_one_video(tmp_path: Path) -> None:
+    frames = moving(9 + 4 * 12)
+    video = write(tmp_path / "video.mp4", blocks_of(frames))
+    read = read_video(tmp_path / "video.mp4")
+    assert len(read) == video.frames == 57
+    assert (read - (frames + 1) / 2).abs().mean() < 0.02
+    assert (video.mark.blocks, video.mark.frames) == (4, 45)  # the fifth block is there, but in no whole segment
+    assert open_video(tmp_path / "video.mp4").fps == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_broken_off_and_taken_up_it_is_the_same(tmp_path: Path, stop: int) -> None:
+    parts = blocks_of(moving(9 + 4 * 12))
+    write(tmp_path / "whole.mp4", parts)
+    broken = SegmentedVideo(tmp_path / "video.mp4", fps=8, blocks=2)
+    for part in parts[:stop]:
+        broken.write(part)
+    broken.close()
+    assert len(read_video(tmp_path / "video.mp4")) == sum(map(len, parts[:stop]))
+    again = SegmentedVideo(tmp_path / "video.mp4", fps=8, blocks=2, mark=broken.mark)
+    for part in parts[broken.mark.blocks :]:
+        again.write(part)
+    again.close()
+    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_times_go_on(tmp_path: Path) -> None:
+    video = write(tmp_path / "video.mp4", blocks_of(moving(33)))
+    content = (tmp_path / "video.mp4").read_bytes()
+    kinds = [box.kind for box in boxes(content)]
+    assert kinds[:2] == ["ftyp", "moov"]
+    assert kinds[2:] == ["moof", "mdat"] * kinds.count("moof")
+    again = take_apart(content)
+    assert (again.frames, again.opening + again.body) == (33, content)
+    assert video.frames == 33
+
+
+@pytest.mark.parametrize("length", [0, 5, 40, 900])
+def test_what_is_cut_off_is_no_segment(tmp_path: Path, length: int) -> None:
+    writer = VideoWriter(tmp_path / "video.mp4", fps=8)
+    writer.write(moving(9))
+    writer.close()
+    with pytest.raises(ValueError, match=r"cut off|no fragments"):
+        take_apart((tmp_path / "video.mp4").read_bytes()[:length])
+
+
+def test_an_encoder_that_stops_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = SegmentedVideo(tmp_path / "video.mp4", fps=8, blocks=2)
+    video.write(moving(9))
+    monkeypatch.setattr(VideoWriter, "close", lambda writer: writer.path.write_bytes(b"\0\0\0\x18ftyp"))
+    with pytest.raises(LlragError, match=r"video\.mp4` could not be written: ffmpeg left a box is cut off"):
+        video.write(moving(12))

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from llrag_cli.errors import LlragError
+from llrag_cli.models.embedded.vae import TinyVAE, TinyVAEConfig
+from llrag_cli.models.vae import StreamingDecoder, TinyDecoder, WanDecoder
+from llrag_cli.runs.video import VideoSink, VideoWriter, ffmpeg, read_video
+
+
+def tiny_decoder() -> TinyDecoder:
+    torch.manual_seed(0)
+    return TinyDecoder(TinyVAE(TinyVAEConfig(latent_channels=4, fine=8, coarse=16)))
+
+
+def wan_decoder() -> WanDecoder:
+    torch.manual_seed(0)
+    return WanDecoder(AutoencoderKLWan(base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+
+
+@pytest.mark.parametrize("make", [tiny_decoder, wan_decoder])
+@pytest.mark.parametrize("sizes", [[1] * 9, [3, 3, 3], [2, 4, 3]])
+def test_a_stream_equals_the_whole(make: type, sizes: list[int]) -> None:
+    decoder: StreamingDecoder = make()
+    latents = torch.randn(1, 9, 4, 4, 4)
+    whole = decoder.decode(latents)
+    decoder.reset()
+    streamed = torch.cat([decoder.decode(part) for part in latents.split(sizes, dim=1)], dim=1)
+    assert whole.shape == (1, 4 * (9 - 1) + 1, 3, 32, 32)
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("upscale", [1, 4])
+def test_frames_survive_the_file(tmp_path: Path, upscale: int) -> None:
+    shades = torch.linspace(-0.9, 0.9, 20).view(20, 1, 1, 1).expand(20, 3, 32, 48)
+    writer = VideoWriter(tmp_path / "video.mp4", fps=8, upscale=upscale, crf=8)
+    writer.write(shades[:7])
+    writer.write(shades[7:])
+    writer.close()
+    frames = read_video(tmp_path / "video.mp4")
+    assert frames.shape == (20, 3, 32 * upscale, 48 * upscale)
+    torch.testing.assert_close(frames.mean(dim=(1, 2, 3)), shades.mean(dim=(1, 2, 3)) / 2 + 0.5, atol=0.02, rtol=0)
+
+
+def test_an_unfinished_file_plays(tmp_path: Path) -> None:
+    """The bytes on disk while the writer is still open are a video of what was written."""
+    writer = VideoWriter(tmp_path / "video.mp4", fps=8)
+    writer.write(torch.zeros(64, 3, 32, 32))
+    for _ in range(100):
+        if (tmp_path / "video.mp4").stat().st_size > 2500:
+            break
+        torch.ones(1_000_000).sum()
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes((tmp_path / "video.mp4").read_bytes())
+    writer.close()
+    assert 0 < len(read_video(copy)) <= 64
+    assert len(read_video(tmp_path / "video.mp4")) == 64
+
+
+class Failing:
+    """A decoder that fails at its second block."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def reset(self) -> None:
+        self.calls = 0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("no second block")
+        return torch.zeros(1, 9, 3, 32, 32)
+
+
+def test_an_error_on_the_thread_reaches_the_caller_and_the_file_stays(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "video.mp4", fps=8)
+    with pytest.raises(RuntimeError, match="no second block"), VideoSink(Failing(), writer) as sink:
+        for _ in range(20):
+            sink.put(torch.zeros(1, 3, 4, 4, 4))
+    assert len(read_video(tmp_path / "video.mp4")) == 9
+
+
+def test_an_interrupt_leaves_what_was_handed_over(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "video.mp4", fps=8)
+    with pytest.raises(KeyboardInterrupt), VideoSink(tiny_decoder(), writer) as sink:
+        sink.put(torch.zeros(1, 3, 4, 4, 4))
+        sink.put(torch.zeros(1, 3, 4, 4, 4))
+        raise KeyboardInterrupt
+    assert len(read_video(tmp_path / "video.mp4")) == 21
+
+
+def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "nowhere" / "video.mp4", fps=8)
+    with pytest.raises(LlragError, match="could not be written: its folder is not there"):
+        for _ in range(50):
+            writer.write(torch.zeros(9, 3, 32, 32))
+
+
+def test_a_missing_ffmpeg_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    with pytest.raises(LlragError, match="there is no ffmpeg program"):
+        ffmpeg()
+
+
+def test_no_video_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_bytes(b"not a video")
+    with pytest.raises(LlragError, match=r"x\.mp4` cannot be read as a video"):
+        read_video(tmp_path / "x.mp4")

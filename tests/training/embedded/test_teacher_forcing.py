@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+
+from conftest import SHAPE
+from llrag_cli.cache.kv import WanKVCache
+from llrag_cli.models.wan.transformer import WanBackbone
+from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, random_contexts
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, seed: int) -> None:
+    """The flow of all blocks in parallel equals that of a rollout over the same latents, under any policy."""
+    torch.manual_seed(seed)
+    blocks, timestep = 6, torch.tensor(700.0)
+    clean, noisy = torch.randn(2, 18, *SHAPE), torch.randn(2, 18, *SHAPE)
+    prompt = torch.randn(2, 5, 8)
+    keys = F.normalize(torch.randn(18, 4), dim=-1)
+    contexts = random_contexts(random.Random(seed), keys, block=3, window=8, sink=1, retrieved=3, guard=1)
+    times = torch.stack((torch.zeros(2, blocks), torch.full((2, blocks), 700.0)), dim=1)
+    with torch.no_grad():
+        forced = TeacherForced(transformer)
+        flows = forced(torch.stack((clean, noisy), dim=1), times, prompt, lay_out([contexts] * 2, block=3))[:, 1]
+    backbone = WanBackbone(transformer)
+    backbone.begin(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
+    for index, context in enumerate(contexts):
+        frames = slice(3 * index, 3 * index + 3)
+        doubled = type(context)(**{**vars(context), "recalled": context.recalled * 2})
+        backbone.attend(doubled, start=3 * index, block=3, height=SHAPE[1], width=SHAPE[2])
+        torch.testing.assert_close(backbone.flow(noisy[:, frames], timestep), flows[:, frames], atol=1e-4, rtol=1e-4)
+        backbone.remember(clean[:, frames])
