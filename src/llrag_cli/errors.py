@@ -1,4 +1,4 @@
-"""What a user can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Iterable
 
 
 class LlragError(Exception):
-    """A problem in one sentence, and a hint at what to do about it."""
+    """A problem in one sentence, and a hint at how to solve it (empty where there is none).
 
-    exit_code = 1
+    Hints of the library speak of files, packages and settings. A front end may word its own for a subclass.
+    """
 
-    def __init__(self, problem: str, *, hint: str) -> None:
+    def __init__(self, problem: str, *, hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
 
 
 class UsageError(LlragError):
-    """The command line, a preset or a prompt file asks for something that cannot be."""
+    """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
 
-    exit_code = 2
+
+class LlragWarning(UserWarning):
+    """A result may differ from what was meant."""
 
 
 def closest(name: str, names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.download import download_app
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.cli.options import (
     MANY,
     Archive,
@@ -28,7 +29,7 @@ from llrag_cli.cli.options import (
     Set,
 )
 from llrag_cli.cli.training import collect, evaluate_encoder, train_encoder
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import LlragError, UsageError
 
 app = typer.Typer(
     name="llrag",
@@ -269,8 +270,9 @@ def main() -> None:
     try:
         app()
     except LlragError as error:
-        typer.echo(f"error: {error.problem}\n\nhint: {error.hint}", err=True)
-        sys.exit(error.exit_code)
+        hint = hint_for(error)
+        typer.echo(f"error: {error.problem}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
