@@ -14,11 +14,12 @@ from diffusers import WanTransformer3DModel
 from hypothesis import settings
 from torch import Tensor
 
+from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cli.main import main
-from llrag_cli.config import MemoryConfig
 from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
-from llrag_cli.models.wan.transformer import WanBackbone
+from llrag_cli.memory.strategies import MemoryConfig
+from llrag_cli.models.wan.transformer import WanBackbone, WanSession
 from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -65,9 +66,21 @@ def transformer() -> WanTransformer3DModel:
 
 
 @pytest.fixture
-def backbone(transformer: WanTransformer3DModel) -> WanBackbone:
-    """The small transformer as an autoregressive backbone."""
-    return WanBackbone(transformer)
+def backbone(transformer: WanTransformer3DModel) -> WatchedBackbone:
+    """The small transformer as an autoregressive backbone; ``sessions`` lists those that were started."""
+    return WatchedBackbone(transformer)
+
+
+class WatchedBackbone(WanBackbone):
+    """Keeps the sessions that it started, so that tests can look into them."""
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__(transformer)
+        self.sessions: list[WanSession] = []
+
+    def start(self, prompt: Tensor, cache: WanKVCache) -> WanSession:
+        self.sessions.append(super().start(prompt, cache))
+        return self.sessions[-1]
 
 
 Write = Callable[..., list[Block]]
@@ -87,22 +100,25 @@ def write(backbone: WanBackbone) -> Write:
         samples: tuple[int, ...] | None = None,
         encode: KeyEncoder = average_pool,
         noise: Noise | None = None,
+        on_block: Callable[[Block], None] = lambda block: None,
     ) -> list[Block]:
         prompts = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(1))
         chosen = samples or tuple(range(batch))
-        return list(
-            rollout(
-                backbone,
-                prompts[list(chosen)],
-                frames=frames,
-                shape=SHAPE,
-                block=block,
-                schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
-                memory=memory,
-                history=History(encode),
-                noise=noise or AddressedNoise(seed, chosen),
-            )
-        )
+        blocks = []
+        for made in rollout(
+            backbone,
+            prompts[list(chosen)],
+            frames=frames,
+            shape=SHAPE,
+            block=block,
+            schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
+            memory=memory,
+            history=History(encode),
+            noise=noise or AddressedNoise(seed, chosen),
+        ):
+            on_block(made)
+            blocks.append(made)
+        return blocks
 
     return run
 

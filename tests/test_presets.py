@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llrag_cli.config import TIERS, RunConfig, video_frames, what_decides
+from llrag_cli.cache.tiers import TIERS
+from llrag_cli.config import RunConfig, comparable, video_frames
 from llrag_cli.errors import UsageError
-from llrag_cli.presets import METHODS, load_config, preset_names
+from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory
+from llrag_cli.presets import load_config, preset_names
 
 FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-framewise"]
 
@@ -15,13 +17,14 @@ FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-fra
 def test_there_are_six_configurations_the_embedded_one_and_frame_wise_ones() -> None:
     assert preset_names() == ["tiny", "causal-forcing", *FRAMEWISE, "longlive", "self-forcing"]
     for name in preset_names():
-        for method in METHODS:
-            assert load_config(name, method=method).memory.policy == method
+        assert load_config(name).memory.strategy == "nearest"
+        assert load_config(name, memory="none").memory.strategy == "none"
 
 
 @pytest.mark.parametrize("name", ["causal-forcing", "longlive", "self-forcing"])
 def test_the_released_values(name: str) -> None:
-    native, retrieval = (load_config(name, method=method) for method in METHODS)
+    native, retrieval = load_config(name, memory="none"), load_config(name)
+    assert isinstance(retrieval.memory, RetrievalMemory)
     assert native.memory.window == retrieval.memory.window == 12
     assert native.memory.sink == retrieval.memory.sink == 1
     assert (retrieval.memory.retrieved, retrieval.memory.guard) == (6, 5)
@@ -34,7 +37,7 @@ def test_the_released_values(name: str) -> None:
 
 
 def test_configurations_are_frozen() -> None:
-    config = load_config("tiny", method="native")
+    config = load_config("tiny")
     with pytest.raises(ValidationError):
         config.name = "other"  # type: ignore[misc]
 
@@ -42,70 +45,85 @@ def test_configurations_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("setting", "problem", "hint"),
     [
-        ("memory.retreived=4", "there is no setting `memory.retreived`", "did you mean `memory.retrieved`?"),
-        ("memory.retrieved", "`--set memory.retrieved` is not KEY=VALUE", "for example `--set memory.retrieved=4`"),
-        ("memory.retrieved=-1", "greater than or equal to 0, not `-1`", "prints every setting"),
-        ("memory.retrieved=9", "leaves 2 local frames, fewer than the 3 of a block", "prints every setting"),
-        ("memory.sink=4", "a sink of 4 is longer than a block of 3", "prints every setting"),
-        ("sampler.steps=[250, 1000]", "steps must fall from noise to clean", "prints every setting"),
-        ("sampler.shift=[", "`[` is no value for `sampler.shift`", "values are written as in YAML"),
-        ("video.crf=best", "`video.crf`: input should be a valid integer", "prints every setting"),
+        ("memory.retreived=4", "unknown setting `memory.retreived`", "did you mean `memory.retrieved`?"),
+        ("memory.retrieved", "`memory.retrieved` is not KEY=VALUE", "for example `memory.retrieved=4`"),
+        ("memory.retrieved=-1", "greater than or equal to 0, not `-1`", "documentation of the settings"),
+        ("memory.retrieved=9", "leaves 2 local frames, fewer than the 3 of a block", "documentation of the settings"),
+        ("memory.sink=4", "a sink of 4 is longer than a block of 3", "documentation of the settings"),
+        ("sampler.steps=[250, 1000]", "steps must fall from noise to clean", "documentation of the settings"),
+        ("sampler.shift=[", "`[` is not a valid value for `sampler.shift`", "values are written as in YAML"),
+        ("memory.relevance=0.3", "`nearest` has no `memory.relevance`", "did you mean `retrieved`?"),
+        ("memory.strategy=nearst", "unknown memory strategy `nearst`", "did you mean `nearest`?"),
+        ("video.crf=best", "`video.crf`: input should be a valid integer", "documentation of the settings"),
     ],
 )
 def test_a_bad_setting_is_named(setting: str, problem: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load_config("tiny", method="retrieval", settings=[setting])
+        load_config("tiny", settings=[setting])
     assert problem in caught.value.problem
     assert hint in caught.value.hint
 
 
 def test_a_setting_is_applied() -> None:
-    config = load_config("tiny", method="retrieval", settings=["memory.retrieved=2", "sampler.steps=[1000, 500]"])
+    config = load_config("tiny", settings=["memory.retrieved=2", "sampler.steps=[1000, 500]"])
     assert config.memory.retrieved == 2
     assert config.sampler.steps == (1000, 500)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        load_config("self-forcin", method="native")
+        load_config("self-forcin")
     assert caught.value.hint == "did you mean `self-forcing`?"
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("backbone:\n  family: tiny\n  frame_per_block: 3\nmethods:\n  native: {}\n", "line 3: unknown key"),
-        ("backbone:\n  family: tiny\nmethods:\n  native:\n    windows: 3\n", "line 5: unknown key"),
-        ("backbone:\n  family: huge\nmethods:\n  native: {}\n", "line 2: `backbone.family`"),
+        ("backbone:\n  family: tiny\n  frame_per_block: 3\n", "line 3: unknown key"),
+        ("backbone:\n  family: tiny\nmemory:\n  strategy: none\n  windows: 3\n", "line 5: `none` has no"),
+        ("backbone:\n  family: tiny\nmemory:\n  strategy: none\n  retrieved: 3\n", "line 5: `none` has no"),
+        ("backbone:\n  family: tiny\nmemory:\n  strategy: close\n", "line 3: `memory` names none of `none`, `nearest`"),
+        ("backbone:\n  family: tiny\nmemory:\n  window: 9\n", "line 3: `memory` names none of `none`, `nearest`"),
+        ("backbone:\n  family: huge\n", "line 2: `backbone.family`"),
         ("backbone: [\n", "is not valid YAML in line 2"),
-        ("- a\n- b\n", "holds no mapping"),
-        ("backbone:\n  family: tiny\n", "has no method `native`"),
-        ("methods:\n  native: {}\n", "`backbone`: field required"),
+        ("- a\n- b\n", "is not a mapping"),
+        ("video: {}\n", "`backbone`: field required"),
     ],
 )
 def test_a_bad_preset_file_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        load_config(file, method="native")
+        load_config(file)
     assert problem in caught.value.problem
 
 
 @pytest.mark.parametrize(("seconds", "latent", "frames"), [(10, 21, 81), (5, 12, 45), (0.1, 3, 9), (30, 63, 249)])
 def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, frames: int) -> None:
-    config: RunConfig = load_config("tiny", method="native")
+    config: RunConfig = load_config("tiny")
     assert config.latent_frames(seconds) == latent
     assert video_frames(latent) == frames
     assert frames / config.backbone.fps >= seconds
 
 
-def test_what_decides_a_video_is_not_which_exact_tier_the_archive_is_on() -> None:
+def test_a_video_does_not_depend_on_which_exact_tier_the_archive_is_on() -> None:
     dumped = {
-        tier: load_config("tiny", method="retrieval", settings=[f"memory.archive={tier}"]).model_dump(mode="json")
+        tier: load_config("tiny", settings=[f"memory.archive={tier}"]).model_dump(mode="json")
         for tier in ("auto", *TIERS)
     }
-    decisive = {tier: what_decides(config) for tier, config in dumped.items()}
+    decisive = {tier: comparable(config) for tier, config in dumped.items()}
     assert decisive["auto"] == decisive["device"] == decisive["host"] == decisive["disk"]
     assert decisive["host-int8"] == dumped["host-int8"] != decisive["auto"]
     assert decisive["recompute"] == dumped["recompute"] != decisive["auto"]
-    assert what_decides({}) == {"memory": {}}
+    assert comparable({}) == {"memory": {}}
+
+
+def test_another_strategy_keeps_the_parameters_that_it_has() -> None:
+    preset = load_config("tiny").memory
+    assert isinstance(preset, RetrievalMemory)
+    for name in STRATEGIES:
+        memory = load_config("tiny", memory=name).memory
+        assert (memory.strategy, memory.window, memory.sink) == (name, preset.window, preset.sink)
+        if isinstance(memory, RetrievalMemory):
+            assert (memory.retrieved, memory.guard, memory.keys) == (preset.retrieved, preset.guard, preset.keys)
+    assert load_config("tiny", settings=["memory.strategy=none"]) == load_config("tiny", memory="none")

@@ -7,80 +7,39 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
+from llrag_cli.cache.tiers import EXACT
+from llrag_cli.files.settings import Config
+from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWindow, parse_memory
+
 TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
-Recall = Literal["nearest", "successor", "prompt", "diverse", "gate", "uniform", "random", "deep-sink"]
-RECALLS: tuple[Recall, ...] = get_args(Recall)
-Tier = Literal["device", "host", "host-int8", "disk", "recompute"]
-TIERS: tuple[Tier, ...] = get_args(Tier)
 Place = Literal["device", "host", "disk"]
 PLACES: tuple[Place, ...] = get_args(Place)
-EXACT: tuple[Tier, ...] = ("device", "host", "disk")  # those that all write the same video
-
-
-class Config(BaseModel):
-    """Base of all configuration: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SamplerConfig(Config):
     """Few-step flow matching: predict the clean latents, noise them again less, repeat."""
 
     steps: tuple[int, ...] = Field(default=(1000, 750, 500, 250), description="denoising steps, falling, in 1..1000")
+    first_steps: tuple[int, ...] | None = Field(
+        default=None, description="denoising steps of the first generated block, if other than `steps`"
+    )
     shift: float = Field(default=5.0, gt=0, description="shift of the sigma table; above 1 lingers at high noise")
     warp: bool = Field(default=True, description="read `steps` through the shifted table")
     context_timestep: float = Field(default=0.0, ge=0, le=1000, description="timestep of the clean pass")
 
-    @field_validator("steps")
+    @field_validator("steps", "first_steps")
     @classmethod
-    def _falling(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+    def _falling(cls, steps: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if steps is None:
+            return None
         if not steps or any(not 1 <= step <= 1000 for step in steps):
-            raise ValueError("steps are whole numbers in 1..1000, at least one")
+            raise ValueError("steps are integers in 1..1000, at least one")
         if any(after >= before for before, after in pairwise(steps)):
             raise ValueError("steps must fall from noise to clean")
         return steps
-
-
-class MemoryConfig(Config):
-    """Which past latent frames one block attends to; every count is in latent frames."""
-
-    policy: Literal["native", "retrieval"] = Field(default="native", description="plain sliding window, or with recall")
-    window: int | None = Field(default=12, gt=0, description="frames attended, own block included; null: no end")
-    sink: int = Field(default=1, ge=0, description="first frames of the video, always attended")
-    retrieved: int = Field(default=0, ge=0, description="K: frames recalled from history for each block")
-    guard: int = Field(default=0, ge=0, description="R: newest evicted frames that cannot be recalled")
-    recall: Recall = Field(default="nearest", description="how the recalled frames are chosen")
-    relevance: float = Field(
-        default=0.5, ge=0, le=1, description="for recall `diverse`: 1 is `nearest`, 0 only variety"
-    )
-    gate: float = Field(default=0.9, ge=-1, le=1, description="for recall `gate`: least cosine to be recalled")
-    keys: Literal["average", "encoder"] = Field(default="average", description="what frames are compared by")
-    encoder: str | None = Field(
-        default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
-    )
-    archive: Literal["auto", Tier] = Field(
-        default="device",
-        description="where keys and values out of the window go: `device`, `host`, `disk` (all exact), `host-int8`, "
-        "`recompute` (nearly so); `auto` takes the first exact one that fits",
-    )
-
-    @property
-    def recalls(self) -> bool:
-        """Whether frames out of the window are seen again, so that an archive is needed."""
-        return self.policy == "retrieval" and self.retrieved > 0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.policy == "native" and self.retrieved:
-            raise ValueError("the native policy recalls nothing: `retrieved` must be 0")
-        if self.policy == "retrieval" and self.window is None:
-            raise ValueError("the retrieval policy needs a finite `window`")
-        if self.window is not None and self.sink >= self.window:
-            raise ValueError(f"a sink of {self.sink} frames leaves nothing of a window of {self.window}")
-        return self
 
 
 class BackboneConfig(Config):
@@ -109,24 +68,34 @@ class RunConfig(Config):
     """One configuration: a backbone with a sampler and a memory."""
 
     name: str = Field(description="preset it came from")
-    method: Literal["native", "retrieval"] = Field(description="memory it runs with")
     about: str = Field(default="", description="one line for lists")
     backbone: BackboneConfig
     sampler: SamplerConfig = SamplerConfig()
-    memory: MemoryConfig = MemoryConfig()
+    memory: SerializeAsAny[MemoryConfig] = Field(default=SlidingWindow(), description="one of the memory strategies")
     video: VideoConfig = VideoConfig()
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _of_a_strategy(cls, content: Any) -> MemoryConfig:
+        return parse_memory(content)
+
+    @property
+    def label(self) -> str:
+        """Preset and memory strategy, for titles."""
+        return f"{self.name} {self.memory.strategy}"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         memory, block = self.memory, self.backbone.frames_per_block
         if memory.window is not None:
-            local = memory.window - memory.sink - memory.retrieved
+            retrieved = memory.retrieved if isinstance(memory, RetrievalMemory) else 0
+            local = memory.window - memory.sink - retrieved
             if local < block:
                 raise ValueError(
-                    f"a window of {memory.window} less sink {memory.sink} and retrieved {memory.retrieved} leaves "
+                    f"a window of {memory.window} less sink {memory.sink} and retrieved {retrieved} leaves "
                     f"{local} local frames, fewer than the {block} of a block"
                 )
-        if memory.policy == "retrieval" and memory.sink > block:
+        if isinstance(memory, RetrievalMemory) and memory.sink > block:
             raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with retrieval")
         return self
 
@@ -160,15 +129,15 @@ class ModelShape(Config):
         if not isinstance(content, dict) or "_class_name" not in content:
             return content
         if content["_class_name"] != "WanTransformer3DModel":
-            raise ValueError(f"a `{content['_class_name']}` is not of Wan's kind")
+            raise ValueError(f"a `{content['_class_name']}` is not supported; expected a WanTransformer3DModel")
         enters, leaves = content.get("in_channels"), content.get("out_channels")
         if leaves is not None and enters != leaves:
             raise ValueError(f"{enters} channels go in and {leaves} come out, but it must write what it reads")
         return {name: value for name, value in content.items() if name in cls.model_fields}
 
 
-def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ``run.json`` less what does not change the video: which exact tier the archive is on."""
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped configuration less what does not change the video: which of the exact tiers the archive is on."""
     memory = dict(config.get("memory") or {})
     if memory.get("archive") in EXACT:
         memory["archive"] = "auto"

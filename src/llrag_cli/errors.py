@@ -22,6 +22,14 @@ class UsageError(LlragError):
     """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
 
 
+class ArchiveError(LlragError):
+    """Memory or disk for the archive cannot be reserved."""
+
+
+class NotFiniteError(LlragError):
+    """A block of latents has NaN or infinite values."""
+
+
 class LlragWarning(UserWarning):
     """A result may differ from what was meant."""
 

@@ -16,10 +16,12 @@ import torch
 
 from llrag_cli.cache.archive import slots_of
 from llrag_cli.cache.pages import Layout
-from llrag_cli.config import EXACT, PLACES, TIERS, ModelShape, Place, RunConfig, Tier
+from llrag_cli.cache.tiers import EXACT, TIERS, Tier
+from llrag_cli.config import PLACES, ModelShape, Place, RunConfig
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.formatting import human
 from llrag_cli.memory.encoder import EncoderConfig, embedding_size
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.checkpoints import diffusers_name, kept_exact, transformer_arguments, transformer_config
 from llrag_cli.models.wan.parts import WanBase
 from llrag_cli.models.weights import needed_files, peek
@@ -28,7 +30,7 @@ GIGA = 1e9
 SPARE = 0.9  # share of what is free that a tier chosen by plan may come to
 NOT_EXACT: dict[str, str] = {  # measured in docs/performance.md
     "host-int8": "the archive is kept in eight bits (`host-int8`), which changes the video slightly",
-    "recompute": "the archive is not kept (`recompute`): what is recalled is seen nearly, not exactly, as it was",
+    "recompute": "the archive is not kept (`recompute`): keys and values of retrieved frames are approximate",
 }
 
 
@@ -133,7 +135,8 @@ class Budget:
         ways, memory = [], self.config.memory
         if largest.name.startswith("archive"):
             ways.append("make a shorter video, or use `--no-rag`, which keeps no archive")
-            later = TIERS[TIERS.index(tier) + 1 :] if (tier := memory.archive) != "auto" else ()
+            tier = memory.archive if isinstance(memory, RetrievalMemory) else "auto"
+            later = TIERS[TIERS.index(tier) + 1 :] if tier != "auto" else ()
             cheaper = [each for each in later if each != "host" or self.device.type != "cpu"]
             if cheaper:
                 ways.append(f"keep the archive elsewhere with {' or '.join(f'`--archive {each}`' for each in cheaper)}")
@@ -181,16 +184,18 @@ def plan(
     }
 
     def with_tier(tier: Tier) -> Budget:
-        chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
+        chosen = config
+        if isinstance(config.memory, RetrievalMemory):
+            chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
         parts = [*common, *_caches(chosen, tier, sizes, dtype, seconds=seconds, batch=batch)]
         if on_host:
             parts = [dataclasses.replace(part, place="device") if part.place == "host" else part for part in parts]
         return Budget(chosen, tuple(part for part in parts if part.bytes), device, room, limit)
 
+    if not isinstance(config.memory, RetrievalMemory) or not config.memory.retrieves:
+        return with_tier("device")
     if config.memory.archive != "auto":
         return with_tier(config.memory.archive)
-    if not config.memory.recalls:
-        return with_tier("device")
     tried = (*EXACT, *(tier for tier in TIERS if tier not in EXACT and limit is not None))
     budgets = [with_tier(tier) for tier in tried]
     return next((budget for budget in budgets if budget.comfortable), budgets[-1])
@@ -275,15 +280,15 @@ def _caches(
     frame = 2 * tokens * sizes.dim * sizes.layers * sizes.item  # keys and values of one video
     attended = frames if memory.window is None else min(frames, memory.window)
     parts = [Part("K/V that a block attends to", attended * frame * batch, "device")]
-    if config.memory.recalls and tier == "device":
+    if memory.retrieves and tier == "device":
         return [*parts, Part("archive of K/V", frames * frame * batch, "device")]
     parts.append(Part("K/V window", attended * frame * batch, "device"))
-    if not config.memory.recalls:
+    if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return parts
     head = sizes.dim // sizes.heads
     layout = Layout.of((tokens, sizes.heads, head), dtype, eight_bit=tier == "host-int8")
     page = sizes.layers * layout.bytes * batch
-    parts.append(Part("recalled K/V", slots_of(tier, memory.retrieved) * page, "device"))
+    parts.append(Part("retrieved K/V", slots_of(tier, memory.retrieved) * page, "device"))
     if tier == "recompute":
         parts.append(Part("recomputing (estimate)", (memory.sink + 2 * block) * frame, "device"))
         latent = sizes.channels * config.backbone.height * config.backbone.width * sizes.item
@@ -293,7 +298,7 @@ def _caches(
 
 def _history(config: RunConfig, files: dict[str, Path], sizes: Sizes, *, seconds: float, batch: int) -> list[Part]:
     size = sizes.channels
-    if config.memory.keys == "encoder":
+    if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
         encoder = files.get("memory.encoder")
         size = embedding_size(encoder) if encoder is not None and encoder.exists() else EncoderConfig().latent_dim
     return [Part("keys of the history", 4 * size * config.latent_frames(seconds) * batch, "device")]

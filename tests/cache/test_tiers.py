@@ -7,34 +7,44 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SHAPE, Write, latents_of
+from conftest import SHAPE, WatchedBackbone, Write, latents_of
 from llrag_cli import Pipeline, load_config
 from llrag_cli.cache import archive
-from llrag_cli.cache.rotary import FrameRotary
-from llrag_cli.config import EXACT, RECALLS, TIERS, MemoryConfig, Recall, Tier
-from llrag_cli.engine.rollout import rollout
+from llrag_cli.cache.rotary import RotaryTables
+from llrag_cli.cache.tiers import EXACT, TIERS, Tier
+from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.errors import LlragError
 from llrag_cli.memory.history import History, average_pool
-from llrag_cli.models.wan.transformer import WanBackbone
-from llrag_cli.planning import plan
+from llrag_cli.memory.strategies import (
+    STRATEGIES,
+    MemoryConfig,
+    Nearest,
+    RetrievalMemory,
+    SlidingWindow,
+    fields_for,
+    parse_memory,
+)
+from llrag_cli.models.wan.transformer import WanSession
+from llrag_cli.planning import Budget, plan
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
-RECALLING = MemoryConfig(policy="retrieval", window=8, sink=1, retrieved=3, guard=1)
+RETRIEVING = Nearest(window=8, sink=1, retrieved=3, guard=1)
 
 
-def tiered(tier: Tier, memory: MemoryConfig = RECALLING) -> MemoryConfig:
+def tiered(tier: Tier, memory: MemoryConfig = RETRIEVING) -> MemoryConfig:
     return memory.model_copy(update={"archive": tier})
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
-@pytest.mark.parametrize("recall", RECALLS)
-def test_exact_tiers_write_the_same_video_bit_for_bit(write: Write, tier: Tier, recall: Recall) -> None:
-    memory = RECALLING.model_copy(update={"recall": recall, "gate": 0.5})
+@pytest.mark.parametrize("strategy", [name for name, kind in STRATEGIES.items() if issubclass(kind, RetrievalMemory)])
+def test_exact_tiers_write_the_same_video_bit_for_bit(write: Write, tier: Tier, strategy: str) -> None:
+    content = fields_for(RETRIEVING.model_dump(), strategy)
+    memory = parse_memory(content | ({"threshold": 0.5} if strategy == "gate" else {}))
     device = write(memory, batch=2, frames=36)
     other = write(tiered(tier, memory), batch=2, frames=36)
     assert torch.equal(latents_of(device), latents_of(other))
-    assert [block.recalled for block in device] == [block.recalled for block in other]
+    assert [block.retrieved for block in device] == [block.retrieved for block in other]
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
@@ -43,7 +53,7 @@ def test_exact_tiers_write_the_same_video_bit_for_bit(write: Write, tier: Tier, 
 def test_exact_tiers_agree_for_any_window(
     write: Write, tier: Tier, block: int, window: int, sink: int, retrieved: int
 ) -> None:
-    memory = MemoryConfig(policy="retrieval", window=window, sink=sink, retrieved=retrieved, guard=0)
+    memory = Nearest(window=window, sink=sink, retrieved=retrieved, guard=0)
     device, other = write(memory, frames=30, block=block), write(tiered(tier, memory), frames=30, block=block)
     assert torch.equal(latents_of(device), latents_of(other))
 
@@ -59,8 +69,8 @@ def test_every_tier_is_deterministic_and_does_not_depend_on_the_batch(write: Wri
 @pytest.mark.parametrize(("tier", "bar"), [("host-int8", 0.02), ("recompute", 0.6)])
 def test_the_other_tiers_are_near(write: Write, tier: Tier, bar: float) -> None:
     """With random weights every layer mixes strongly, so that this is far more than a trained model shows."""
-    device, other = write(RECALLING, frames=36), write(tiered(tier), frames=36)
-    before = next(block.index for block in device if block.recalled)
+    device, other = write(RETRIEVING, frames=36), write(tiered(tier), frames=36)
+    before = next(block.index for block in device if block.retrieved)
     exact, near = latents_of(device), latents_of(other)
     assert torch.equal(exact[:, : 3 * before], near[:, : 3 * before])
     distance = (exact - near).pow(2).mean().sqrt() / exact.std()
@@ -77,43 +87,75 @@ def test_what_is_recomputed_does_not_depend_on_what_is_in_the_slots(
     assert sum(block.moved for block in usual) <= sum(block.moved for block in tight)
 
 
-def test_the_first_layer_and_the_first_block_are_recomputed_exactly(backbone: WanBackbone, write: Write) -> None:
-    """A first layer's keys and values depend on the latents alone; the first block saw nothing but itself."""
-    blocks = write(MemoryConfig(policy="retrieval", window=8, sink=1, retrieved=3, guard=1), frames=18)
-    cache = backbone._cache
-    assert cache is not None
-    cache.window = 8  # with the archive on the device the pages know no window
-    for block in (blocks[0], blocks[4]):
-        made = backbone.recompute(0, block.start, block.latents)
-        frames = torch.arange(block.start, block.start + 3)
-        for index, (layer, ours) in enumerate(zip(cache.layers, made, strict=True)):
-            near = [torch.allclose(a[0], b, atol=1e-5) for a, b in zip(layer.pages.read(frames), ours, strict=True)]
-            assert all(near) == (block.index == 0 or index == 0)
+def test_the_first_layer_and_the_first_block_are_recomputed_exactly(backbone: WatchedBackbone, write: Write) -> None:
+    """A first layer's keys and values depend on the latents alone; the first block attended to nothing but itself."""
+    made: list[Block] = []
+
+    def compare(block: Block) -> None:
+        made.append(block)
+        if block.index < 5:
+            return
+        session = backbone.sessions[-1]
+        session.cache.window = 8  # with the archive on the device the pages have no window
+        for old in (made[0], made[4]):
+            recomputed = session.recompute(0, old.start, old.latents)
+            frames = torch.arange(old.start, old.start + 3)
+            for index, (layer, ours) in enumerate(zip(session.cache.layers, recomputed, strict=True)):
+                near = [torch.allclose(a[0], b, atol=1e-5) for a, b in zip(layer.pages.read(frames), ours, strict=True)]
+                assert all(near) == (old.index == 0 or index == 0)
+
+    write(RETRIEVING, frames=18, on_block=compare)
+    assert len(made) == 6
 
 
-def test_recomputing_leaves_no_trace(backbone: WanBackbone, write: Write) -> None:
-    blocks = write(tiered("recompute"), frames=18, batch=2)
-    times = backbone.rotary.times.clone()
-    text = [cross.keys for cross in backbone._cross_attention]
-    backbone.recompute(1, 3, blocks[1].latents[1:])
-    assert torch.equal(backbone.rotary.times, times)
-    assert [cross.keys for cross in backbone._cross_attention] == text
-    assert backbone._cache is not None
-    assert [own.cache for own in backbone._self_attention] == backbone._cache.layers
+def test_recomputing_leaves_no_trace(backbone: WatchedBackbone, write: Write) -> None:
+    def disturb(block: Block) -> None:
+        if block.index:
+            backbone.sessions[-1].recompute(1, block.start, block.latents[1:])
+
+    plain = latents_of(write(tiered("recompute"), frames=36, batch=2))
+    disturbed = latents_of(write(tiered("recompute"), frames=36, batch=2, on_block=disturb))
+    assert torch.equal(plain, disturbed)
+
+
+def test_a_page_is_recomputed_under_the_prompt_it_was_generated_with(backbone: WatchedBackbone) -> None:
+    """Recomputed keys and values of an early block are the same before and after the prompt changes."""
+    prompts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
+    blocks = rollout(
+        backbone,
+        prompts[0],
+        frames=18,
+        shape=SHAPE,
+        block=3,
+        schedule=FlowMatchSchedule(steps=[1000], shift=5.0),
+        memory=tiered("recompute"),
+        history=History(average_pool),
+        noise=AddressedNoise(0),
+        prompt_schedule={3: prompts[1]},
+    )
+    made = [next(blocks) for _ in range(3)]
+    before = backbone.sessions[-1].recompute(0, 3, made[1].latents)
+    made += [next(blocks) for _ in range(2)]
+    after = backbone.sessions[-1].recompute(0, 3, made[1].latents)
+    other = backbone.sessions[-1].recompute(0, 9, made[1].latents)  # as if it were of the later prompt
+    assert all(
+        torch.equal(one, two) for old, new in zip(before, after, strict=True) for one, two in zip(old, new, strict=True)
+    )
+    assert not torch.allclose(before[-1][1], other[-1][1], atol=1e-4)
 
 
 def test_only_pages_that_are_not_there_are_moved(write: Write) -> None:
-    fixed = RECALLING.model_copy(update={"recall": "deep-sink"})  # the same frames for ever
+    fixed = parse_memory(fields_for(RETRIEVING.model_dump(), "deep-sink"))  # the same frames for ever
     blocks = write(tiered("host", fixed), frames=60)
     assert sum(block.moved for block in blocks) == 3
     for block, before in zip(write(tiered("host"), frames=60)[1:], write(tiered("host"), frames=60), strict=False):
-        if block.recalled:
-            kept = set(before.recalled[0]) if before.recalled else set()
-            assert block.moved <= len(set(block.recalled[0]) - kept)
-    assert all(block.moved == 0 for block in write(RECALLING, frames=60))
+        if block.retrieved:
+            kept = set(before.retrieved[0]) if before.retrieved else set()
+            assert block.moved <= len(set(block.retrieved[0]) - kept)
+    assert all(block.moved == 0 for block in write(RETRIEVING, frames=60))
 
 
-def test_an_archive_on_disk_lies_in_the_folder_it_is_given(backbone: WanBackbone, tmp_path: Path) -> None:
+def test_an_archive_on_disk_lies_in_the_folder_it_is_given(backbone: WatchedBackbone, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     blocks = rollout(
         backbone,
@@ -131,43 +173,55 @@ def test_an_archive_on_disk_lies_in_the_folder_it_is_given(backbone: WanBackbone
         next(blocks)
 
 
-def held(pipeline: Pipeline, seconds: float) -> dict[str, int]:
-    """Bytes by the names of the plan, after a video was made."""
-    for _ in pipeline.blocks(["a red circle"], seconds=seconds):
-        pass
-    cache = pipeline.backbone._cache
-    assert cache is not None
-    archive = cache.archive
-    found = {"K/V that a block attends to": sum(layer.bytes for layer in cache.layers)}
-    if archive is None:
-        return found | {"archive of K/V": cache.bytes}
-    kept = "archive of latents" if pipeline.config.memory.archive == "recompute" else "archive of K/V"
-    return found | {"K/V window": cache.bytes, "recalled K/V": archive.device_bytes, kept: archive.pool_bytes}
+def held(pipeline: Pipeline, seconds: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Bytes by the names of the plan, at the end of a video."""
+    started: list[WanSession] = []
+    start = pipeline.backbone.start
+    monkeypatch.setattr(pipeline.backbone, "start", lambda *given: started.append(start(*given)) or started[-1])
+    session = pipeline.start("a red circle", seconds=seconds)
+    for _ in range(session.block_count):
+        next(session)
+    cache, memory = started[-1].cache, pipeline.config.memory
+    sizes = {"K/V that a block attends to": sum(layer.bytes for layer in cache.layers)}
+    if cache.archive is None:
+        return sizes | {"archive of K/V": cache.bytes}
+    assert isinstance(memory, RetrievalMemory)
+    kept = "archive of latents" if memory.archive == "recompute" else "archive of K/V"
+    archive = {"retrieved K/V": cache.archive.device_bytes, kept: cache.archive.pool_bytes}
+    return sizes | {"K/V window": cache.bytes} | archive
 
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_planned_bytes_are_held_bytes(tier: Tier, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_planned_bytes_are_held_bytes(
+    tier: Tier, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = (f"memory.archive={tier}", "sampler.steps=[1000]")
-    config = load_config("tiny", method="retrieval", settings=settings)
+    config = load_config("tiny", settings=settings)
     budget = plan(config, tmp_path, device=torch.device("cpu"), dtype=dtype, seconds=14)
     planned = {part.name: part.bytes for part in budget.parts}
     pipeline = Pipeline.load(config, device="cpu", dtype=str(dtype).removeprefix("torch."))
-    for name, size in held(pipeline, 14).items():
+    for name, size in held(pipeline, 14, monkeypatch).items():
         assert planned[name] == size, name
     history = History(pipeline.encode_key, frames=config.latent_frames(14))
     history.append(torch.zeros(1, 3, 8, 8, 8))
     assert planned["keys of the history"] == history.bytes
 
 
+def archive_of(budget: Budget) -> str:
+    memory = budget.config.memory
+    assert isinstance(memory, RetrievalMemory)
+    return memory.archive
+
+
 @pytest.mark.parametrize("free", [10**12, 10**9, 150 * 10**6])
 def test_auto_takes_the_first_exact_tier_that_fits(free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("llrag_cli.planning.free_memory", lambda device: free)
-    config = load_config("tiny", method="retrieval")
+    config = load_config("tiny")
     expected = {10**12: "device", 10**9: "device", 150 * 10**6: "disk"}[free]
     cpu, kind = torch.device("cpu"), torch.float32
     budget = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200)
-    assert budget.config.memory.archive == expected in EXACT
+    assert archive_of(budget) == expected in EXACT
     monkeypatch.setattr("llrag_cli.planning.free_disk", lambda folder: 10**6)
     unfit = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200)
     if expected == "disk":
@@ -181,17 +235,17 @@ def test_a_memory_budget_picks_the_best_tier_that_fits(
     limit: int, tier: Tier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("llrag_cli.planning.free_disk", lambda folder: 10**7)  # no room for keys and values
-    config = load_config("tiny", method="retrieval")
+    config = load_config("tiny")
     cpu, kind = torch.device("cpu"), torch.float32
     budget = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=limit)
-    assert budget.config.memory.archive == tier
+    assert archive_of(budget) == tier
     budget.require()
     with pytest.raises(LlragError, match=r"on cpu, where `--memory-budget` allows 5 MB; the most goes to weights"):
         plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=5 * 10**6).require()
 
 
 def test_the_native_window_runs_beyond_1024_frames(write: Write) -> None:
-    memory = MemoryConfig(policy="native", window=4, sink=1)
+    memory = SlidingWindow(window=4, sink=1)
     latents = latents_of(write(memory, frames=1032, block=3))
     late, early = latents[:, 1024:], latents[:, 100:108]
     assert late.shape == early.shape and late.isfinite().all()
@@ -201,7 +255,7 @@ def test_the_native_window_runs_beyond_1024_frames(write: Write) -> None:
 @pytest.mark.parametrize("late", [1023, 1024, 100_000, 10_000_000])
 def test_only_distance_in_time_counts_however_late(late: int) -> None:
     """Scores of a query and a key n frames apart are those at the start of the video."""
-    rotary = FrameRotary(16, (1, 2, 2))
+    rotary = RotaryTables(16)
     times = torch.tensor([0.0, 5.0, 11.0], dtype=torch.float64)
     near, far = (
         torch.view_as_complex(rotary.table(times + shift, height=1, width=2)).squeeze(1) for shift in (0, late)

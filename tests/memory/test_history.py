@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from llrag_cli.memory.candidates import cosine_similarities, top
 from llrag_cli.memory.history import GrowingTensor, History, average_pool
-from llrag_cli.memory.retrieval import nearest
 
 
 def test_growth_keeps_what_was_there_and_moves_rarely() -> None:
@@ -41,6 +41,6 @@ def test_a_repeated_frame_is_recalled() -> None:
     latents[:, 29] = 2.5 * latents[:, 8]  # brighter, the same direction
     history.append(latents)
     keys = history.keys
-    frames, similarities = nearest(keys[:, -1], keys, count=3, candidates=range(1, 18))
+    frames, similarities = top(cosine_similarities(keys[:, -1], keys[:, :18]), 3)
     assert frames[0, 0] == 8
     torch.testing.assert_close(similarities[0, 0], torch.tensor(1.0))

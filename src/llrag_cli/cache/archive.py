@@ -1,8 +1,8 @@
-"""The archive: keys and values of frames that left the window, on a cheaper place than the compute device.
+"""The archive: keys and values of frames that left the window, kept off the compute device.
 
-A page is all a frame of one video left in all layers, in one piece, so that recalling a frame is one copy. Recalled
-pages come to a few slots on the device; one that lies there already is not moved again. The tier `device` is no
-archive: there every frame stays on the pages of the window (``WanKVCache``).
+A page holds the keys and values of one frame of one video in all layers, contiguously, so that retrieving a frame is
+one copy. Retrieved pages are copied to a few slots on the device; one that is there already is not copied again. The
+tier `device` needs no archive: every frame stays on the pages of the window (``WanKVCache``).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from llrag_cli.cache.pages import DiskPool, HostPool, LayerKV, Layout, Pool
-from llrag_cli.config import Tier
+from llrag_cli.cache.tiers import Tier
 
 Recompute = Callable[[int, int, Tensor], Sequence[LayerKV]]  # (row, first frame, a block's latents) to [T, ...]
 
 
 class Slots:
-    """Which frames of each video lie in which of ``count`` slots; the least recently recalled makes room."""
+    """Which frames of each video are in which of ``count`` slots; the least recently retrieved is replaced."""
 
     def __init__(self, rows: int, count: int) -> None:
         self.count = count
         self._held: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(rows)]  # frame to slot, oldest first
 
-    def claim(self, recalled: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-        """(row, frame, slot) of frames [B][<= count] that are not there yet; from now on they are."""
+    def claim(self, retrieved: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+        """Assign slots to frames [B][<= count]; returns (row, frame, slot) of those that were in none."""
         missing = []
-        for row, (frames, held) in enumerate(zip(recalled, self._held, strict=True)):
+        for row, (frames, held) in enumerate(zip(retrieved, self._held, strict=True)):
             for frame in frames:
                 if frame in held:
                     held.move_to_end(frame)
@@ -41,27 +41,30 @@ class Slots:
                     missing.append((row, frame, held[frame]))
         return missing
 
-    def places(self, recalled: Sequence[Sequence[int]]) -> Tensor:
-        """Slots [B, K] of frames that are there."""
-        return torch.tensor([[held[frame] for frame in row] for row, held in zip(recalled, self._held, strict=True)])
+    def of(self, retrieved: Sequence[Sequence[int]]) -> Tensor:
+        """Slots [B, K] of frames that are in one."""
+        return torch.tensor([[held[frame] for frame in row] for row, held in zip(retrieved, self._held, strict=True)])
 
 
 class Archive(ABC):
-    """Frames that can be recalled, by tier; a subclass says what is kept of a frame and how its page comes back.
+    """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
-    ``slots`` pages of each video lie on the device. Room for ``frames`` is made at the first write.
+    ``slots`` pages of each video are on the device. ``recomputes`` tells whether pages are computed again instead of
+    being stored. Storage for ``frames`` is allocated at the first write.
     """
+
+    recomputes = False
 
     def __init__(self, *, slots: int, frames: int, eight_bit: bool = False) -> None:
         self.frames = frames
-        self.moved = 0  # pages that were brought to the device so far
+        self.moved = 0  # pages copied to the device so far
         self._slot_count = slots
         self._eight_bit = eight_bit
         self._slots: Slots | None = None
         self._pages: Tensor | None = None  # [B, slots, layers, bytes], uint8, on the device
 
     def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV]) -> None:
-        """Take in a block: latents [B, T, C, H, W] of frames from ``start`` on, and what they left in each layer."""
+        """Add a block: latents [B, T, C, H, W] of frames from ``start`` on, and their keys and values by layer."""
         if self._pages is None:
             keys = fresh[0][0]
             self._dtype = keys.dtype
@@ -70,35 +73,39 @@ class Archive(ABC):
             self._pages = torch.empty(shape, dtype=torch.uint8, device=keys.device)
             self._slots = Slots(len(keys), self._slot_count)
 
-    def expect(self, recalled: Sequence[Sequence[int]]) -> None:  # noqa: B027 - most have nothing to do
-        """Frames [B][K] will be fetched soon: bring them already, where that can be done beside other work."""
+    def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:  # noqa: B027 - a tier may have nothing to do
+        """Start to copy frames [B][K] that will be fetched soon, where that can overlap with other work."""
 
     @abstractmethod
-    def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
-        """Have the pages of frames [B][K] on the device."""
+    def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
+        """Make sure that the pages of frames [B][K] are on the device."""
 
-    def read(self, layer: int, recalled: Sequence[Sequence[int]]) -> LayerKV:
-        """Keys and values [B, K, tokens, heads, D] of one layer, of frames that were fetched."""
+    def read(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
+        """Keys and values [B, K, tokens, heads, D] of one layer, of fetched frames."""
         assert self._pages is not None and self._slots is not None
-        places = self._slots.places(recalled).to(self._pages.device)
-        rows = torch.arange(len(places), device=places.device)[:, None]
-        return self._layout.unpack(self._pages[:, :, layer][rows, places], self._dtype)
+        slots = self._slots.of(retrieved).to(self._pages.device)
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        return self._layout.unpack(self._pages[:, :, layer][rows, slots], self._dtype)
+
+    def close(self) -> None:
+        """Free what is held."""
+        self._pages = self._slots = None
 
     @property
     def device_bytes(self) -> int:
-        """Held in slots."""
+        """Memory of the slots."""
         return 0 if self._pages is None else self._pages.numel()
 
     @property
     @abstractmethod
     def pool_bytes(self) -> int:
-        """Held where frames rest."""
+        """Size of the storage off the device."""
 
 
 class StoredArchive(Archive):
-    """Keys and values themselves, in a pool that ``make_pool(pages, bytes of a page, device)`` makes.
+    """Keys and values themselves, in a pool made by ``make_pool(pages, bytes of a page, device)``.
 
-    On a GPU pages travel on a stream of their own, beside the clean pass.
+    On a GPU pages are copied on a separate stream, beside the clean pass.
     """
 
     def __init__(
@@ -136,33 +143,40 @@ class StoredArchive(Archive):
                             self._pool.put(page, layer * self._layout.bytes + end, part[row, frame])
                     if self._stream is not None:
                         part.record_stream(self._stream)
-        self._pool.rest()
+        self._pool.flush()
 
-    def expect(self, recalled: Sequence[Sequence[int]]) -> None:
-        """As ``Archive.expect``."""
+    def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:
+        """As ``Archive.prefetch``."""
         if self._pool is None or self._pages is None or self._slots is None:
             return
         if self._stream is not None and self._used is not None:
             self._stream.wait_event(self._used)
         with torch.cuda.stream(self._stream):
-            for row, frame, slot in self._slots.claim(recalled):
+            for row, frame, slot in self._slots.claim(retrieved):
                 page = self._pool.get(frame * len(self._pages) + row)
                 self._pages[row, slot].view(-1).copy_(page, non_blocking=True)
                 self.moved += 1
-        self._pool.rest()
+        self._pool.flush()
 
-    def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
+    def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
-        self.expect(recalled)
+        self.prefetch(retrieved)
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
-    def read(self, layer: int, recalled: Sequence[Sequence[int]]) -> LayerKV:
+    def read(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
         """As ``Archive.read``."""
-        found = super().read(layer, recalled)
+        found = super().read(layer, retrieved)
         if self._stream is not None:
             self._used = torch.cuda.current_stream(self._stream.device).record_event()
         return found
+
+    def close(self) -> None:
+        """As ``Archive.close``."""
+        super().close()
+        if self._stream is not None:
+            self._stream.synchronize()  # copies from and to the pool may be in flight
+        self._pool = None
 
     @property
     def pool_bytes(self) -> int:
@@ -171,11 +185,13 @@ class StoredArchive(Archive):
 
 
 class RecomputedArchive(Archive):
-    """Latents only, on disk: keys and values of a recalled frame come from one more clean pass over its block.
+    """Latents only, on disk: keys and values of a retrieved frame are computed by another clean pass over its block.
 
-    The pass sees the sink and the block, not what the block saw when it was made, so the numerics are not those of
-    the other tiers. A page depends on the video alone, not on what lies in the slots.
+    The pass attends to the sink and the block, not to what the block attended to when it was generated, so the result
+    is approximate. A page depends on the video alone, not on the content of the slots.
     """
+
+    recomputes = True
 
     def __init__(self, *, slots: int, frames: int, folder: Path | None = None) -> None:
         super().__init__(slots=slots, frames=frames)
@@ -193,29 +209,34 @@ class RecomputedArchive(Archive):
             for row in range(len(latents)):
                 self._pool.put((start + frame) * len(latents) + row, 0, latents[row, frame])
 
-    def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
+    def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
         assert self._pool is not None and self._pages is not None and self._slots is not None
-        missing = self._slots.claim(recalled)
+        missing = self._slots.claim(retrieved)
         blocks: dict[tuple[int, int], list[tuple[int, int]]] = {}  # frames of one block share its pass
         for row, frame, slot in missing:
-            place = frame % self._shape[0]
-            blocks.setdefault((row, frame - place), []).append((place, slot))
+            offset = frame % self._shape[0]
+            blocks.setdefault((row, frame - offset), []).append((offset, slot))
         for (row, start), wanted in blocks.items():
-            made = recompute(row, start, self._block(row, start))
-            for layer, fresh in enumerate(made):
-                for place, slot in wanted:
+            recomputed = recompute(row, start, self._block(row, start))
+            for layer, fresh in enumerate(recomputed):
+                for offset, slot in wanted:
                     for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
-                        page.copy_(part[place])
-        self._pool.rest()
+                        page.copy_(part[offset])
+        self._pool.flush()
         self.moved += len(missing)
 
     def _block(self, row: int, start: int) -> Tensor:
         """Latents [1, T, C, H, W] of the block at a frame."""
         assert self._pool is not None and self._pages is not None
-        numbers = [(start + place) * len(self._pages) + row for place in range(self._shape[0])]
-        frames = torch.stack([self._pool.get(number) for number in numbers])
+        pages = [(start + offset) * len(self._pages) + row for offset in range(self._shape[0])]
+        frames = torch.stack([self._pool.get(page) for page in pages])
         return frames.view(self._latent_dtype).view(1, *self._shape).to(self._pages.device)
+
+    def close(self) -> None:
+        """As ``Archive.close``."""
+        super().close()
+        self._pool = None
 
     @property
     def pool_bytes(self) -> int:
@@ -224,12 +245,12 @@ class RecomputedArchive(Archive):
 
 
 def slots_of(tier: Tier, retrieved: int) -> int:
-    """Pages of each video on the device: those a block recalls; twice as many where a page costs a pass."""
+    """Pages of each video on the device: as many as a block retrieves, or twice that if each costs a pass."""
     return 2 * retrieved if tier == "recompute" else retrieved
 
 
 def new_archive(tier: Tier, *, retrieved: int, frames: int, folder: Path | None = None) -> Archive | None:
-    """The archive of a tier for ``frames`` in all; None for `device`. Its file goes to ``folder``, if it has one."""
+    """The archive of a tier for a video of ``frames``; None for `device`. A file, if it needs one, is in ``folder``."""
     slots = slots_of(tier, retrieved)
     if tier == "device":
         return None

@@ -1,7 +1,7 @@
 """Keys and values of past latent frames, paged by frame, and the buffer a block attends to.
 
-Keys are kept before rotation and rotated when read, once per block. Nothing is ever shifted: a page
-belongs to a frame, a context names frames, and softmax does not mind the order they are gathered in.
+Keys are stored before rotation and rotated when read, once per block. Nothing is ever shifted: a page belongs to a
+frame, a context is a list of frames, and attention does not depend on their order.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ class FramePages:
     """Keys and values [B, pages, tokens, heads, D] of the frames of one layer, on the compute device.
 
     With ``ring`` pages, frame f >= sink lives on page sink + (f - sink) mod (ring - sink), so old frames
-    are overwritten. Without, page f is frame f. Room for all ``frames`` of the video, or for the ring, is made at
-    the first write.
+    are overwritten. Without, page f is frame f. Memory for all ``frames`` of the video, or for the ring, is
+    allocated at the first write.
     """
 
     def __init__(self, *, sink: int, ring: int | None, frames: int) -> None:
         self.sink = sink
         self.ring = ring
-        self.room = frames if ring is None else min(ring, frames)
+        self.count = frames if ring is None else min(ring, frames)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def page(self, frames: Tensor) -> Tensor:
-        """Where frames live."""
+        """The pages of frames."""
         if self.ring is None:
             return frames
         turned = self.sink + (frames - self.sink) % (self.ring - self.sink)
         return torch.where(frames < self.sink, frames, turned)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Copy the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1 in."""
+        """Store the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1."""
         if self._keys is None or self._values is None:
-            shape = (len(keys), self.room, *keys.shape[2:])
+            shape = (len(keys), self.count, *keys.shape[2:])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
         pages = self.page(torch.arange(start, start + keys.shape[1])).to(keys.device)
         self._keys.index_copy_(1, pages, keys)
         self._values.index_copy_(1, pages, values)
 
     def read(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N, tokens, heads, D] of frames, [N] for all videos or [B, N] one row each."""
+        """Keys and values [B, N, tokens, heads, D] of frames [N], the same for all videos, or [B, N]."""
         assert self._keys is not None and self._values is not None
         pages = self.page(frames).to(self._keys.device)
         if frames.ndim == 1:
@@ -75,20 +75,20 @@ class WanKVLayerCache:
         self.fresh: tuple[Tensor, Tensor] | None = None  # the last pass's own keys (not rotated) and values
 
     def gather(self, parts: list[tuple[Tensor, Tensor]], tables: list[Tensor], *, block: int, hidden: slice) -> None:
-        """Rotate and lay out the context, parts [B, N, tokens, heads, D].
+        """Rotate the context, parts [B, N, tokens, heads, D], into the buffer.
 
         ``block`` counts the block's tokens; ``hidden`` are those of them that it does not attend to itself.
         """
         total = block + sum(keys.shape[1] * keys.shape[2] for keys, _ in parts)
         if parts:
             self._reserve(total, parts[0][0])
-        place = block
+        begin = block
         for (keys, values), table in zip(parts, tables, strict=True):
             assert self._buffer is not None
-            end = place + keys.shape[1] * keys.shape[2]
-            self._buffer[0][:, place:end] = rotate(keys.flatten(1, 2), table)
-            self._buffer[1][:, place:end] = values.flatten(1, 2)
-            place = end
+            end = begin + keys.shape[1] * keys.shape[2]
+            self._buffer[0][:, begin:end] = rotate(keys.flatten(1, 2), table)
+            self._buffer[1][:, begin:end] = values.flatten(1, 2)
+            begin = end
         self._block = block
         around = (
             (slice(0, hidden.start), slice(hidden.stop, total)) if hidden.stop > hidden.start else (slice(0, total),)
@@ -96,17 +96,17 @@ class WanKVLayerCache:
         self._visible = [part for part in around if part.stop > part.start]
 
     def store(self, keys: Tensor, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the block's keys (not yet rotated) and values [B, L, heads, D] in its slots; returns all it sees."""
+        """Write the block's keys (not yet rotated) and values [B, L, heads, D]; returns all that it attends to."""
         self.fresh = keys, values
         self._reserve(max(self._block, self._visible[-1].stop), keys)
         assert self._buffer is not None
         self._buffer[0][:, : self._block] = rotate(keys, table)
         self._buffer[1][:, : self._block] = values
-        seen = [[part[:, place] for place in self._visible] for part in self._buffer]  # views
+        seen = [[part[:, visible] for visible in self._visible] for part in self._buffer]  # views
         return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (torch.cat(seen[0], 1), torch.cat(seen[1], 1))
 
     def commit(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Keep the last pass's keys and values as those of frames from ``start`` on, and return them."""
+        """Store the last pass's keys and values as those of frames from ``start`` on, and return them."""
         assert self.fresh is not None
         keys, values = (part.unflatten(1, (-1, tokens)) for part in self.fresh)
         self.pages.write(start, keys, values)
@@ -143,26 +143,32 @@ class WanKVCache:
         self.layers = [WanKVLayerCache(FramePages(sink=sink, ring=self.window, frames=frames)) for _ in range(layers)]
         self.archive = archive
 
-    def fetch(self, recalled: Sequence[Sequence[int]], recompute: Recompute) -> None:
-        """Have the pages of recalled frames [B][K] on the device."""
+    def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
+        """Make sure that the pages of retrieved frames [B][K] are on the device."""
         if self.archive is not None:
-            self.archive.fetch(recalled, recompute)
+            self.archive.fetch(retrieved, recompute)
 
-    def recalled(self, layer: int, recalled: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, tokens, heads, D] of frames [B][K] that were fetched."""
+    def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K]."""
         if self.archive is not None:
-            return self.archive.read(layer, recalled)
-        return self.layers[layer].pages.read(torch.tensor(recalled))
+            return self.archive.read(layer, retrieved)
+        return self.layers[layer].pages.read(torch.tensor(retrieved))
 
     def commit(self, start: int, latents: Tensor, tokens: int) -> None:
-        """Keep what the last pass left of the frames of latents [B, T, C, H, W] from ``start`` on."""
+        """Store the last pass's keys and values, those of the frames of latents [B, T, C, H, W] from ``start`` on."""
         fresh = [layer.commit(start, tokens) for layer in self.layers]
         if self.archive is not None:
             self.archive.write(start, latents, fresh)
 
+    def close(self) -> None:
+        """Free what is held: window, buffers and archive."""
+        self.layers = []
+        if self.archive is not None:
+            self.archive.close()
+
     @property
     def moved(self) -> int:
-        """Pages that were brought to the device so far; none where all of them are there."""
+        """Pages copied to the device so far; 0 where all of them are there."""
         return 0 if self.archive is None else self.archive.moved
 
     @property

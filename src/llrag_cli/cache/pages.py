@@ -1,4 +1,4 @@
-"""Pages of the archive, what one looks like, and the places where they rest: host memory and disk."""
+"""Pages of the archive, their layout, and their storage in host memory and on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import ArchiveError, LlragError
 from llrag_cli.formatting import human
 
 ALIGNMENT = 64  # bytes; every part of a page begins at a multiple
@@ -22,7 +22,7 @@ LayerKV = tuple[Tensor, Tensor]  # keys, not rotated, and values [..., tokens, h
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a layer's page, one after the other: shape, type and first byte of each."""
+    """The consecutive parts of a layer's page: shape, type and first byte of each."""
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
@@ -30,7 +30,7 @@ class Layout:
 
     @classmethod
     def of(cls, full: tuple[int, ...], dtype: torch.dtype, *, eight_bit: bool = False) -> Layout:
-        """Keys and values of shape [tokens, heads, D] as they are, or in eight bits with scales before them."""
+        """Keys and values of shape [tokens, heads, D] in their own type, or in eight bits after their scales."""
         tokens, heads, dim = full
         if not eight_bit:
             return cls((full, full), (dtype, dtype), eight_bit)
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def ends(self) -> list[int]:
-        """The byte after each part, and its padding."""
+        """The byte after each part and its padding."""
         ends, end = [], 0
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             size = torch.Size(shape).numel() * dtype.itemsize
@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Of one layer's page."""
+        """Size of one layer's page."""
         return self.ends[-1]
 
     def parts(self, pages: Tensor) -> list[Tensor]:
@@ -84,7 +84,7 @@ class Layout:
 
 
 def _scale(x: Tensor, *, dim: int) -> Tensor:
-    """What one step of 127 is worth: float32, never 0."""
+    """The size of one of 127 steps: float32, never 0."""
     return x.float().abs().amax(dim=dim, keepdim=True).clamp_min(1e-12) / 127
 
 
@@ -93,7 +93,7 @@ def _eight_bit(x: Tensor, scale: Tensor) -> Tensor:
 
 
 class Pool(Protocol):
-    """Room for the pages of all frames, made at once: page n is ``row`` n of [pages, bytes], uint8."""
+    """Storage for the pages of all frames, allocated at once: page n is row n of [pages, bytes], uint8."""
 
     bytes: int
 
@@ -102,16 +102,16 @@ class Pool(Protocol):
         ...
 
     def get(self, page: int) -> Tensor:
-        """A page [bytes], to be copied at once."""
+        """A page [bytes], to be copied before the next ``flush``."""
         ...
 
-    def rest(self) -> None:
-        """A block's pages were copied: hold no more memory than need be."""
+    def flush(self) -> None:
+        """Called once the pages of a block are copied: release memory that is not needed."""
         ...
 
 
 class HostPool:
-    """Pages in one piece of host memory, page-locked where a GPU copies from it."""
+    """Pages in one allocation of host memory, page-locked where a GPU copies from it."""
 
     def __init__(self, pages: int, size: int, *, device: torch.device) -> None:
         self.bytes = pages * size
@@ -119,23 +119,23 @@ class HostPool:
         if device.type == "cuda":  # torch's own pinned memory would be rounded up to a power of two
             runtime = torch.cuda.cudart()
             if (status := int(runtime.cudaHostRegister(self._pages.data_ptr(), self.bytes, 0))) != 0:
-                raise LlragError(
-                    f"CUDA could not page-lock {human(self.bytes)} of host memory for the archive (error {status})",
-                    hint="keep the archive on disk with `--archive disk`",
+                raise ArchiveError(
+                    f"CUDA cannot page-lock {human(self.bytes)} of host memory for the archive (error {status})",
+                    hint="set `memory.archive` to `disk`",
                 )
             weakref.finalize(self, _unregister, self._pages)
 
     def put(self, page: int, offset: int, part: Tensor) -> None:
         """As ``Pool.put``; from a GPU the copy is queued on the current stream."""
-        place = self._pages[page, offset : offset + part.numel() * part.element_size()]
-        place.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+        target = self._pages[page, offset : offset + part.numel() * part.element_size()]
+        target.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
 
     def get(self, page: int) -> Tensor:
         """As ``Pool.get``."""
         return self._pages[page]
 
-    def rest(self) -> None:
-        """All of it stays."""
+    def flush(self) -> None:
+        """As ``Pool.flush``; everything stays."""
 
 
 def _unregister(pages: Tensor) -> None:
@@ -143,27 +143,27 @@ def _unregister(pages: Tensor) -> None:
 
 
 class DiskPool:
-    """Pages in a file without a name, in ``folder`` or that for temporary files: it is gone when the process is.
+    """Pages in an unnamed file in ``folder``, or in the folder for temporary files; it ends with the process.
 
-    All of its space is taken when it is made, so that a disk too small is an error then and not hours later. It is
-    written through the file, where a full disk is an error, and read through a map, which does not stay resident.
+    All of its space is reserved at first, so that a disk that is too small is an error at once and not hours later. It
+    is written through the file, where a full disk is an error, and read through a memory map, which does not stay
+    resident.
     """
 
     def __init__(self, pages: int, size: int, *, folder: Path | None = None) -> None:
         self.bytes = pages * size
         self._size = size
-        where = folder or Path(tempfile.gettempdir())
+        self._folder = folder or Path(tempfile.gettempdir())
         try:
-            self._file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115 - open as long as the pool
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - as long as the pool
             reserve(self._file.fileno(), self.bytes)
         except OSError as error:
-            raise self._full(where, error) from error
-        self._where = where
+            raise self._full(error) from error
         self._map = mmap.mmap(self._file.fileno(), self.bytes)
         self._pages = torch.frombuffer(self._map, dtype=torch.uint8).view(pages, size)
 
     def put(self, page: int, offset: int, part: Tensor) -> None:
-        """As ``Pool.put``; returns when the system has taken the bytes."""
+        """As ``Pool.put``; returns when the bytes are handed to the system."""
         content = memoryview(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         try:
             self._file.seek(page * self._size + offset)
@@ -171,28 +171,27 @@ class DiskPool:
                 written = self._file.write(content)
                 content = content[written or 0 :]
         except OSError as error:
-            raise self._full(self._where, error) from error
+            raise self._full(error) from error
 
     def get(self, page: int) -> Tensor:
         """As ``Pool.get``."""
         return self._pages[page]
 
-    def rest(self) -> None:
-        """Hand the pages that were read back to the system's file cache."""
+    def flush(self) -> None:
+        """As ``Pool.flush``; pages that were read leave resident memory."""
         if hasattr(self._map, "madvise"):  # not on Windows
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _full(self, folder: Path, error: OSError) -> LlragError:
+    def _full(self, error: OSError) -> LlragError:
         reason = (error.strerror or str(error)).lower()
-        return LlragError(
-            f"the archive takes {human(self.bytes)} of disk in `{folder}`, which could not be had: {reason}",
-            hint="make room, choose a folder on another disk with `--out`, or keep no keys and values with "
-            "`--archive recompute`",
+        return ArchiveError(
+            f"the archive cannot reserve {human(self.bytes)} of disk in `{self._folder}`: {reason}",
+            hint="free some disk space, choose a folder on another disk, or set `memory.archive` to `recompute`",
         )
 
 
 def reserve(file: int, size: int) -> None:
-    """Take ``size`` bytes of disk for an open file; raises ``OSError`` where there is no room."""
+    """Reserve ``size`` bytes of disk for an open file; raises ``OSError`` if there is not enough space."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return

@@ -1,9 +1,9 @@
-"""Rotary position embedding of video tokens at any frame times, without an end."""
+"""Rotary position embedding of video tokens at any frame times."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 THETA = 10000.0
 
@@ -22,23 +22,19 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
-class FrameRotary(nn.Module):
-    """Takes the place of ``WanTransformer3DModel.rope``: it is told the time of the block's frames.
+class RotaryTables:
+    """Rotary tables of a head of ``head_dim`` channels for any frame times.
 
-    Of the D/2 channel pairs of a head, a third (rounded down) each turn with row and column, the rest
-    with the frame's time; frequencies are THETA ** (-2j/d), angles float64 (RoFormer, eq. 15).
+    Of the D/2 channel pairs of a head, a third (rounded down) each turn with row and column, the rest with the frame's
+    time; frequencies are THETA ** (-2j/d), angles float64 (RoFormer, eq. 15).
     """
 
-    def __init__(self, head_dim: int, patch_size: tuple[int, int, int]) -> None:
-        super().__init__()
+    def __init__(self, head_dim: int) -> None:
         pairs = head_dim // 2
         space = pairs // 3
-        self.patch_size = patch_size
         self.frequencies = tuple(
             THETA ** (-torch.arange(count, dtype=torch.float64) / count) for count in (pairs - 2 * space, space, space)
         )
-        self.times = torch.zeros(1, dtype=torch.float64)
-        self._cached: tuple[object, Tensor] | None = None
         self._space: dict[tuple[int, int], Tensor] = {}
 
     def table(self, times: Tensor, *, height: int, width: int) -> Tensor:
@@ -56,17 +52,6 @@ class FrameRotary(nn.Module):
             by_column = _unit(columns * self.frequencies[2])[None].expand(height, width, -1)
             self._space[height, width] = torch.cat((by_row, by_column), dim=-1).flatten(0, 1)
         return self._space[height, width]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """The table [1, L, 1, D/2, 2] of the block's own frames, for input [B, C, T, H, W]."""
-        height, width = (
-            size // patch for size, patch in zip(hidden_states.shape[3:], self.patch_size[1:], strict=True)
-        )
-        key = (tuple(self.times.tolist()), height, width, hidden_states.device)
-        if self._cached is None or self._cached[0] != key:
-            table = self.table(self.times, height=height, width=width)[None].to(hidden_states.device)
-            self._cached = (key, table)
-        return self._cached[1]
 
 
 def _unit(angles: Tensor) -> Tensor:

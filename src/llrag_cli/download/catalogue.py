@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from llrag_cli.config import Config
+from llrag_cli.files.settings import Config
 from llrag_cli.errors import UsageError, closest
 
 Kind = Literal["weights", "prompts", "metrics"]

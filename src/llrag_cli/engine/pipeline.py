@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llrag_cli.cli import console
 from llrag_cli.config import RunConfig
 from llrag_cli.download.convert import stored_dtype
-from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.engine.rollout import rollout
+from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.files.image import read_image
 from llrag_cli.files.paths import cache_folder, weights_folder
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.text import TextEncoder, TinyTextEncoder, WanText
-from llrag_cli.models.vae import StreamingDecoder, TinyDecoder, WanDecoder
+from llrag_cli.models.vae import Decoder, StreamingDecoder, TinyDecoder, WanDecoder
 from llrag_cli.models.wan.checkpoints import cast, generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.models.wan.parts import WanBase
 from llrag_cli.models.wan.transformer import WanBackbone
@@ -44,21 +45,21 @@ class Execution:
     compile: bool = False  # torch.compile over the repeated blocks
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pipeline:
-    """A configuration ready to run; ``blocks`` writes videos, ``decoder`` turns their latents into frames."""
+    """The loaded weights of one configuration; ``start`` begins a video. Nothing of a video is kept here."""
 
     config: RunConfig
     backbone: WanBackbone
     text: TextEncoder
-    decoder: StreamingDecoder
+    decoder: Decoder
     encode_key: KeyEncoder
     folder: Path  # of weights
 
     @classmethod
     def load(
         cls,
-        config: RunConfig,
+        config: RunConfig | str | Path = "tiny",
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -66,11 +67,13 @@ class Pipeline:
         how: Execution | None = None,
         prompts: Sequence[str] = (),
     ) -> Pipeline:
-        """Load a configuration's weights; raises ``LlragError`` before any work if something is not there.
+        """Load the weights of a configuration: a ``RunConfig``, the name of a bundled preset, or a YAML file.
 
-        The prompts that are known already are encoded before the backbone is read, so that a large text encoder
-        and the backbone are never in memory together.
+        Raises ``LlragError`` before any work if a file is missing. Prompts that are known already are encoded before
+        the backbone is read, so that a large text encoder and the backbone are never in memory together.
         """
+        if not isinstance(config, RunConfig):
+            config = load_config(config)
         target = find_device(device)
         kind = find_dtype(dtype, target, family=config.backbone.family)
         folder = weights or weights_folder()
@@ -79,7 +82,7 @@ class Pipeline:
             require_attention(how.attention)
         require_files(config, folder)
         encoder = None
-        if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
+        if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
             encoder = load_encoder(needed_files(config, folder)["memory.encoder"], device=target)
             require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
         if config.backbone.family == "tiny":
@@ -91,73 +94,69 @@ class Pipeline:
             require_fit(encoder.config, config, channels=pipeline.backbone.channels)
         return pipeline
 
-    def blocks(
+    def start(
         self,
-        prompts: Sequence[str],
+        prompt: str | Sequence[str],
         *,
         seconds: float,
         seed: int = 0,
         samples: Sequence[int] | None = None,
         image: Path | None = None,
+        initial_latents: Tensor | None = None,
+        prompt_schedule: Mapping[int, str] | None = None,
         scratch: Path | None = None,
-    ) -> Iterator[Block]:
-        """Write one video a prompt, all in one batch, block by block.
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Session:
+        """Begin a video of at least ``seconds``, or with several prompts a batch of videos, one for each.
 
-        A video depends on its prompt, the seed and its sample number (0, 1, ... unless given), not on the batch.
-        With an ``image`` (any size, cut to the video's shape) it opens with that; only frame-wise backbones can.
-        Files of the archive go to the folder ``scratch``, else to that for temporary files.
+        A video depends on its prompt, the seed and its sample number (0, 1, ... unless ``samples`` says otherwise), not
+        on the batch. It may open with an ``image`` (any size, cropped to the video's shape; only frame-wise backbones)
+        or with ``initial_latents`` [B, whole blocks of frames, C, h, w]. Prompts of ``prompt_schedule`` take over, for
+        the whole batch, at the block of their number. Files of the archive are in the folder ``scratch``, or in that
+        for temporary files. Parts of a block are timed by ``clock``, in seconds.
+
+        Raises ``UsageError`` for an empty prompt or an invalid length.
         """
-        if not prompts or not all(prompt.strip() for prompt in prompts):
-            raise UsageError("a prompt is empty", hint="say in a sentence what the video shows")
-        given = None if image is None else self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
-        embeddings = self.text.encode(prompts)
-        yield from self.blocks_of(embeddings, seconds=seconds, seed=seed, samples=samples, given=given, scratch=scratch)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        schedule = dict(prompt_schedule or {})
+        if not prompts or not all(text.strip() for text in (*prompts, *schedule.values())):
+            raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
+        if not 0 < seconds < float("inf"):
+            raise UsageError(f"a video cannot be {seconds:g} seconds long", hint="the length must be more than 0")
+        if image is not None and initial_latents is None:
+            initial_latents = self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
+        config = self.with_archive(seconds, batch=len(prompts), scratch=scratch).config
+        frames, block = config.latent_frames(seconds), config.backbone.frames_per_block
+        embeddings = {index: self.text.encode([text]).expand(len(prompts), -1, -1) for index, text in schedule.items()}
+        blocks = rollout(
+            self.backbone,
+            self.text.encode(prompts),
+            frames=frames,
+            shape=(self.backbone.channels, config.backbone.height, config.backbone.width),
+            block=block,
+            schedule=schedule_of(config),
+            memory=config.memory,
+            history=History(self.encode_key, frames=frames),
+            noise=AddressedNoise(seed, range(len(prompts)) if samples is None else samples),
+            context_timestep=config.sampler.context_timestep,
+            initial_latents=initial_latents,
+            prompt_schedule=embeddings,
+            scratch=scratch,
+            clock=clock,
+        )
+        return Session(blocks, self.decoder, block_count=frames // block)
 
     def image_latent(self, image: Path) -> Tensor:
         """The latent frame [1, 1, C, h, w] of a picture."""
         require_framewise(self.config)
-        ratio = self.decoder.ratio
+        ratio = self.decoder.spatial_ratio
         size = (ratio * self.config.backbone.height, ratio * self.config.backbone.width)
         return self.decoder.encode(read_image(image, size=size)[None])
 
-    def blocks_of(
-        self,
-        embeddings: Tensor,
-        *,
-        seconds: float,
-        seed: int = 0,
-        samples: Sequence[int] | None = None,
-        given: Tensor | None = None,
-        later_prompts: Mapping[int, Tensor] | None = None,
-        scratch: Path | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> Iterator[Block]:
-        """As ``blocks``, for prompt embeddings [B, text, D] and latents [B, frames, C, h, w] that open the video.
-
-        ``later_prompts`` [B, text, D] take over at the block of their number.
-        """
-        config = self.settled(seconds, batch=len(embeddings), scratch=scratch).config
-        numbers = range(len(embeddings)) if samples is None else samples
-        yield from rollout(
-            self.backbone,
-            embeddings,
-            frames=config.latent_frames(seconds),
-            shape=(self.backbone.channels, config.backbone.height, config.backbone.width),
-            block=config.backbone.frames_per_block,
-            schedule=schedule_of(config),
-            memory=config.memory,
-            history=History(self.encode_key, frames=config.latent_frames(seconds)),
-            noise=AddressedNoise(seed, numbers),
-            context_timestep=config.sampler.context_timestep,
-            given=given,
-            later_prompts=later_prompts,
-            scratch=scratch,
-            clock=clock,
-        )
-
-    def settled(self, seconds: float, *, batch: int = 1, scratch: Path | None = None) -> Pipeline:
-        """The same with the archive's tier chosen, if it is `auto`: by what is free now, weights being loaded."""
-        if self.config.memory.archive != "auto":
+    def with_archive(self, seconds: float, *, batch: int = 1, scratch: Path | None = None) -> Pipeline:
+        """The same weights with the tier of the archive chosen, if it is `auto`, by the memory that is free now."""
+        memory = self.config.memory
+        if not isinstance(memory, RetrievalMemory) or memory.archive != "auto":
             return self
         budget = plan(
             self.config,
@@ -172,16 +171,15 @@ class Pipeline:
         budget.require()
         return replace(self, config=budget.config)
 
-    def beside(self, config: RunConfig, *, how: Execution | None = None) -> Pipeline:
-        """The same weights, held once, under another memory: both can write videos in turns, block by block.
-
-        ``config`` differs in its memory alone, and finds frames as this one does. Weights cannot be offloaded.
-        """
-        transformer = self.backbone.transformer
-        shared = {id(parameter): parameter for parameter in transformer.parameters()}
-        twin = place(copy.deepcopy(transformer, shared), self.backbone.device, how or Execution())
-        keys = self.encode_key if config.memory.policy == "retrieval" else average_pool
-        return replace(self, config=config, backbone=twin, encode_key=keys)
+    def with_memory(self, config: RunConfig) -> Pipeline:
+        """The same weights under the memory of another configuration, which differs in its memory alone."""
+        memory = config.memory
+        encodes = isinstance(memory, RetrievalMemory) and memory.keys == "encoder"
+        if encodes and self.encode_key is average_pool:
+            encoder = load_encoder(needed_files(config, self.folder)["memory.encoder"], device=self.backbone.device)
+            require_fit(encoder.config, config, channels=self.backbone.channels)
+            return replace(self, config=config, encode_key=encoder)
+        return replace(self, config=config, encode_key=self.encode_key if encodes else average_pool)
 
 
 def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> None:
@@ -241,14 +239,17 @@ def memory_plan(
 
 def schedule_of(config: RunConfig) -> FlowMatchSchedule:
     """The sampler's timesteps and sigmas."""
-    return FlowMatchSchedule(steps=config.sampler.steps, shift=config.sampler.shift, warp=config.sampler.warp)
+    sampler = config.sampler
+    return FlowMatchSchedule(
+        steps=sampler.steps, shift=sampler.shift, warp=sampler.warp, first_steps=sampler.first_steps
+    )
 
 
 def default_backbone() -> str:
     """What runs when no backbone is named: a real one if its weights and a GPU are here, else the embedded one."""
     if torch.cuda.is_available():
         for name in ("self-forcing", "longlive", "causal-forcing"):
-            if not missing_files(load_config(name, method="retrieval"), weights_folder()):
+            if not missing_files(load_config(name), weights_folder()):
                 return name
     return "tiny"
 
@@ -306,7 +307,7 @@ def _load_wan(
     file = files["backbone.weights"]
     if (stored := stored_dtype(file)) is not None and DTYPES[stored].itemsize < dtype.itemsize:
         item = file.stem.replace("_", "-")
-        console.warn(
+        warnings.warn(
             f"`{file}` was rounded to {stored} when it was downloaded; for more precision, "
             f"`llrag download weights {item} --dtype {str(dtype).removeprefix('torch.')}`"
         )
@@ -339,7 +340,7 @@ def place(transformer: Any, device: torch.device, how: Execution) -> WanBackbone
             offload_type="leaf_level",  # prompt and context are read outside of a block's forward
             use_stream=device.type == "cuda",
         )
-        backbone.offloaded_from(device)
+        backbone.set_offloaded(device)
     else:
         transformer.to(device)
     if how.attention is not None:
@@ -365,7 +366,7 @@ def set_attention(backbone: WanBackbone, name: str) -> None:
     """
     require_attention(name)
     try:
-        backbone.use_attention(name)
+        backbone.set_attention(name)
     except Exception as error:  # every back end fails in its own way
         raise LlragError(
             f"the attention back end `{name}` does not work here: {str(error).splitlines()[0]}",

@@ -1,10 +1,10 @@
 """The main path: a prompt becomes latent frames, block by block, for as long as asked.
 
 for each block:
-    recalled = past frames most like the newest one                  # history
-    context  = [sink | recalled | recent], each at its rotary time   # policy
-    latents  = few-step denoising of noise, given context and prompt
-    a clean pass leaves the block's keys and values in the cache
+    retrieved = past frames most like the newest one                  # history, memory strategy
+    context   = [sink | retrieved | recent], each at its rotary time  # context policy
+    latents   = few-step denoising of noise, given context and prompt
+    a clean pass stores the block's keys and values in the cache
     history grows by the block
 """
 
@@ -22,45 +22,60 @@ import torch
 from torch import Tensor
 
 from llrag_cli.cache.archive import new_archive
+from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
-from llrag_cli.config import MemoryConfig
-from llrag_cli.errors import LlragError
-from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
+from llrag_cli.errors import NotFiniteError
+from llrag_cli.memory.candidates import Candidates
+from llrag_cli.memory.context import context_of, retrievable
 from llrag_cli.memory.history import History
-from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread, successors
+from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory
 from llrag_cli.sampling.noise import Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
-Recalled = tuple[list[list[int]], list[list[float]]]  # frames and their cosines with the query, [B][K]
+Retrieved = tuple[list[list[int]], list[list[float]]]  # frames and their similarities, [B][K]
 
 
-class Backbone(Protocol):
-    """A model that predicts flow given a context of past frames."""
+class BackboneSession(Protocol):
+    """One video, or batch, of a backbone: predicts flow given a context of past frames."""
 
     @property
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    def set_prompt(self, prompt: Tensor, *, start: int) -> None: ...
+    def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
+    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
+    def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Backbone(Protocol):
+    """Frozen weights that videos are generated with."""
+
     @property
     def layers(self) -> int: ...
-    def begin(self, prompt: Tensor, cache: WanKVCache) -> None: ...
-    def read(self, prompt: Tensor) -> None: ...
-    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
-    def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
-    def remember(self, latents: Tensor, timestep: float, ahead: Sequence[Sequence[int]]) -> None: ...
+    def start(self, prompt: Tensor, cache: WanKVCache) -> BackboneSession: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
-    """A finished block: latents [B, T, C, H, W] of frames start .. start + T - 1, and how they came about."""
+    """A finished block: latents [B, T, C, h, w] of frames start .. start + T - 1, and how it was generated."""
 
     index: int
     start: int
     latents: Tensor
-    recalled: list[list[int]] = field(default_factory=list)  # [B][K], most similar first
-    similarities: list[list[float]] = field(default_factory=list)  # [B][K], cosines
-    moved: int = 0  # recalled pages that had to be brought to the device, of all videos
+    retrieved: list[list[int]] = field(default_factory=list)  # [B][K], in order of choice
+    similarities: list[list[float]] = field(default_factory=list)  # [B][K], cosines with the query
+    moved: int = 0  # retrieved pages that had to be copied to the device, over all videos of the batch
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by part
+    decode: Callable[[Block], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def frames(self) -> Tensor:
+        """Video frames [B, t, 3, H, W] in [-1, 1], decoded when first asked for."""
+        if self.decode is None:
+            raise RuntimeError("this block belongs to no session: there is no decoder for its latents")
+        return self.decode(self)
 
 
 def rollout(
@@ -75,167 +90,151 @@ def rollout(
     history: History,
     noise: Noise,
     context_timestep: float = 0.0,
-    given: Tensor | None = None,
-    later_prompts: Mapping[int, Tensor] | None = None,
+    initial_latents: Tensor | None = None,
+    prompt_schedule: Mapping[int, Tensor] | None = None,
     scratch: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Block]:
-    """Write ``frames`` latent frames of shape (C, H, W) for prompt embeddings [B, text, D], block by block.
+    """Generate ``frames`` latent frames of shape (C, h, w) for prompt embeddings [B, text, D], block by block.
 
-    Latents ``given`` [B, whole blocks of frames, C, H, W] open the video as they are; it goes on from them.
-    ``later_prompts`` [B, text, D] take over at the block of their number. An archive that needs a file has it in the
-    folder ``scratch``, or in that for temporary files. The parts of a block are timed by ``clock``, in seconds. Raises
-    ``LlragError`` for a block that is not finite.
+    ``initial_latents`` [B, whole blocks of frames, C, h, w] open the video unchanged. Prompts of ``prompt_schedule``
+    [B, text, D] take over at the block of their number. An archive that needs a file has it in the folder ``scratch``,
+    or in that for temporary files. The parts of a block are timed by ``clock``, in seconds. However the rollout ends,
+    what the video held is freed. Raises ``NotFiniteError`` for a block with NaN or infinite values.
     """
-    if given is not None and given.shape[1] % block:
-        raise ValueError(f"{given.shape[1]} given frames are no whole blocks of {block}")
+    given = 0 if initial_latents is None else initial_latents.shape[1]
+    if given % block:
+        raise ValueError(f"{given} initial latent frames are not whole blocks of {block}")
     cache = new_cache(memory, backbone, block=block, frames=frames, scratch=scratch)
-    backbone.begin(prompt, cache)
     batch_shape = (len(prompt), block, *shape)
+    size = {"block": block, "height": shape[1], "width": shape[2]}
+    session = backbone.start(prompt, cache)
 
-    def look_back(index: int, start: int) -> Recalled:
-        return recall(
+    def look_up(index: int, start: int) -> Retrieved:
+        return retrieve(
             history,
             memory,
             start=start,
             block=block,
-            draft=partial(draft, backbone, schedule, noise, memory, block=index, start=start, shape=batch_shape),
-            scores=partial(noise.draw, index, -1, (len(prompt), start)),
+            draft=partial(draft, session, schedule, noise, memory, index=index, start=start, shape=batch_shape),
+            draw=partial(noise.draw, index, -1, (len(prompt), start)),
         )
 
-    ahead = memory.recall != "prompt"  # a draft of the block comes first; all else is known when the last one is done
-    coming: Recalled = ([], [])
+    drafts = isinstance(memory, RetrievalMemory) and memory.query == "draft"  # the query is known only block by block
+    coming: Retrieved = ([], [])
     moved = 0
-    for index, start in enumerate(range(0, frames, block)):
-        watch = Stopwatch(clock)
-        if later_prompts is not None and index in later_prompts:
-            backbone.read(later_prompts[index])
-        recalled, cosines = coming
-        if not ahead:
-            recalled, cosines = look_back(index, start)
-            watch.lap("recall")
-        context = attended(memory, start=start, block=block, recalled=recalled)
-        backbone.attend(context, start=start, block=block, height=shape[1], width=shape[2])
-        before, moved = moved, cache.moved
-        watch.lap("gather")
-        if given is not None and start < given.shape[1]:
-            latents = given[:, start : start + block].to(backbone.device, backbone.dtype)
-        else:
-            latents = denoise(backbone, schedule, noise, block=index, shape=batch_shape).contiguous()
-            require_finite(latents, index)
-        watch.lap("denoise")
-        history.append(latents)
-        watch.lap("encode")
-        if ahead:
-            coming = look_back(index + 1, start + block)
-        watch.lap("recall")
-        backbone.remember(latents, context_timestep, coming[0])
-        watch.lap("remember")
-        yield Block(index, start, latents, recalled, cosines, moved - before, watch.laps)
+    try:
+        for index, start in enumerate(range(0, frames, block)):
+            watch = Stopwatch(clock)
+            if prompt_schedule is not None and index in prompt_schedule:
+                session.set_prompt(prompt_schedule[index], start=start)
+            retrieved, similarities = look_up(index, start) if drafts else coming
+            watch.lap("retrieve")
+            session.set_context(context_of(memory, start=start, block=block, retrieved=retrieved), start=start, **size)
+            before, moved = moved, cache.moved
+            watch.lap("gather")
+            if initial_latents is not None and start < given:
+                latents = initial_latents[:, start : start + block].to(session.device, session.dtype)
+            else:
+                steps = schedule.first_steps if start == given else schedule.steps
+                latents = denoise(session, schedule, noise, steps=steps, block=index, shape=batch_shape).contiguous()
+                require_finite(latents, index)
+            watch.lap("denoise")
+            history.append(latents)
+            watch.lap("encode")
+            coming = ([], []) if drafts else look_up(index + 1, start + block)
+            watch.lap("retrieve")
+            session.update_cache(latents, context_timestep, coming[0])
+            watch.lap("update_cache")
+            yield Block(index, start, latents, retrieved, similarities, moved - before, watch.laps)
+    finally:
+        session.close()
 
 
 def denoise(
-    backbone: Backbone, schedule: FlowMatchSchedule, noise: Noise, *, block: int, shape: tuple[int, ...]
+    session: BackboneSession,
+    schedule: FlowMatchSchedule,
+    noise: Noise,
+    *,
+    steps: Tensor,
+    block: int,
+    shape: tuple[int, ...],
 ) -> Tensor:
-    """Few-step sampling of one block [B, T, C, H, W]: predict x0, noise it less, again; the last x0 stays."""
-    device, dtype = backbone.device, backbone.dtype
+    """Few-step sampling of one block [B, T, C, h, w]: predict x0, add less noise, repeat; the last x0 is the result."""
+    device, dtype = session.device, session.dtype
     latents = noise.draw(block, 0, shape).to(device, dtype)
-    for step, timestep in enumerate(schedule.steps):
+    for step, timestep in enumerate(steps):
         if step > 0:
             latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
-        latents = schedule.clean(latents, backbone.flow(latents, timestep), timestep)
+        latents = schedule.clean(latents, session.flow(latents, timestep), timestep)
     return latents
 
 
 def require_finite(latents: Tensor, block: int) -> None:
-    """Raise ``LlragError`` if a block has values that are NaN or infinite."""
+    """Raise ``NotFiniteError`` if a block has values that are NaN or infinite."""
     if not torch.isfinite(latents).all():
-        raise LlragError(
-            f"block {block} came out with values that are not finite",
-            hint="weights or `--dtype` are at fault: try `--dtype bfloat16` or float32",
-        )
+        raise NotFiniteError(f"block {block} has NaN or infinite values", hint="try another dtype: bfloat16 or float32")
 
 
 def draft(
-    backbone: Backbone,
+    session: BackboneSession,
     schedule: FlowMatchSchedule,
     noise: Noise,
     memory: MemoryConfig,
     *,
-    block: int,
+    index: int,
     start: int,
     shape: tuple[int, ...],
 ) -> Tensor:
-    """What the prompt asks of a block [B, T, C, H, W] when nothing is recalled: x0 of its first denoising step."""
-    context = attended(memory, start=start, block=shape[1], recalled=[])
-    backbone.attend(context, start=start, block=shape[1], height=shape[3], width=shape[4])
-    latents = noise.draw(block, 0, shape).to(backbone.device, backbone.dtype)
-    return schedule.clean(latents, backbone.flow(latents, schedule.steps[0]), schedule.steps[0])
+    """A block [B, T, C, h, w] under its prompt with nothing retrieved: x0 of its first denoising step."""
+    context = context_of(memory, start=start, block=shape[1])
+    session.set_context(context, start=start, block=shape[1], height=shape[3], width=shape[4])
+    latents = noise.draw(index, 0, shape).to(session.device, session.dtype)
+    return schedule.clean(latents, session.flow(latents, schedule.steps[0]), schedule.steps[0])
 
 
-def recall(
+def retrieve(
     history: History,
     memory: MemoryConfig,
     *,
     start: int,
     block: int,
     draft: Callable[[], Tensor],
-    scores: Callable[[], Tensor],
-) -> Recalled:
-    """Frames to see again in the block at ``start``, and their cosines with the query, [B][K].
+    draw: Callable[[], Tensor],
+) -> Retrieved:
+    """Frames that the block at ``start`` attends to again, and their similarities with the query, [B][K].
 
-    The query is the key of the newest frame; with recall `prompt`, that of the last frame of a ``draft``
-    [B, T, C, H, W]. ``scores`` [B, N] are random numbers, for recall `random`.
+    The query is the key of the newest frame, or, if the strategy asks for one, of the last frame of a ``draft``
+    [B, T, C, h, w]. ``draw`` returns independent random numbers [B, start].
     """
-    if not memory.recalls or memory.window is None:
+    if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return [], []
-    candidates = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
-    if not candidates:
+    pool = retrievable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
+    if not pool:
         return [], []
-    keys, count = history.keys, memory.retrieved
-    query = history.keys_of(draft()[:, -1:])[:, 0] if memory.recall == "prompt" else keys[:, -1]
-    if memory.recall in ("nearest", "prompt"):
-        frames, cosines = nearest(query, keys, count=count, candidates=candidates)
-    elif memory.recall == "successor":
-        frames, cosines = successors(query, keys, count=count, candidates=candidates, ahead=block)
-    elif memory.recall == "diverse":
-        frames, cosines = diverse(query, keys, count=count, candidates=candidates, relevance=memory.relevance)
-    elif memory.recall == "gate":
-        frames, cosines = gated(query, keys, count=count, candidates=candidates, least=memory.gate)
-    else:
-        if memory.recall == "random":
-            frames = drawn(scores(), count=count, candidates=candidates).to(keys.device)
-        else:
-            row = spread(count=count, candidates=candidates) if memory.recall == "uniform" else candidates[:count]
-            frames = torch.tensor(row, device=keys.device).expand(len(keys), -1)
-        cosines = similarities(query, keys).gather(1, frames)
-    return frames.tolist(), cosines.tolist()
-
-
-def attended(memory: MemoryConfig, *, start: int, block: int, recalled: list[list[int]]) -> Context:
-    """The context of a block under the configured policy."""
-    if memory.policy == "native" or memory.window is None:
-        return sliding_window(start=start, block=block, window=memory.window, sink=memory.sink)
-    return retrieval_window(
-        start=start,
+    keys = history.keys
+    query = history.keys_of(draft()[:, -1:])[:, 0] if memory.query == "draft" else keys[:, -1]
+    candidates = Candidates(
+        frames=torch.arange(pool.start, pool.stop, device=keys.device),
+        keys=keys[:, pool.start : pool.stop],
+        query=query,
         block=block,
-        window=memory.window,
-        sink=memory.sink,
-        retrieved=memory.retrieved,
-        recalled=recalled,
+        draw=lambda: draw()[:, pool.start : pool.stop].to(keys.device),
     )
+    positions, similarities = memory.choose(candidates)
+    return candidates.frames[positions].tolist(), similarities.tolist()
 
 
 def new_cache(
     memory: MemoryConfig, backbone: Backbone, *, block: int, frames: int, scratch: Path | None = None
 ) -> WanKVCache:
-    """An empty cache with room for what the policy can ask for in a video of so many frames."""
-    if memory.archive == "auto":
-        raise ValueError("the tier of the archive is not chosen yet")
+    """An empty cache with capacity for what a memory can attend to in a video of so many frames."""
     frames = block * math.ceil(frames / block)
     recent = None if memory.window is None else max(memory.window - memory.sink, block)
     archive = None
-    if memory.recalls:
+    if isinstance(memory, RetrievalMemory) and memory.retrieves:
+        if memory.archive == "auto":
+            raise ValueError("the tier of the archive is not chosen yet")
         archive = new_archive(memory.archive, retrieved=memory.retrieved, frames=frames, folder=scratch)
         if archive is None:  # every frame stays where the window is
             recent = None
@@ -243,7 +242,7 @@ def new_cache(
 
 
 class Stopwatch:
-    """Seconds of named parts, one after the other. On a GPU work is queued, so laps tell where it waits."""
+    """Seconds of named, consecutive parts. On a GPU work is queued, so a lap shows where the host waits."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.laps: dict[str, float] = {}
@@ -251,7 +250,7 @@ class Stopwatch:
         self._last = clock()
 
     def lap(self, name: str) -> None:
-        """Close the part that ran since the last lap."""
+        """End the part that ran since the last lap."""
         now = self._clock()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llrag_cli.config import TEMPORAL_RATIO, MemoryConfig
 from llrag_cli.evaluation.encoder.ranking import share_near
-from llrag_cli.memory.context import recallable
+from llrag_cli.memory.context import retrievable
 from llrag_cli.runs.folder import Recalled, RunFolder
 from llrag_cli.runs.video import read_frames
 
@@ -53,7 +53,8 @@ def habits(blocks: Sequence[Recalled], memory: MemoryConfig, *, fps: int) -> Hab
         return None
     counts = Counter(frame for block in recalling for frame in block.recalled)
     pools = [
-        recallable(start=block.frame, window=memory.window, sink=memory.sink, guard=memory.guard) for block in recalling
+        retrievable(start=block.frame, window=memory.window, sink=memory.sink, guard=memory.guard)
+        for block in recalling
     ]
     again = [frame in before.recalled for before, block in itertools.pairwise(recalling) for frame in block.recalled]
     lookback = [second_of(block.frame - frame, fps) for block in recalling for frame in block.recalled]

@@ -1,39 +1,15 @@
-"""Policies: which past frames a block attends to, and the rotary time each is seen at.
+"""The context of a block under each kind of memory: past frames, and the rotary time of each.
 
-Each is a pure function of frame counts and of what was recalled. A frame is counted from the start of
-the video; a slot is a place in a window of ``window`` frames that has been filled from the left.
+Pure functions of frame counts and of what was retrieved. Frames are counted from the start of the video; a slot is
+an index into a window of ``window`` frames that is filled from the left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Context:
-    """What one block attends to besides itself.
-
-    ``recalled`` holds frames of each video of the batch, all rows equally long; ``shared`` frames are
-    the same for all. Times are rotary frame positions; those of the block count up from ``start_time``.
-    """
-
-    shared: tuple[int, ...]
-    shared_times: tuple[int, ...]
-    start_time: int
-    recalled: tuple[tuple[int, ...], ...] = ()
-    recalled_time: int = 0
-    hidden: range = range(0)  # frames of the block, counted from its first, that it does not attend to itself
-
-    @property
-    def recalled_count(self) -> int:
-        """Frames recalled for each video of the batch."""
-        return len(self.recalled[0]) if self.recalled else 0
-
-    @property
-    def frame_count(self) -> int:
-        """Past frames attended to."""
-        return len(self.shared) + self.recalled_count
+from llrag_cli.cache.context import Context
+from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory
 
 
 def sliding_window(*, start: int, block: int, window: int | None, sink: int) -> Context:
@@ -48,31 +24,45 @@ def sliding_window(*, start: int, block: int, window: int | None, sink: int) -> 
 
 
 def retrieval_window(
-    *, start: int, block: int, window: int, sink: int, retrieved: int, recalled: Sequence[Sequence[int]] = ()
+    *, start: int, block: int, window: int, sink: int, count: int, retrieved: Sequence[Sequence[int]] = ()
 ) -> Context:
-    """LongLive-RAG's window: sink, recalled frames, and a local part shortened by ``retrieved``.
+    """LongLive-RAG's window: sink, ``retrieved`` frames [B][<= count], and a local part shortened by ``count``.
 
-    Time is relative: a frame is seen at its slot in the window (the block in the last ones once the
-    window is full), the recalled ones all at time 0, beside the first frame of the sink. The local
-    part is shorter by ``retrieved`` frames always, whether or not as many were recalled.
+    Time is relative: a frame has the time of its slot in the window (the block is in the last slots once the window
+    is full), and all retrieved frames have time 0, as the first frame of the sink. The local part is shorter by
+    ``count`` frames always, whether or not as many were retrieved.
     """
     start_time = min(start, window - block)
-    local = window - sink - retrieved  # frames, the block's own included
+    local = window - sink - count  # frames, the block's own included
     first = max(start + block - local, sink, start - start_time + sink)
     frames = (*range(min(sink, start)), *range(min(first, start), start))
     times = tuple(frame if frame < sink else frame - start + start_time for frame in frames)
-    rows = tuple(tuple(row) for row in recalled)
-    sunk = min(max(sink - start, 0), block)  # of the block's own frames: those that are the sink are seen as such
+    rows = tuple(tuple(row) for row in retrieved)
+    sunk = min(max(sink - start, 0), block)  # frames of the block itself that belong to the sink
     return Context(
         shared=frames,
         shared_times=times,
         start_time=start_time,
-        recalled=rows if rows and rows[0] else (),
+        retrieved=rows if rows and rows[0] else (),
         hidden=range(sunk, max(sunk, block - max(local, 0))),
     )
 
 
-def recallable(*, start: int, window: int, sink: int, guard: int) -> range:
-    """Frames a block that starts at ``start`` may recall: those evicted before it, less the newest ``guard``."""
+def context_of(memory: MemoryConfig, *, start: int, block: int, retrieved: Sequence[Sequence[int]] = ()) -> Context:
+    """The context of the block at ``start`` under a memory configuration; ``retrieved`` is [B][K]."""
+    if not isinstance(memory, RetrievalMemory):
+        return sliding_window(start=start, block=block, window=memory.window, sink=memory.sink)
+    return retrieval_window(
+        start=start,
+        block=block,
+        window=memory.window,
+        sink=memory.sink,
+        count=memory.retrieved,
+        retrieved=retrieved,
+    )
+
+
+def retrievable(*, start: int, window: int, sink: int, guard: int) -> range:
+    """Frames that a block at ``start`` may retrieve: those evicted before it, less the newest ``guard``."""
     evicted = max(0, start - window)
     return range(sink, sink + max(0, evicted - guard))

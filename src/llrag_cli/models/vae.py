@@ -15,6 +15,18 @@ from llrag_cli.models.embedded.vae import TinyVAE
 from llrag_cli.models.wan.checkpoints import State, load_strictly
 
 
+class DecoderStream(Protocol):
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class Decoder(Protocol):
+    spatial_ratio: int
+    reach: int
+
+    def stream(self) -> DecoderStream: ...
+    def encode(self, frames: Tensor) -> Tensor: ...
+
+
 class StreamingDecoder(Protocol):
     """Turns the next latent frames of one video into its next frames, remembering what it must."""
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.checkpoints import State, generator_state, read_file, unreadable
 from llrag_cli.models.wan.parts import WanBase, base_folder
 
@@ -33,7 +34,7 @@ def needed_files(config: RunConfig, folder: Path) -> dict[str, Path]:
     """
     backbone, memory = config.backbone, config.memory
     named = {"backbone.weights": backbone.weights, "backbone.lora": backbone.lora}
-    if memory.policy == "retrieval" and memory.keys == "encoder":
+    if isinstance(memory, RetrievalMemory) and memory.keys == "encoder":
         named["memory.encoder"] = memory.encoder or (str(EMBEDDED_ENCODER) if backbone.family == "tiny" else None)
     files = {setting: _converted(folder / name) for setting, name in named.items() if name is not None}
     if backbone.base is not None:
@@ -63,7 +64,8 @@ def require_files(config: RunConfig, folder: Path) -> None:
         for setting in ("weights", "base"):
             if getattr(config.backbone, setting) is None:
                 raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
-        if config.memory.policy == "retrieval" and config.memory.keys == "encoder" and config.memory.encoder is None:
+        memory = config.memory
+        if isinstance(memory, RetrievalMemory) and memory.keys == "encoder" and memory.encoder is None:
             raise UsageError(
                 "`memory.keys` is `encoder` but `memory.encoder` names no file",
                 hint="name it with `--encoder FILE`, or use `--set memory.keys=average`",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llrag_cli.config import Tier
+from llrag_cli.cache.tiers import Tier
 from llrag_cli.errors import LlragError
 from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
 from llrag_cli.models.wan.transformer import WanBackbone

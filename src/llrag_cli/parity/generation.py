@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llrag_cli.cache.context import Context
+from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import rotate
-from llrag_cli.config import MemoryConfig
 from llrag_cli.engine.rollout import Block, rollout
-from llrag_cli.memory.context import Context, recallable
+from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
+from llrag_cli.memory.strategies import MemoryConfig, Nearest, SlidingWindow
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.parity.checks import FINE, LATENTS, Check, Golden, bar_of, read_json
 from llrag_cli.sampling.schedule import FlowMatchSchedule
@@ -37,21 +39,21 @@ class RecordedNoise:
 def memory_of(config: Mapping[str, Any]) -> MemoryConfig:
     """Our memory configuration for one of the original's."""
     model = config["model_kwargs"]
-    recalls = bool(model.get("use_latentmem", False))
-    window = model["local_attn_size"]
-    return MemoryConfig(
-        policy="retrieval" if recalls else "native",
-        window=None if window < 0 else window,
-        sink=model["sink_size"],
-        retrieved=model.get("memory_size", 0) if recalls else 0,
-        guard=model.get("recent_exclude", 0) if recalls else 0,
+    window, sink = model["local_attn_size"], model["sink_size"]
+    if not model.get("use_latentmem", False):
+        return SlidingWindow(window=None if window < 0 else window, sink=sink)
+    return Nearest(
+        window=window,
+        sink=sink,
+        retrieved=model.get("memory_size", 0),
+        guard=model.get("recent_exclude", 0),
         keys="encoder" if model.get("compression_method") == "ae" else "average",
     )
 
 
 @dataclass
 class Replay:
-    """A rollout under the engine's own loop, with what its parts saw on the way."""
+    """A rollout under the engine's own loop, with intermediate tensors."""
 
     latents: Tensor
     blocks: list[Block]
@@ -70,7 +72,9 @@ def _replay(
     encode: KeyEncoder,
     wanted: Sequence[str] = (),
 ) -> Replay:
-    memory = memory_of(config).model_copy(update={"archive": golden.archive})
+    memory = memory_of(config)
+    if isinstance(memory, Nearest):
+        memory = memory.model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
         steps=config["denoising_step_list"],
         shift=config["model_kwargs"]["timestep_shift"],
@@ -93,12 +97,11 @@ def _replay(
             context_timestep=float(config["context_noise"]),
         )
     )
-    tap.read_final_cache()
     return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, history)
 
 
 class Tap:
-    """A backbone that notes what passes through it, under the names the golden files use."""
+    """A backbone that records what passes through it, under the names of the golden files."""
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class Tap:
         memory: MemoryConfig,
     ) -> None:
         self.inner, self.window, self.block = inner, memory.window, block
-        self.relative = memory.recalls
+        self.relative = memory.retrieves
         self.seen: dict[str, Tensor] = {}
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
@@ -126,58 +129,59 @@ class Tap:
     dtype = property(lambda self: self.inner.dtype)
     layers = property(lambda self: self.inner.layers)
 
-    def begin(self, prompt: Tensor, cache: Any) -> None:
-        """As ``Backbone.begin``."""
-        self._cache = cache
+    def start(self, prompt: Tensor, cache: WanKVCache) -> Tap:
+        """As ``Backbone.start``; it records one video."""
         self._block = -1
-        self.inner.begin(prompt, cache)
+        self._session = self.inner.start(prompt, cache)
+        return self
 
-    def read(self, prompt: Tensor) -> None:
-        """As ``Backbone.read``."""
-        self.inner.read(prompt)
+    def set_prompt(self, prompt: Tensor, *, start: int) -> None:
+        """As ``BackboneSession.set_prompt``."""
+        self._session.set_prompt(prompt, start=start)
 
-    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
-        """As ``Backbone.attend``; the block's number and the cache before it are noted."""
+    def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
+        """As ``BackboneSession.set_context``; the block's number and the cache before it are recorded."""
         self._block, self._call, self._start, self._context = start // block, 0, start, context
-        self._size = (height // self.inner.patch_size[1], width // self.inner.patch_size[2])
-        self.inner.attend(context, start=start, block=block, height=height, width=width)
+        self._size = self.inner.grid(height, width)
+        self._session.set_context(context, start=start, block=block, height=height, width=width)
         for call in (0, 1):
             name = f"block{self._block}.call{call}"
             if name in self._wanted:
-                self._note_cache(name, end=start + (block if call else 0), layer=1)
+                self._record_cache(name, end=start + (block if call else 0), layer=1)
 
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """As ``Backbone.flow``."""
+        """As ``BackboneSession.flow``."""
         name = f"steps.block{self._block:02d}"
         if name in self._wanted:
             self.seen[f"{name}.call{self._call}.timestep"] = timestep.reshape(1, 1).expand(noisy.shape[:2]).clone()
-        flow = self.inner.flow(noisy, timestep)
+        flow = self._session.flow(noisy, timestep)
         self._call += 1
         return flow
 
-    def remember(self, latents: Tensor, timestep: float, ahead: Sequence[Sequence[int]]) -> None:
-        """As ``Backbone.remember``; a noted block runs its clean pass to the end first."""
+    def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None:
+        """As ``BackboneSession.update_cache``; a recorded block runs its clean pass to the end first."""
         name = f"steps.block{self._block:02d}"
         if name in self._wanted:
             self.seen[f"{name}.clean_pass.flow"] = self.flow(latents, torch.tensor(timestep))
         self._call = -1
-        self.inner.remember(latents, timestep, ahead)
+        self._session.update_cache(latents, timestep, prefetch)
 
-    def note_clean(self, latents: Tensor) -> None:
-        """A prediction of x0 after the latest call."""
+    def close(self) -> None:
+        """As ``BackboneSession.close``; what the window holds is recorded, in the original's slots."""
+        if "final_cache.layer0" in self._wanted:
+            keys, values = self._slots(0, end=self._start + self.block)
+            self.seen |= {"final_cache.layer0.k": keys, "final_cache.layer0.v": values}
+        self._session.close()
+
+    def record_clean(self, latents: Tensor) -> None:
+        """Record a prediction of x0 after the latest call."""
         name = f"steps.block{self._block:02d}"
         if name in self._wanted:
             self.seen[f"{name}.step{self._call - 1}.x0"] = latents
 
-    def read_final_cache(self) -> None:
-        """What the window holds at the end, in the original's slots."""
-        if "final_cache.layer0" in self._wanted:
-            keys, values = self._slots(0, end=self._start + self.block)
-            self.seen |= {"final_cache.layer0.k": keys, "final_cache.layer0.v": values}
-
     def _slots(self, layer: int, *, end: int) -> tuple[Tensor, Tensor]:
         """Keys as the original keeps them (the native model's rotated) and values [B, slots * tokens, heads, D]."""
-        pages = self._cache.layers[layer]
+        pages = self._session.cache.layers[layer]
         sink = pages.pages.sink
         first = 0 if self.window is None else max(0, end - self.window)
         frames = torch.tensor([*range(min(sink, end)), *range(first + sink, end)])
@@ -187,13 +191,13 @@ class Tap:
             keys = rotate(keys, self.inner.rotary.table(frames.double(), height=height, width=width).to(keys.device))
         return keys, values
 
-    def _note_cache(self, name: str, *, end: int, layer: int) -> None:
+    def _record_cache(self, name: str, *, end: int, layer: int) -> None:
         if end == self._start:  # later calls have the block's own slots in it, half done
             keys, values = self._slots(layer, end=end)
             self.seen |= {f"{name}.cache_k_before": keys, f"{name}.cache_v_before": values}
         assert self._context is not None
-        if self._context.recalled:
-            keys, values = self._cache.recalled(layer, self._context.recalled)
+        if self._context.retrieved:
+            keys, values = self._session.cache.retrieved(layer, self._context.retrieved)
             self.seen |= {f"{name}.memory_k": keys.flatten(0, 1), f"{name}.memory_v": values.flatten(0, 1)}
 
     def _layer_hook(self, index: int) -> Callable[..., None]:
@@ -211,15 +215,16 @@ class Tap:
 
 
 class _TappedSchedule(FlowMatchSchedule):
-    """The sampler's schedule, noting each prediction."""
+    """The sampler's schedule, recording each prediction."""
 
     def __init__(self, inner: FlowMatchSchedule, tap: Tap) -> None:
-        self.sigmas, self.timesteps, self.steps = inner.sigmas, inner.timesteps, inner.steps
+        self.sigmas, self.timesteps = inner.sigmas, inner.timesteps
+        self.steps, self.first_steps = inner.steps, inner.first_steps
         self._tap = tap
 
     def clean(self, noisy: Tensor, flow: Tensor, timestep: Tensor) -> Tensor:
         clean = super().clean(noisy, flow, timestep)
-        self._tap.note_clean(clean)
+        self._tap.record_clean(clean)
         return clean
 
 
@@ -258,7 +263,7 @@ def _compare_rollout(
     *,
     prefix: str = "",
 ) -> Iterator[Check]:
-    """Latents, descriptors, what was recalled, and whatever else was noted on the way."""
+    """Latents, descriptors, retrieved frames, and intermediate tensors."""
     bar = bar_of(about, LATENTS)
     latents = reference[f"{prefix}latents"]
     if not golden.exact:
@@ -270,7 +275,7 @@ def _compare_rollout(
         ours = encode(replay.latents.flatten(0, 1)).unflatten(0, replay.latents.shape[:2])
         yield golden.compare(case, "descriptors", ours, reference["descriptors"], FINE)
     log = about.get("memory_indices_log", [])
-    if log or any(block.recalled for block in replay.blocks):
+    if log or any(block.retrieved for block in replay.blocks):
         yield _selections(case, log, replay.blocks)
     similar = [name for name in reference if name.startswith("similarities.")]
     if similar:
@@ -291,7 +296,7 @@ def _quantity(name: str) -> str:
         (".x0", "x0 after each step"),
         ("clean_pass", "flow of the clean pass"),
         ("layers.", "tokens through the layers"),
-        ("memory_", "recalled keys and values"),
+        ("memory_", "retrieved keys and values"),
         ("cache", "cached keys and values"),
     ):
         if mark in name:
@@ -300,11 +305,11 @@ def _quantity(name: str) -> str:
 
 
 def _selections(case: str, log: Sequence[Mapping[str, Any]], blocks: Sequence[Block]) -> Check:
-    """How many blocks recalled other frames, or in another order."""
+    """How many blocks retrieved other frames, or in another order."""
     expected = {entry["query_frame"]: entry["selected_global_frames"] for entry in log}
-    ours = {block.start: block.recalled for block in blocks if block.recalled}
+    ours = {block.start: block.retrieved for block in blocks if block.retrieved}
     wrong = sum(expected.get(frame) != ours.get(frame) for frame in expected.keys() | ours.keys())
-    return Check(case, "recalled frames", float(wrong), 0.0, f"{len(expected)} queries")
+    return Check(case, "retrieved frames", float(wrong), 0.0, f"{len(expected)} queries")
 
 
 def _similarities(
@@ -316,10 +321,10 @@ def _similarities(
     memory: MemoryConfig,
 ) -> Check:
     keys, worst = replay.history.keys, Check(case, "similarities", 0.0, FINE)
-    assert memory.window is not None
+    assert isinstance(memory, Nearest)
     for name in names:
         start = int("".join(character for character in name if character.isdigit()))
-        pool = recallable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
+        pool = retrievable(start=start, window=memory.window, sink=memory.sink, guard=memory.guard)
         cosines = torch.bmm(keys[:, pool.start : pool.stop], keys[:, start - 1, :, None])[..., 0]
         check = golden.compare(case, "similarities", cosines, reference[name], FINE)
         worst = max(worst, check, key=lambda each: each.error or 0.0)
@@ -347,7 +352,7 @@ def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iter
             shape=(*x.shape[2:],),
             block=x.shape[1],
             schedule=FlowMatchSchedule(steps=[1000], shift=shift),
-            memory=MemoryConfig(window=None),
+            memory=SlidingWindow(window=None),
             history=History(average_pool),
             noise=RecordedNoise(reference["x"], reference["x"][None]),
         )
@@ -376,16 +381,23 @@ def lora(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iter
 
 
 class _FirstPass:
-    """A backbone that is asked for one flow, at a timestep of its own choosing."""
+    """A backbone that records one flow, at a timestep of its own choice."""
 
     def __init__(self, inner: WanBackbone) -> None:
         self.inner = inner
         self.timestep = torch.tensor(1000.0)
         self.result: Tensor | None = None
+        self.layers = inner.layers
+
+    def start(self, prompt: Tensor, cache: WanKVCache) -> _FirstPass:
+        """As ``Backbone.start``."""
+        self._session = self.inner.start(prompt, cache)
+        return self
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self._session, name)
 
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        self.result = self.inner.flow(noisy, self.timestep)
+        """As ``BackboneSession.flow``."""
+        self.result = self._session.flow(noisy, self.timestep)
         return self.result

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
-from llrag_cli.cache.rotary import FrameRotary, rotate
-from llrag_cli.memory.context import Context
+from llrag_cli.cache.rotary import RotaryTables, rotate
 from llrag_cli.memory.encoder import LatentAutoencoder
 from llrag_cli.models.vae import WanDecoder, encode_video, wan_vae_from
 from llrag_cli.models.wan.transformer import Timesteps64, WanBackbone
@@ -33,7 +33,7 @@ def units(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Ite
             if name.startswith("rope.d") and name.endswith(".cos"):
                 size = int(name.split(".")[1][1:])
                 positions = reference[f"rope.d{size}.positions"]
-                rotary = FrameRotary(size, (1, 2, 2))
+                rotary = RotaryTables(size)
                 angles = torch.cat([positions.double()[:, None] * part for part in rotary.frequencies], dim=1)
                 yield golden.compare(case, f"rotary cosines, heads of {size}", angles.cos(), reference[name], bar)
                 sines = reference[f"rope.d{size}.sin"]
@@ -86,10 +86,10 @@ def _unpatchify(golden: Golden, case: str, backbone: WanBackbone, reference: Map
     handle = model.proj_out.register_forward_hook(lambda module, args, output: tokens)
     frames = torch.zeros(1, *expected.shape, device=golden.device)
     cache = WanKVCache(layers=backbone.layers, sink=0, recent=None, frames=len(expected))
-    backbone.begin(torch.zeros(1, 1, model.config.text_dim), cache)
+    session = backbone.start(torch.zeros(1, 1, model.config.text_dim), cache)
     size = {"height": expected.shape[2], "width": expected.shape[3]}
-    backbone.attend(Context((), (), 0), start=0, block=expected.shape[0], **size)
-    latents = backbone.flow(frames.to(golden.dtype), torch.tensor(500.0))[0]
+    session.set_context(Context((), (), 0), start=0, block=expected.shape[0], **size)
+    latents = session.flow(frames.to(golden.dtype), torch.tensor(500.0))[0]
     handle.remove()
     return golden.compare(case, "unpatchify", latents, expected, bar)
 

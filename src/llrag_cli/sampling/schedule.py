@@ -8,6 +8,7 @@ x_t = (1 - sigma) x0 + sigma eps. The table is that of the flow-matching schedul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,15 +19,20 @@ TRAIN_STEPS = 1000
 class FlowMatchSchedule:
     """The table of a shift, and the few timesteps a block is denoised at.
 
-    ``steps`` are integers from 1000 down. Warped, step n becomes entry 1000 - n of the shifted table
-    (fractional timesteps); otherwise they are timesteps themselves.
+    ``steps`` are integers from 1000 down; ``first_steps`` replace them in the first generated block (Causal-Forcing's
+    ``denoising_step_list_first_chunk``). Warped, step n becomes entry 1000 - n of the shifted table (fractional
+    timesteps); otherwise they are timesteps themselves.
     """
 
-    def __init__(self, *, steps: Sequence[int], shift: float, warp: bool = True) -> None:
+    def __init__(
+        self, *, steps: Sequence[int], shift: float, warp: bool = True, first_steps: Sequence[int] | None = None
+    ) -> None:
         line = torch.linspace(1, 0, TRAIN_STEPS + 1)[:-1]
         self.sigmas = shift * line / (1 + (shift - 1) * line)  # [1000], float32, falling from 1
         self.timesteps = TRAIN_STEPS * self.sigmas
-        self.steps = self.warp(steps) if warp else torch.tensor(steps, dtype=torch.float32)
+        read = self.warp if warp else partial(torch.tensor, dtype=torch.float32)
+        self.steps: Tensor = read(steps)
+        self.first_steps: Tensor = self.steps if first_steps is None else read(first_steps)
 
     def warp(self, steps: Sequence[int]) -> Tensor:
         """Timesteps [S] that integer steps in 0..1000 stand for in the shifted table; 0 stays 0."""

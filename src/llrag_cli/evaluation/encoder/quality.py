@@ -18,8 +18,8 @@ from llrag_cli.evaluation.encoder.ranking import (
     similarity_by_lag,
 )
 from llrag_cli.evaluation.statistics import interval
-from llrag_cli.memory.context import recallable
-from llrag_cli.memory.retrieval import similarities
+from llrag_cli.memory.candidates import cosine_similarities
+from llrag_cli.memory.context import retrievable
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
@@ -63,10 +63,10 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
         shows = None if labels is None else labels[number]
         view = None if shows is None else times_in_view(shows)
         for start in range(0, len(units), geometry.block):
-            candidates = recallable(start=start, window=geometry.window, sink=geometry.sink, guard=geometry.guard)
+            candidates = retrievable(start=start, window=geometry.window, sink=geometry.sink, guard=geometry.guard)
             if len(candidates) < 2 * geometry.count:
                 continue
-            cosines = similarities(units[None, start - 1], units[None, : start - 1])[0]
+            cosines = cosine_similarities(units[None, start - 1], units[None, : start - 1])[0]
             everything = cosines.argsort(descending=True)
             order = everything[(everything >= candidates.start) & (everything < candidates.stop)]
             near.append(share_near(order[: geometry.count].tolist(), candidates[-1]))

@@ -1,14 +1,19 @@
 """diffusers' ``WanTransformer3DModel`` as an autoregressive backbone.
 
-The class is unmodified. On the instance, four small modules are exchanged: the rotary embedding (by one
-that is told frame times), the timestep sinusoid (by one in float64, as the original computes it), and
-the attention processors (self-attention reads and writes the cache; cross-attention keeps the prompt's
-keys and values).
+The class is unmodified. Four kinds of modules are replaced on the instance: the rotary embedding (by one that is
+given its table), the timestep sinusoid (by one in float64, as the original computes it), and the attention processors
+(self-attention reads and writes a cache; cross-attention keeps the prompt's keys and values).
+
+``WanBackbone`` holds weights only. All that one video (or batch) needs while it is generated belongs to a
+``WanSession``; the replaced modules are bound to a session for the length of a forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +21,10 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
+from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
-from llrag_cli.cache.rotary import FrameRotary, rotate
-from llrag_cli.memory.context import Context
+from llrag_cli.cache.rotary import RotaryTables, rotate
 
 
 class Timesteps64(nn.Module):
@@ -36,8 +41,21 @@ class Timesteps64(nn.Module):
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+class BoundRotary(nn.Module):
+    """Takes the place of ``WanTransformer3DModel.rope``: returns the table of the session that is bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The table [1, L, 1, D/2, 2] of the block's own frames, for input [B, C, T, H, W]."""
+        assert self.table is not None
+        return self.table
+
+
 class LastKeysStored(Exception):  # noqa: N818 - a signal, not an error
-    """Raised inside the last layer of a clean pass: all it is run for has been stored by then."""
+    """Raised inside the last layer of a clean pass: everything the pass is for has been stored by then."""
 
 
 class CachedSelfAttention:
@@ -56,7 +74,7 @@ class CachedSelfAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Tensor | None = None,
     ) -> Tensor:
-        """Output [B, L, dim] for modulated input [B, L, dim]; rotary_emb is the table of ``FrameRotary``."""
+        """Output [B, L, dim] for modulated input [B, L, dim]; rotary_emb is the table of ``BoundRotary``."""
         assert self.cache is not None and rotary_emb is not None
         heads = (attn.heads, -1)
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, heads)
@@ -72,18 +90,12 @@ class CachedSelfAttention:
 
 
 class PromptCrossAttention:
-    """Attention to the prompt, whose keys and values [B, text, heads, D] are computed once."""
+    """Attention to the prompt, whose keys and values [B, text, heads, D] are computed once per prompt."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.backend: Any = None
-
-    def read(self, attn: Any, text: Tensor) -> None:
-        """Take in the embedded prompt [B, text, dim]."""
-        heads = (attn.heads, -1)
-        self.keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
-        self.values = attn.to_v(text).unflatten(2, heads)
 
     def __call__(
         self,
@@ -93,7 +105,7 @@ class PromptCrossAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Tensor | None = None,
     ) -> Tensor:
-        """Output [B, L, dim] for input [B, L, dim]; the text comes from ``read``."""
+        """Output [B, L, dim] for input [B, L, dim]; the text is that of the bound session."""
         assert self.keys is not None and self.values is not None
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         attended = dispatch_attention_fn(query, self.keys, self.values, backend=self.backend)
@@ -102,46 +114,68 @@ class PromptCrossAttention:
         return output
 
 
-class WanBackbone:
-    """A frozen Wan transformer that writes videos block by block.
+@dataclass(frozen=True)
+class PromptKV:
+    """A prompt as the backbone reads it: keys and values [B, text, heads, D] of each layer."""
 
-    Latents are [B, T, C, H, W] at its door. ``begin`` a video, then for each block: ``attend`` to a
-    context, predict the ``flow`` as often as the sampler asks, ``remember`` the finished latents.
-    """
+    layers: tuple[LayerKV, ...]
+    empty: Tensor  # [B, 0, D_text], for the forward pass, which needs the text itself no more
+
+    def row(self, index: int) -> PromptKV:
+        """The prompt of one video of the batch."""
+        one = slice(index, index + 1)
+        return PromptKV(tuple((keys[one], values[one]) for keys, values in self.layers), self.empty[one])
+
+
+class WanBackbone:
+    """A frozen Wan transformer; ``start`` begins a video. Latents are [B, T, C, H, W] at its interface."""
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
         config = transformer.config
         self.transformer = transformer.eval().requires_grad_(requires_grad=False)
         self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
         self.channels: int = config.in_channels
-        self.rotary = FrameRotary(config.attention_head_dim, self.patch_size)
-        transformer.rope = self.rotary
+        self.rotary = RotaryTables(config.attention_head_dim)
+        self._bound_rotary = BoundRotary()
+        transformer.rope = self._bound_rotary
         transformer.condition_embedder.timesteps_proj = Timesteps64(config.freq_dim)
         self._self_attention = [CachedSelfAttention() for _ in transformer.blocks]
         self._cross_attention = [PromptCrossAttention() for _ in transformer.blocks]
         for block, own, cross in zip(transformer.blocks, self._self_attention, self._cross_attention, strict=True):
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
-        self._cache: WanKVCache | None = None
-        self._text: Tensor | None = None
-        self._start = 0
-        self._timestep = 0.0
-        self._device: torch.device | None = None
+        self._lock = threading.RLock()  # sessions of several threads take turns, pass by pass
+        self._offloaded_device: torch.device | None = None
         self._stops_early = True
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        device: torch.device = self._device or self.transformer.patch_embedding.weight.device
+        device: torch.device = self._offloaded_device or self.transformer.patch_embedding.weight.device
         return device
 
-    def offloaded_from(self, device: torch.device) -> None:
-        """Compute on a device though the weights rest elsewhere."""
-        self._device = device
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of latents and activations."""
+        dtype: torch.dtype = self.transformer.patch_embedding.weight.dtype
+        return dtype
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers, each with a cache."""
+        return len(self._self_attention)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a latent frame of a size in latent pixels."""
+        return height // self.patch_size[1], width // self.patch_size[2]
+
+    def set_offloaded(self, device: torch.device) -> None:
+        """Compute on a device while the weights are kept elsewhere."""
+        self._offloaded_device = device
         self._stops_early = False  # a pass that ends half way would leave the offloading half way
 
-    def use_attention(self, name: str) -> None:
-        """Compute attention with one of diffusers' back ends; raises what it raises when it is tried once."""
+    def set_attention(self, name: str) -> None:
+        """Compute attention with one of diffusers' backends; raises what it raises when it is tried once."""
         backend = AttentionBackendName(name)
         head = self.transformer.config.attention_head_dim
         trial = torch.zeros(1, 2, 1, head, device=self.device, dtype=self.dtype)
@@ -154,130 +188,178 @@ class WanBackbone:
         self.transformer.compile_repeated_blocks(dynamic=False)
         self._stops_early = False  # an exception is no way out of a compiled block
 
+    def start(self, prompt: Tensor, cache: WanKVCache) -> WanSession:
+        """Begin a video under prompt embeddings [B, text, D_text] (zero rows after the words), with an empty cache."""
+        return WanSession(self, prompt, cache)
+
+    @torch.no_grad()
+    def prompt_kv(self, prompt: Tensor) -> PromptKV:
+        """Keys and values of prompt embeddings [B, text, D_text] in each layer's cross-attention."""
+        prompt = prompt.to(self.device, self.dtype)
+        with self._lock:
+            text = self.transformer.condition_embedder.text_embedder(prompt)
+            layers = []
+            for block in self.transformer.blocks:
+                attn, heads = block.attn2, (block.attn2.heads, -1)
+                keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
+                layers.append((keys, attn.to_v(text).unflatten(2, heads)))
+        return PromptKV(tuple(layers), prompt[:, :0])
+
+    @torch.no_grad()
+    def forward(
+        self, latents: Tensor, timestep: Tensor, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
+    ) -> Tensor:
+        """One pass: predicted flow (noise - clean) of latents [B, T, C, H, W] at a timestep, a scalar in 0..1000.
+
+        Self-attention uses the ``caches`` of the layers, cross-attention the prompt, and ``table`` [1, L, 1, D/2, 2]
+        are the rotary angles of the block's own tokens.
+        """
+        steps = timestep.to(self.device).expand(latents.shape[0])
+        with self._bound(caches, prompt, table):
+            predicted: Tensor = self.transformer(
+                latents.transpose(1, 2),  # [B, C, T, H, W]
+                timestep=steps,
+                encoder_hidden_states=prompt.empty,
+                return_dict=False,
+            )[0]
+        return predicted.transpose(1, 2)
+
+    def store_keys(
+        self, latents: Tensor, timestep: float, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
+    ) -> None:
+        """One pass for the keys and values that it stores in the caches; it ends as soon as they are complete."""
+        last = self._self_attention[-1]
+        with self._lock:
+            last.stop_once_stored = self._stops_early
+            try:
+                self.forward(latents, torch.tensor(timestep), caches=caches, prompt=prompt, table=table)
+            except LastKeysStored:
+                pass
+            finally:
+                last.stop_once_stored = False
+
+    @contextmanager
+    def _bound(self, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor) -> Iterator[None]:
+        """Bind the replaced modules to one session, and release them: the weights keep nothing of a video."""
+        with self._lock:
+            for own, cache in zip(self._self_attention, caches, strict=True):
+                own.cache = cache
+            for cross, (keys, values) in zip(self._cross_attention, prompt.layers, strict=True):
+                cross.keys, cross.values = keys, values
+            self._bound_rotary.table = table
+            try:
+                yield
+            finally:
+                for own, cross in zip(self._self_attention, self._cross_attention, strict=True):
+                    own.cache = cross.keys = cross.values = None
+                self._bound_rotary.table = None
+
+
+class WanSession:
+    """One video, or batch, of a backbone: its cache, its prompt's keys and values, its rotary times.
+
+    For each block: ``set_context``, predict the ``flow`` as often as the sampler asks, then ``update_cache`` with the
+    finished latents.
+    """
+
+    def __init__(self, backbone: WanBackbone, prompt: Tensor, cache: WanKVCache) -> None:
+        self.backbone, self.cache = backbone, cache
+        self._prompts: list[tuple[int, PromptKV]] = []  # first frame and prompt, in order
+        self._table: Tensor | None = None
+        self._start = 0
+        self._timestep = 0.0
+        self.set_prompt(prompt, start=0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
     @property
     def dtype(self) -> torch.dtype:
-        """What latents and activations are computed in."""
-        dtype: torch.dtype = self.transformer.patch_embedding.weight.dtype
-        return dtype
+        """The type of latents and activations."""
+        return self.backbone.dtype
 
-    @property
-    def layers(self) -> int:
-        """Transformer layers, each with a cache of its own."""
-        return len(self._self_attention)
-
-    def tokens(self, height: int, width: int) -> int:
-        """Tokens of a latent frame of a size in latent pixels."""
-        return (height // self.patch_size[1]) * (width // self.patch_size[2])
+    def set_prompt(self, prompt: Tensor, *, start: int) -> None:
+        """Follow prompt embeddings [B, text, D_text] from the block at frame ``start`` on."""
+        self._prompts.append((start, self.backbone.prompt_kv(prompt)))
+        if self.cache.archive is None or not self.cache.archive.recomputes:
+            del self._prompts[:-1]  # earlier ones are needed only where their frames are computed again
 
     @torch.no_grad()
-    def begin(self, prompt: Tensor, cache: WanKVCache) -> None:
-        """Start a video: prompt embeddings [B, text, D_text] (zero rows after the words), an empty cache."""
-        self.read(prompt)
-        self._cache = cache
-        self._use(cache.layers)
-
-    @torch.no_grad()
-    def read(self, prompt: Tensor) -> None:
-        """Follow a prompt, given as for ``begin``, from the next block on."""
-        prompt = prompt.to(self.device, self.dtype)
-        text = self.transformer.condition_embedder.text_embedder(prompt)
-        for block, cross in zip(self.transformer.blocks, self._cross_attention, strict=True):
-            cross.read(block.attn2, text)
-        self._text = prompt[:, :0]  # the keys and values are kept, so no pass needs the words again
-
-    @torch.no_grad()
-    def attend(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
+    def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """Gather, once for all passes of the block at frames start .. start + block - 1, what it attends to."""
-        assert self._cache is not None
         self._start = start
-        rows, columns = height // self.patch_size[1], width // self.patch_size[2]
+        rows, columns = self.backbone.grid(height, width)
         times = []
         if context.shared:
             times.append(torch.tensor(context.shared_times, dtype=torch.float64))
-        if context.recalled:
-            self._cache.fetch(context.recalled, self.recompute)
-            times.append(torch.full((context.recalled_count,), context.recalled_time, dtype=torch.float64))
-        self.rotary.times = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
-        tables = [self.rotary.table(part, height=rows, width=columns)[None].to(self.device) for part in times]
+        if context.retrieved:
+            self.cache.fetch(context.retrieved, self.recompute)
+            times.append(torch.full((context.retrieved_count,), context.retrieved_time, dtype=torch.float64))
+        own = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
+        self._table = self._tables(own, rows, columns)
+        tables = [self._tables(part, rows, columns) for part in times]
         tokens = rows * columns
         hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
         shared = torch.tensor(context.shared)
-        for index, layer in enumerate(self._cache.layers):
-            found = [layer.pages.read(shared)] if context.shared else []
-            if context.recalled:
-                found.append(self._cache.recalled(index, context.recalled))
-            layer.gather(found, tables, block=block * tokens, hidden=hidden)
+        for index, layer in enumerate(self.cache.layers):
+            parts = [layer.pages.read(shared)] if context.shared else []
+            if context.retrieved:
+                parts.append(self.cache.retrieved(index, context.retrieved))
+            layer.gather(parts, tables, block=block * tokens, hidden=hidden)
 
-    @torch.no_grad()
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
-        steps = timestep.to(self.device).expand(noisy.shape[0])
-        predicted: Tensor = self.transformer(
-            noisy.transpose(1, 2),  # [B, C, T, H, W]
-            timestep=steps,
-            encoder_hidden_states=self._text,
-            return_dict=False,
-        )[0]
-        return predicted.transpose(1, 2)
+        assert self._table is not None
+        return self.backbone.forward(
+            noisy, timestep, caches=self.cache.layers, prompt=self._prompts[-1][1], table=self._table
+        )
 
     @torch.no_grad()
-    def remember(self, latents: Tensor, timestep: float = 0.0, ahead: Sequence[Sequence[int]] = ()) -> None:
-        """One clean pass over finished latents [B, T, C, H, W], for the keys and values it leaves.
+    def update_cache(self, latents: Tensor, timestep: float = 0.0, prefetch: Sequence[Sequence[int]] = ()) -> None:
+        """One clean pass over finished latents [B, T, C, H, W], whose keys and values are kept.
 
-        Frames ``ahead`` [B][K] are those the next block will recall: they are brought while the pass runs.
+        Frames ``prefetch`` [B][K] are those that the next block will retrieve: they are copied while the pass runs.
         """
-        assert self._cache is not None
+        assert self._table is not None
         self._timestep = timestep
-        self._clean_pass(latents)
-        if ahead and self._cache.archive is not None:
-            self._cache.archive.expect([[frame for frame in row if frame < self._start] for row in ahead])
-        self._cache.commit(self._start, latents, self.tokens(*latents.shape[3:]))
+        prompt = self._prompts[-1][1]
+        self.backbone.store_keys(latents, timestep, caches=self.cache.layers, prompt=prompt, table=self._table)
+        if prefetch and self.cache.archive is not None:
+            self.cache.archive.prefetch([[frame for frame in row if frame < self._start] for row in prefetch])
+        rows, columns = self.backbone.grid(*latents.shape[3:])
+        self.cache.commit(self._start, latents, rows * columns)
 
     @torch.no_grad()
     def recompute(self, row: int, start: int, latents: Tensor) -> list[LayerKV]:
-        """Keys and values [T, tokens, heads, D] that an old block of video ``row`` leaves in each layer.
+        """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer.
 
-        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which see themselves and the sink.
+        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which attend to themselves and the
+        sink, under the prompt that the block was generated with.
         """
-        assert self._cache is not None and self._cache.window is not None
+        assert self.cache.window is not None
         block = latents.shape[1]
-        rows, columns = (size // patch for size, patch in zip(latents.shape[3:], self.patch_size[1:], strict=True))
-        tokens = rows * columns
-        sink = torch.arange(min(self._cache.sink, start))
-        table = self.rotary.table(sink.double(), height=rows, width=columns)[None].to(self.device)
+        rows, columns = self.backbone.grid(*latents.shape[3:])
+        sink = torch.arange(min(self.cache.sink, start))
+        table = self._tables(sink.double(), rows, columns)
         alone = []
-        for layer in self._cache.layers:
-            sunk, seen = (part[row : row + 1] for part in layer.pages.read(sink))
+        for layer in self.cache.layers:
+            keys, values = (part[row : row + 1] for part in layer.pages.read(sink))
             alone.append(WanKVLayerCache(layer.pages))
-            alone[-1].gather([(sunk, seen)], [table], block=block * tokens, hidden=slice(0, 0))
-        times, prompt = self.rotary.times, [(cross.keys, cross.values) for cross in self._cross_attention]
-        first = min(start, self._cache.window - block)
-        self.rotary.times = torch.arange(first, first + block, dtype=torch.float64)
-        self._use(alone)
-        for cross, (keys, values) in zip(self._cross_attention, prompt, strict=True):
-            assert keys is not None and values is not None
-            cross.keys, cross.values = keys[row : row + 1], values[row : row + 1]
-        try:
-            self._clean_pass(latents)
-        finally:
-            self.rotary.times = times
-            self._use(self._cache.layers)
-            for cross, (keys, values) in zip(self._cross_attention, prompt, strict=True):
-                cross.keys, cross.values = keys, values
-        made = [layer.fresh for layer in alone if layer.fresh is not None]
-        return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in made]
+            alone[-1].gather([(keys, values)], [table], block=block * rows * columns, hidden=slice(0, 0))
+        first = min(start, self.cache.window - block)
+        own = self._tables(torch.arange(first, first + block, dtype=torch.float64), rows, columns)
+        prompt = next(prompt for frame, prompt in reversed(self._prompts) if frame <= start)
+        self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=prompt.row(row), table=own)
+        fresh = [layer.fresh for layer in alone if layer.fresh is not None]
+        return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
-    def _clean_pass(self, latents: Tensor) -> None:
-        """A pass for the keys and values it leaves in the caches."""
-        last = self._self_attention[-1]
-        last.stop_once_stored = self._stops_early
-        try:
-            self.flow(latents, torch.tensor(self._timestep))
-        except LastKeysStored:
-            pass
-        finally:
-            last.stop_once_stored = False
+    def close(self) -> None:
+        """Free what the video held."""
+        self.cache.close()
+        self._prompts, self._table = [], None
 
-    def _use(self, layers: Sequence[WanKVLayerCache]) -> None:
-        for attention, layer in zip(self._self_attention, layers, strict=True):
-            attention.cache = layer
+    def _tables(self, times: Tensor, rows: int, columns: int) -> Tensor:
+        """Rotary angles [1, F * rows * columns, 1, D/2, 2] of frames at times [F], on the device."""
+        return self.backbone.rotary.table(times, height=rows, width=columns)[None].to(self.device)

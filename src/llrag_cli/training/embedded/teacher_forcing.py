@@ -16,9 +16,10 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from llrag_cli.cache.rotary import FrameRotary, rotate
-from llrag_cli.memory.context import Context, recallable, retrieval_window, sliding_window
-from llrag_cli.memory.retrieval import nearest
+from llrag_cli.cache.context import Context
+from llrag_cli.cache.rotary import RotaryTables, rotate
+from llrag_cli.memory.candidates import cosine_similarities, top
+from llrag_cli.memory.context import retrievable, retrieval_window, sliding_window
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def lay_out(contexts: list[list[Context]], *, block: int) -> Layout:
     own = torch.zeros(*shape[:2], block, dtype=torch.float64)
     for row, clip in enumerate(contexts):
         for index, context in enumerate(clip):
-            chosen = (*context.shared, *(context.recalled[0] if context.recalled else ()))
-            at = (*context.shared_times, *(context.recalled_time,) * context.recalled_count)
+            chosen = (*context.shared, *(context.retrieved[0] if context.retrieved else ()))
+            at = (*context.shared_times, *(context.retrieved_time,) * context.retrieved_count)
             frames[row, index, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
             times[row, index, : len(chosen)] = torch.tensor(at, dtype=torch.float64)
             seen[row, index, : len(chosen)] = True
@@ -57,8 +58,8 @@ def random_contexts(
 ) -> list[Context]:
     """One policy for a clip of frames with unit-norm ``keys`` [F, D]: a context for each of its blocks.
 
-    Either the plain window, seen as if early or late in a video; or recall of the frames most like the newest
-    one, as the engine does it; or recall of any old frames.
+    Either the plain window, as if early or late in a video; or with the frames most similar to the newest one, as the
+    engine retrieves them; or with any old frames.
     """
     blocks = len(keys) // block
     if rng.random() < 0.4:
@@ -78,14 +79,16 @@ def random_contexts(
     contexts = []
     for start in range(0, blocks * block, block):
         old = range(sink, max(sink, start + block - local))
-        candidates = recallable(start=start, window=window, sink=sink, guard=guard)
+        candidates = retrievable(start=start, window=window, sink=sink, guard=guard)
         if alike and candidates:
-            recalled = nearest(keys[None, start - 1], keys[None], count=retrieved, candidates=candidates)[0].tolist()
+            pool = keys[None, candidates.start : candidates.stop]
+            positions, _ = top(cosine_similarities(keys[None, start - 1], pool), retrieved)
+            rows = (positions + candidates.start).tolist()
         else:
             count = min(len(old), rng.choice((retrieved, retrieved, rng.randint(0, retrieved))))
-            recalled = [rng.sample(old, count)] if count else []
+            rows = [rng.sample(old, count)] if count else []
         contexts.append(
-            retrieval_window(start=start, block=block, window=window, sink=sink, retrieved=retrieved, recalled=recalled)
+            retrieval_window(start=start, block=block, window=window, sink=sink, count=retrieved, retrieved=rows)
         )
     return contexts
 
@@ -157,7 +160,8 @@ class TeacherForced(nn.Module):
     def __init__(self, transformer: WanTransformer3DModel) -> None:
         super().__init__()
         self.transformer = transformer
-        self.rotary = FrameRotary(transformer.config.attention_head_dim, tuple(transformer.config.patch_size))
+        self.patch_size: tuple[int, int, int] = tuple(transformer.config.patch_size)
+        self.rotary = RotaryTables(transformer.config.attention_head_dim)
         self.layout: Layout | None = None
         self.tables: Tensor | None = None
         self.mask: Tensor | None = None
@@ -173,7 +177,7 @@ class TeacherForced(nn.Module):
         """Flow [B, S, F, C, H, W] of streams of that shape at timesteps [B, S, n], for prompts [B, text, D]."""
         clips, count, _, _, height, width = streams.shape
         blocks, block = layout.own_times.shape[1:]
-        patch = self.rotary.patch_size
+        patch = self.patch_size
         rows, columns = height // patch[1], width // patch[2]
         self.layout, self.shape, self.tokens = layout, (clips, count, blocks), rows * columns
         own = self.rotary.table(layout.own_times, height=rows, width=columns)  # [B, n, T*tokens, 1, D/2, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llrag_cli.config import Config
+from llrag_cli.files.settings import Config
 
 
 class EncoderTraining(Config):

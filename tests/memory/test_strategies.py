@@ -8,12 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llrag_cli.memory.context import recallable
-from llrag_cli.memory.retrieval import diverse, drawn, gated, nearest, similarities, spread, successors
+from llrag_cli.memory.candidates import Candidates, cosine_similarities
+from llrag_cli.memory.context import retrievable
+from llrag_cli.memory.strategies import Diverse, Gate, Nearest, Random, RetrievalMemory, Successor, Uniform
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def chosen(
+    memory: RetrievalMemory, query: Tensor, keys: Tensor, pool: range, scores: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Frames and similarities [B, K] that a strategy chooses from the frames of a pool."""
+    candidates = Candidates(
+        frames=torch.arange(pool.start, pool.stop),
+        keys=keys[:, pool.start : pool.stop],
+        query=query,
+        block=3,
+        draw=lambda: torch.randn(len(keys), len(pool)) if scores is None else scores[:, pool.start : pool.stop],
+    )
+    positions, similarities = memory.choose(candidates)
+    return candidates.frames[positions], similarities
+
+
+def nearest(query: Tensor, keys: Tensor, *, count: int, candidates: range) -> tuple[Tensor, Tensor]:
+    return chosen(Nearest(retrieved=count), query, keys, candidates)
 
 
 @settings(max_examples=60)
@@ -29,7 +49,7 @@ def test_guarded_and_attended_frames_never_come_back(
     start: int, local: int, sink: int, guard: int, count: int, seed: int
 ) -> None:
     window = sink + local  # as a configuration must be
-    pool = recallable(start=start, window=window, sink=sink, guard=guard)
+    pool = retrievable(start=start, window=window, sink=sink, guard=guard)
     if not pool:
         return
     keys = unit(2, start, 8, seed=seed)
@@ -64,7 +84,7 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
 
 def test_all_relevance_and_no_variety_is_the_nearest() -> None:
     keys = unit(3, 40, 8)
-    frames, cosines = diverse(keys[:, -1], keys, count=5, candidates=range(1, 35), relevance=1.0)
+    frames, cosines = chosen(Diverse(retrieved=5, relevance=1.0), keys[:, -1], keys, range(1, 35))
     expected = nearest(keys[:, -1], keys, count=5, candidates=range(1, 35))
     assert torch.equal(frames, expected[0])
     torch.testing.assert_close(cosines, expected[1])
@@ -76,7 +96,7 @@ def test_variety_takes_one_of_each_kind_first() -> None:
     other = F.normalize(torch.tensor([0.7, 0.7, 0.0]), dim=-1)
     keys = query[:, None].repeat(1, 11, 1)
     keys[0, 4] = other
-    frames, _ = diverse(query, keys, count=2, candidates=range(11), relevance=0.4)
+    frames, _ = chosen(Diverse(retrieved=2, relevance=0.4), query, keys, range(11))
     assert 4 in frames[0].tolist()
     assert 4 not in nearest(query, keys, count=2, candidates=range(11))[0][0].tolist()
 
@@ -84,20 +104,21 @@ def test_variety_takes_one_of_each_kind_first() -> None:
 @given(st.integers(1, 9), st.floats(-1, 1), st.integers(0, 20))
 def test_a_gate_fills_up_with_the_earliest_frames(count: int, least: float, seed: int) -> None:
     keys, pool = unit(2, 30, 6, seed=seed), range(2, 25)
-    frames, cosines = gated(keys[:, -1], keys, count=count, candidates=pool, least=least)
+    frames, cosines = chosen(Gate(retrieved=count, threshold=least), keys[:, -1], keys, pool)
     best, values = nearest(keys[:, -1], keys, count=count, candidates=pool)
     for row in range(2):
         passed = int((values[row] >= least).sum())
         assert frames[row, :passed].tolist() == best[row, :passed].tolist()
         left = [frame for frame in pool if frame not in frames[row, :passed].tolist()]
         assert frames[row, passed:].tolist() == left[: count - passed]
-    torch.testing.assert_close(cosines, similarities(keys[:, -1], keys).gather(1, frames))
+    torch.testing.assert_close(cosines, cosine_similarities(keys[:, -1], keys).gather(1, frames))
 
 
 @given(count=st.integers(1, 12), first=st.integers(0, 5), size=st.integers(1, 60))
 def test_spread_frames_lie_apart(count: int, first: int, size: int) -> None:
     pool = range(first, first + size)
-    frames = spread(count=count, candidates=pool)
+    keys = unit(1, first + size, 4)
+    frames = chosen(Uniform(retrieved=count), keys[:, -1], keys, pool)[0][0].tolist()
     assert len(frames) == min(count, size)
     assert set(frames) <= set(pool)
     gaps = {after - before for before, after in pairwise(frames)}
@@ -106,7 +127,8 @@ def test_spread_frames_lie_apart(count: int, first: int, size: int) -> None:
 
 
 def test_drawn_frames_are_candidates_and_differ() -> None:
-    frames = drawn(torch.randn(4, 50), count=6, candidates=range(3, 20))
+    keys = unit(4, 50, 4)
+    frames, _ = chosen(Random(retrieved=6), keys[:, -1], keys, range(3, 20))
     assert frames.shape == (4, 6)
     assert ((frames >= 3) & (frames < 20)).all()
     assert all(len(set(row)) == 6 for row in frames.tolist())
@@ -115,8 +137,17 @@ def test_drawn_frames_are_candidates_and_differ() -> None:
 def test_successors_are_what_came_next() -> None:
     keys = unit(2, 40, 8, seed=3)
     keys[:, 39] = keys[:, 11]
-    frames, cosines = successors(keys[:, 39], keys, count=3, candidates=range(1, 30), ahead=3)
+    frames, cosines = chosen(Successor(retrieved=3), keys[:, 39], keys, range(1, 30))
     before, same = nearest(keys[:, 39], keys, count=3, candidates=range(1, 27))
     assert torch.equal(frames, before + 3) and torch.equal(cosines, same)
     assert frames[:, 0].tolist() == [14, 14]
-    assert successors(keys[:, 39], keys, count=3, candidates=range(1, 4), ahead=3)[0].shape == (2, 0)
+    assert chosen(Successor(retrieved=3), keys[:, 39], keys, range(1, 4))[0].shape == (2, 0)
+
+
+def test_a_successor_must_be_a_candidate_itself() -> None:
+    """With a gap in the candidates, frames whose successor is missing are no matches."""
+    keys = unit(1, 12, 8, seed=3)
+    frames = torch.tensor([1, 2, 3, 4, 5, 8, 9, 10, 11])
+    candidates = Candidates(frames, keys[:, frames], keys[:, 0], 3, draw=lambda: torch.empty(0))
+    positions, _ = Successor(retrieved=9).choose(candidates)
+    assert sorted(frames[positions][0].tolist()) == [4, 5, 8, 11]

@@ -1,0 +1,216 @@
+"""Memory strategies: which past latent frames a block attends to.
+
+A strategy is one class: its parameters are its fields, ``choose`` picks frames, and the decorator enters it into the
+registry that configuration, command line, benchmark and tests read. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+from pydantic import Field, TypeAdapter, model_validator
+from typing_extensions import Self
+
+from llrag_cli.cache.tiers import Tier
+from llrag_cli.files.settings import Config
+from llrag_cli.memory.candidates import Candidates, cosine_similarities, top
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MemoryConfig(Config):
+    """Which past latent frames one block attends to; every count is in latent frames."""
+
+    strategy: str
+    window: int | None = Field(default=12, gt=0, description="frames attended, own block included; null: unlimited")
+    sink: int = Field(default=1, ge=0, description="first frames of the video, always attended")
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether frames outside the window are attended again, so that an archive is needed."""
+        return False
+
+    @model_validator(mode="after")
+    def _sink_fits(self) -> Self:
+        if self.window is not None and self.sink >= self.window:
+            raise ValueError(f"a sink of {self.sink} frames does not fit into a window of {self.window}")
+        return self
+
+
+class RetrievalMemory(MemoryConfig):
+    """Common to all strategies that retrieve frames from the history."""
+
+    query: ClassVar[Literal["newest", "draft"]] = "newest"
+    """What frames are compared with: the newest frame, or the last frame of a draft of the block."""
+
+    window: int = Field(default=12, gt=0, description="frames attended, own block and retrieved ones included")
+    retrieved: int = Field(default=6, ge=0, description="K: frames retrieved from the history for each block")
+    guard: int = Field(default=0, ge=0, description="R: newest evicted frames that are no candidates")
+    keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
+    encoder: str | None = Field(
+        default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
+    )
+    archive: Literal["auto", Tier] = Field(
+        default="device",
+        description="where keys and values of frames outside the window are kept: `device`, `host`, `disk` (exact), "
+        "`host-int8`, `recompute` (approximate); `auto` takes the first exact one that fits",
+    )
+
+    @property
+    def retrieves(self) -> bool:
+        """As ``MemoryConfig.retrieves``."""
+        return self.retrieved > 0
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Positions among the candidates and similarities of the chosen frames, both [B, K], K <= ``retrieved``."""
+        raise NotImplementedError(f"the strategy `{self.strategy}` does not choose frames")
+
+
+STRATEGIES: dict[str, type[MemoryConfig]] = {}
+Strategy = TypeVar("Strategy", bound=type[MemoryConfig])
+
+
+def register(strategy: Strategy) -> Strategy:
+    """Enter a strategy into the registry, under the name that its field ``strategy`` allows."""
+    (name,) = strategy.model_fields["strategy"].annotation.__args__  # type: ignore[union-attr]
+    STRATEGIES[name] = strategy
+    return strategy
+
+
+def parse_memory(content: Any) -> MemoryConfig:
+    """A memory configuration from raw content, discriminated by ``strategy``; raises pydantic's ValidationError."""
+    if isinstance(content, MemoryConfig):
+        return content
+    union: Any = Annotated[Union[tuple(STRATEGIES.values())], Field(discriminator="strategy")]  # noqa: UP007
+    return TypeAdapter[MemoryConfig](union).validate_python(content)
+
+
+def fields_for(content: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """Raw content under another strategy: parameters that it does not have are left out."""
+    known = STRATEGIES[strategy].model_fields
+    return {**{name: value for name, value in content.items() if name in known}, "strategy": strategy}
+
+
+@register
+class SlidingWindow(MemoryConfig):
+    """The plain sliding window: nothing is retrieved."""
+
+    strategy: Literal["none"] = "none"
+
+
+@register
+class Nearest(RetrievalMemory):
+    """The frames most similar to the newest one, most similar first (LongLive-RAG, arXiv 2606.02553)."""
+
+    strategy: Literal["nearest"] = "nearest"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        return top(candidates.similarities, self.retrieved)
+
+
+@register
+class Successor(RetrievalMemory):
+    """The frames one block after the most similar ones; their similarities are those of the matches."""
+
+    strategy: Literal["successor"] = "successor"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        frames, block = candidates.frames, candidates.block
+        offsets = frames.new_zeros(len(frames))  # from a match to its successor; 0: the successor is no candidate
+        for offset in range(1, block + 1):
+            offsets[:-offset].masked_fill_(frames[offset:] - frames[:-offset] == block, offset)
+        matches = offsets.nonzero()[:, 0]
+        best, similarities = top(candidates.similarities[:, matches], self.retrieved)
+        return (matches + offsets[matches])[best], similarities
+
+
+@register
+class Prompt(RetrievalMemory):
+    """The frames most similar to a draft of the block under its prompt: x0 of its first denoising step."""
+
+    query = "draft"
+    strategy: Literal["prompt"] = "prompt"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        return top(candidates.similarities, self.retrieved)
+
+
+@register
+class Diverse(RetrievalMemory):
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): like the query, unlike what is chosen already."""
+
+    strategy: Literal["diverse"] = "diverse"
+    relevance: float = Field(default=0.5, ge=0, le=1, description="1 is `nearest`, 0 is variety alone")
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        similarities, keys = candidates.similarities, candidates.keys
+        redundancy = similarities.new_full(similarities.shape, -1.0)  # largest cosine with a chosen frame; none yet
+        chosen = candidates.frames.new_empty(len(keys), min(self.retrieved, keys.shape[1]))
+        taken = similarities < -float("inf")  # none yet
+        for place in range(chosen.shape[1]):
+            worth = self.relevance * similarities - (1 - self.relevance) * redundancy
+            pick = worth.masked_fill(taken, -float("inf")).argmax(dim=1, keepdim=True)  # [B, 1]
+            chosen[:, place] = pick[:, 0]
+            taken = taken.scatter(1, pick, True)  # noqa: FBT003 - the value
+            picked = keys.gather(1, pick[..., None].expand(-1, -1, keys.shape[2]))[:, 0]
+            redundancy = redundancy.maximum(cosine_similarities(picked, keys))
+        return candidates.with_similarities(chosen)
+
+
+@register
+class Gate(RetrievalMemory):
+    """As `nearest` where the similarity reaches a threshold; the earliest frames take the places left over."""
+
+    strategy: Literal["gate"] = "gate"
+    threshold: float = Field(default=0.9, ge=-1, le=1, description="least cosine similarity")
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        similarities = candidates.similarities
+        early = -1 - similarities.new_ones(similarities.shape[1]).cumsum(0)  # below any cosine, falling with time
+        positions, _ = top(similarities.where(similarities >= self.threshold, early), self.retrieved)
+        return candidates.with_similarities(positions)
+
+
+@register
+class Uniform(RetrievalMemory):
+    """Frames at equal distances over all candidates, each in the middle of its share."""
+
+    strategy: Literal["uniform"] = "uniform"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        total = len(candidates.frames)
+        count = min(self.retrieved, total)
+        middles = candidates.frames.new_tensor([(2 * place + 1) * total // (2 * count) for place in range(count)])
+        return candidates.with_similarities(middles.expand(len(candidates.keys), -1))
+
+
+@register
+class Random(RetrievalMemory):
+    """Frames at random, drawn anew for each block: the control for every choice."""
+
+    strategy: Literal["random"] = "random"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        positions, _ = top(candidates.draw(), self.retrieved)
+        return candidates.with_similarities(positions)
+
+
+@register
+class DeepSink(RetrievalMemory):
+    """The earliest candidates: together with the sink, one of ``sink + retrieved`` frames."""
+
+    strategy: Literal["deep-sink"] = "deep-sink"
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        count = min(self.retrieved, len(candidates.frames))
+        earliest = candidates.frames.new_tensor(range(count))
+        return candidates.with_similarities(earliest.expand(len(candidates.keys), -1))
