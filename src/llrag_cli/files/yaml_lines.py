@@ -80,8 +80,8 @@ def parse_yaml(text: str, *, name: str) -> Document:
         ) from None
     except RecursionError:  # an alias inside of what it stands for
         raise UsageError(f"`{name}`: an alias contains itself", hint="write the values out") from None
-    except (ValueError, TypeError, OverflowError) as error:  # of a value: a date, a huge number
-        raise UsageError(f"`{name}` holds a value that cannot be read: {error}", hint="put it in quotes") from None
+    except (ValueError, TypeError, OverflowError):
+        raise UsageError(f"`{name}` holds a number or date that cannot be read", hint="put it in quotes") from None
 
 
 def parse_json(text: str, *, name: str) -> list[tuple[int, Any]]:
@@ -91,6 +91,7 @@ def parse_json(text: str, *, name: str) -> list[tuple[int, Any]]:
         while (start := _skip_space(text, position)) < len(text):
             line += text.count("\n", position, start)
             value, end = decoder.raw_decode(text, start)
+            json.dumps(value, ensure_ascii=False).encode()
             values.append((line, value))
             line, position = line + text.count("\n", start, end), end
             if len(values) > 10_000:
@@ -98,9 +99,12 @@ def parse_json(text: str, *, name: str) -> list[tuple[int, Any]]:
     except json.JSONDecodeError as error:
         hint = "check commas, quotes and brackets"
         raise UsageError(f"`{name}`, line {error.lineno}: not valid JSON: {error.msg.lower()}", hint=hint) from None
-    except (RecursionError, ValueError) as error:  # too deep, or a huge number
-        reason = "too many nested values" if isinstance(error, RecursionError) else str(error)
-        raise UsageError(f"`{name}` is not valid JSON: {reason}", hint="check the file") from None
+    except RecursionError:
+        raise UsageError(f"`{name}`, line {line}: nested too deep", hint="a simpler file says the same") from None
+    except UnicodeEncodeError:  # half of a pair, `"\ud83d"`
+        raise UsageError(f"`{name}`, line {line}: an escape is no character", hint="check what follows `\\u`") from None
+    except ValueError:
+        raise UsageError(f"`{name}`, line {line}: a number is too long", hint="check the numbers") from None
     if not values:
         raise UsageError(f"`{name}` is empty", hint="write at least one value")
     return values
@@ -140,9 +144,9 @@ def _lines(node: yaml.Node, location: Location, name: str, visited: list[int]) -
             if not isinstance(key, yaml.ScalarNode):
                 raise UsageError(f"{where}: a key must be text, not a list or mapping", hint="check colons and `?`")
             if not merge and key.tag != "tag:yaml.org,2002:str":
-                raise UsageError(f"{where}: a key must be text, not `{key.value}`", hint="put the key in quotes")
+                raise UsageError(f"{where}: a key must be text, not `{key.value[:80]}`", hint="put the key in quotes")
             if key.value in keys:
-                raise UsageError(f"{where}: the key `{key.value}` is given twice", hint="keep one of them")
+                raise UsageError(f"{where}: the key `{key.value[:80]}` is given twice", hint="keep one of them")
             keys.add(key.value)
             inner = location if merge else (*location, key.value)
             if not merge:

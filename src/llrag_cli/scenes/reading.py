@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,7 +116,7 @@ def _located(scene: Scene, document: Document, folder: Path, where: str) -> Scen
         if path is None:
             return None
         found = (folder / path).absolute()
-        if not (os.path.isfile(found) or (folders and os.path.isdir(found))):  # false for impossible paths, too
+        if not _exists(found, folders=folders):
             sentence = f"{_where(where, document, location)}: `{path}` does not exist"
             raise UsageError(sentence, hint=f"paths start at the folder of the scene file: `{folder.absolute()}`")
         return found
@@ -136,6 +135,13 @@ def _located(scene: Scene, document: Document, folder: Path, where: str) -> Scen
     if scene.backbone is not None and scene.backbone.endswith((".yaml", ".yml")):
         changes["backbone"] = str(absolute(Path(scene.backbone).expanduser(), ("backbone",)))
     return opened(scene, ()).model_copy(update=changes)
+
+
+def _exists(path: Path, *, folders: bool) -> bool:
+    try:
+        return path.is_file() or (folders and path.is_dir())
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
 
 
 def _validated(model: type[Model], content: dict[str, Any], document: Document, where: str) -> Model:
@@ -165,7 +171,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "scene":
         return context["problem"], context["hint"] or "see the reference of the scene file"
     owner, keys = _owner(location, model)
-    key = str(keys[0]) if keys else ""
+    key = str(keys[0])[:80] if keys else ""
     if kind == "extra_forbidden":
         return f"unknown key `{key}`", closest(key, owner.model_fields)
     if location in ((), ("shots",)) and (not value or kind == "too_short"):
@@ -179,6 +185,11 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return f"`{key}` is missing", hint
     written = str(value).lower() if isinstance(value, bool) else str(value)
     shown = f", not `{written[:80]}`" if isinstance(value, str | int | float) else ""
+    if kind in ("too_long", "string_too_long"):
+        return (
+            f"`{key}` has more than {context['max_length']} {'entries' if kind == 'too_long' else 'characters'}",
+            hint,
+        )
     if kind == "string_type":
         return f"`{key}` must be text{shown}", "put it in quotes" if shown else hint
     if kind in ("dict_type", "model_type", "model_attributes_type"):

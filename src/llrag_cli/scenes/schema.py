@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     JsonValue,
@@ -40,10 +41,17 @@ def problem(sentence: str, hint: str = "") -> PydanticCustomError:
     return PydanticCustomError("scene", "{problem}", {"problem": sentence, "hint": hint})
 
 
-def _file(value: object) -> Path:
+def _written(value: object) -> object:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise problem("a path must be text", "relative paths start at the folder of the scene file")
-    return Path(os.path.expanduser(value))  # unlike Path.expanduser, it leaves `~nobody` as it is
+    return value
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # `~nobody`
+        return path
 
 
 def _text(value: object) -> object:
@@ -64,7 +72,7 @@ def _remembered(value: object) -> object:
     )
 
 
-File = Annotated[Path, BeforeValidator(_file)]
+File = Annotated[Path, BeforeValidator(_written), AfterValidator(_expanded)]
 Text = Annotated[str, BeforeValidator(_text), Field(max_length=20_000)]
 Remember = Annotated[
     Literal["all", "none"] | tuple[str, ...],
@@ -168,7 +176,7 @@ class Scene(Config):
     def _consistent(self) -> Self:
         errors = [
             InitErrorDetails(type=problem(sentence, hint), loc=where, input=None)
-            for where, sentence, hint in _problems(self)
+            for where, sentence, hint in islice(_problems(self), 20)
         ]
         if errors:
             raise ValidationError.from_exception_data("Scene", errors)
@@ -273,7 +281,11 @@ def _remember(
             yield where, sentence, "name earlier shots"
         elif name not in positions and name not in scene.references:
             known = (*scene.names[: index + 1], *scene.references)
-            yield where, f"`remember` names `{name}`, which is neither a shot nor a reference", closest(name, known)
+            yield (
+                where,
+                f"`remember` names `{name[:80]}`, which is neither a shot nor a reference",
+                closest(name[:80], known),
+            )
 
 
 def scene_json_schema() -> dict[str, Any]:
