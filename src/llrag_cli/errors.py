@@ -22,6 +22,22 @@ class UsageError(LlragError):
     """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
 
 
+class UnwritableError(LlragError):
+    """A file that could not be written."""
+
+
+class DownloadFolderError(LlragError):
+    """The folder of a download is not writable, or its disk is too small."""
+
+
+class DownloadSourceError(LlragError):
+    """A repository that does not exist or lacks a file; ``alternatives`` names other sources of the same items."""
+
+    def __init__(self, problem: str, *, alternatives: tuple[str, ...], hint: str = "") -> None:
+        super().__init__(problem, hint=hint or "the repository has changed; update llrag")
+        self.alternatives = alternatives
+
+
 class LlragWarning(UserWarning):
     """A result may differ from what was meant."""
 

@@ -18,6 +18,7 @@ from llrag_cli.download import fetch as fetching
 from llrag_cli.download import plan as planning
 from llrag_cli.download.catalogue import catalogue, choose
 from llrag_cli.download.convert import convert, stored_dtype
+from llrag_cli.download.hub import Advance
 from official import golden_generator, official_repos
 
 SELF_FORCING = "checkpoints/self_forcing.pt"
@@ -69,7 +70,7 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, llrag: Llrag) -> None:
     done = llrag("download", "weights", "encoder", "--to", "weights")
     assert done.returncode == 0
     assert not hub.fetched
-    assert "0 B to fetch in 0 files, 1 file here" in done.stderr.replace("\n", " ")
+    assert "0 B to download in 0 files, 1 file already here" in done.stderr.replace("\n", " ")
     forced = llrag("download", "weights", "encoder", "--to", "weights", "--force", "--json")
     assert json.loads(forced.stdout)[0]["state"] == "cached"
 
@@ -130,7 +131,7 @@ def test_an_interrupt_keeps_what_is_whole(
 ) -> None:
     arrived = fetching.check
 
-    def interrupted(file: planning.Wanted, cached: Path, *, advance: fetching.Advance) -> None:
+    def interrupted(file: planning.PlannedFile, cached: Path, *, advance: Advance) -> None:
         if file.path == SELF_FORCING:
             raise KeyboardInterrupt
         arrived(file, cached, advance=advance)
@@ -152,7 +153,7 @@ def test_a_wrong_hash_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Pat
     hub.corrupt.add(SELF_FORCING)
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
-    assert "arrived damaged: it has SHA-256" in done.stderr
+    assert "is damaged: it has SHA-256" in done.stderr
     assert not list((tmp_path / "weights").glob("*.safetensors"))
     assert not [file for file in (tmp_path / "hf").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
     hub.corrupt.clear()
@@ -162,13 +163,18 @@ def test_a_wrong_hash_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Pat
 @pytest.mark.parametrize(
     ("key", "status", "headers", "said"),
     [
-        ("qixinhu11/LongLive-RAG", 401, {}, "the hub refuses `qixinhu11/LongLive-RAG` (401)"),
-        ("qixinhu11/LongLive-RAG", 404, {"X-Error-Code": "RepoNotFound"}, "the hub has no `qixinhu11/LongLive-RAG`"),
-        ("qixinhu11/LongLive-RAG", 403, {"X-Error-Code": "GatedRepo"}, "only to those who accepted its terms"),
+        ("qixinhu11/LongLive-RAG", 401, {}, "the hub denied access to `qixinhu11/LongLive-RAG` (401)"),
+        (
+            "qixinhu11/LongLive-RAG",
+            404,
+            {"X-Error-Code": "RepoNotFound"},
+            "the hub has no repository `qixinhu11",
+        ),
+        ("qixinhu11/LongLive-RAG", 403, {"X-Error-Code": "GatedRepo"}, "requires you to accept its terms"),
         ("qixinhu11/LongLive-RAG", 500, {}, "the hub answered 500 when asked for"),
         (SELF_FORCING, 404, {"X-Error-Code": "EntryNotFound"}, "is not on the hub any more"),
         (SELF_FORCING, 500, {}, "the hub answered 500 when asked for"),
-        (SELF_FORCING, 401, {}, "the hub refuses"),
+        (SELF_FORCING, 401, {}, "the hub denied access to"),
     ],
 )
 def test_what_the_hub_refuses(
@@ -219,7 +225,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half(
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
     assert "could not be written: no space left on device" in done.stderr
-    assert [file.name for file in (tmp_path / "weights").iterdir()] == []
+    assert [file.name for file in (tmp_path / "weights").iterdir()] == ["download.lock"]
 
 
 def test_offline_with_and_without_the_cache(
@@ -265,7 +271,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         (("weights", "self-forcin"), "did you mean `self-forcing`?"),
         (("weights", "self-forcing", "--source", "author"), "did you mean `authors`?"),
         (("weights", "--dtype", "bfloat"), "did you mean `bfloat16`?"),
-        (("prompts", "movies"), "there is nothing to download called `movies`"),
+        (("prompts", "movies"), "unknown item `movies`"),
     ],
 )
 def test_usage(llrag: Llrag, arguments: tuple[str, ...], said: str) -> None:
