@@ -27,7 +27,12 @@ class UnwritableError(LlragError):
 
 
 class DownloadFolderError(LlragError):
-    """The folder of a download is not writable, or its disk is too small."""
+    """The folder of a download is not writable, or (``full``) a disk may be too small."""
+
+    def __init__(self, problem: str, *, full: bool) -> None:
+        alternative = "free some space, move the hub's cache with HF_HOME, or " if full else ""
+        super().__init__(problem, hint=f"{alternative}choose another folder")
+        self.full = full
 
 
 class DownloadSourceError(LlragError):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -139,6 +144,7 @@ def test_an_interrupt_keeps_what_is_whole(
     monkeypatch.setattr(fetching, "check", interrupted)
     done = llrag("download", "weights", "encoder", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 130
+    assert "complete files are kept, and the same command continues" in done.stderr.replace("\n", " ")
     weights = tmp_path / "weights"
     assert (weights / "ae_latent_mem.safetensors").exists()
     assert not (weights / "self_forcing.safetensors").exists()
@@ -195,6 +201,7 @@ def test_a_file_that_moved_is_named(hub: Hub, llrag: Llrag) -> None:
     done = llrag("download", "weights", "self-forcing", "--to", "weights")
     assert done.returncode == 1
     assert f"`{SELF_FORCING}` is not in `qixinhu11/LongLive-RAG`" in done.stderr
+    assert "update llrag; or try `--source authors`" in done.stderr.replace("\n", " ")
 
 
 def test_no_hub_at_all(hub: Hub, llrag: Llrag) -> None:
@@ -244,6 +251,83 @@ def test_offline_with_and_without_the_cache(
     assert not hub.fetched
     assert (tmp_path / "two/ae_latent_mem.safetensors").exists()
     assert (tmp_path / "two" / FOLDER / "vae/config.json").exists()
+    records = [json.loads((tmp_path / name / "downloads.json").read_text()) for name in ("one", "two")]
+    assert records[0] == records[1]
+    snapshot = next((tmp_path / "hf/models--Wan-AI--Wan2.1-T2V-1.3B-Diffusers/snapshots").iterdir())
+    (snapshot / "text_encoder").mkdir()
+    (snapshot / "text_encoder/model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+    incomplete = llrag("download", "weights", "text-encoder", "--to", "three")
+    assert incomplete.returncode == 1
+    assert "`1.safetensors` of `model.safetensors.index.json` is not in the hub's cache" in incomplete.stderr
+
+
+def test_a_new_commit_with_the_same_files_brings_nothing(
+    hub: Hub, llrag: Llrag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = ("download", "weights", "causal-forcing", "--only", "--to", "weights", "--prune", "--json")
+    llrag(*download)
+    monkeypatch.setattr("hub.COMMIT", "f" * 40)
+    hub.fetched.clear()
+    row = json.loads(llrag(*download).stdout)[0]
+    assert (row["commit"], row["state"]) == ("f" * 40, "present")
+    assert not hub.fetched
+
+
+def test_remains_of_a_killed_conversion_are_removed(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    (weights / "self_forcing.safetensors.x1.partial").mkdir(parents=True)
+    for name in ("self_forcing.safetensors.x1.partial/.tmp1", "self_forcing.safetensors.12.partial", "mine.partial"):
+        (weights / name).write_bytes(b"half")
+    assert llrag("download", "weights", "self-forcing", "--only", "--to", "weights").returncode == 0
+    assert leftovers(weights) == ["mine.partial"]
+
+
+def test_two_downloads_into_one_folder(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with FileLock(tmp_path / "weights/download.lock"):
+        done = llrag("download", "weights", "encoder", "--to", "weights")
+    assert done.returncode == 1
+    assert "another process is downloading into `weights`" in done.stderr
+    assert not hub.fetched
+
+
+def test_the_umask_decides_who_may_read_converted_weights(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        llrag("download", "weights", "causal-forcing", "--only", "--to", "weights")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights/causal_forcing.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("self-forcin",), "unknown item `self-forcin`"),
+        (("--dtype", "bfloat"), "unknown dtype `bfloat`"),
+        (("--to", "file/weights"), "`file/weights` cannot be created: "),
+    ],
+)
+def test_wrong_input_is_refused_before_the_client_is_imported(
+    tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    code = (
+        "import sys\n"
+        "from llrag_cli.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "download", "weights", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert problem in done.stderr
+
+
+def test_the_library_names_no_option_and_no_command() -> None:
+    folder = Path(fetching.__file__).parent
+    for file in folder.glob("*.py"):
+        assert not re.search(r"[`\s]--[a-z]|`llrag ", file.read_text()), file.name
 
 
 def test_pruned_originals_are_gone(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:

@@ -15,9 +15,7 @@ def _another_source(error: DownloadSourceError) -> str:
 
 
 HINTS: dict[type[LlragError], Callable[[Any], str]] = {
-    DownloadFolderError: lambda _: (
-        "free some space or choose another folder with `--to`; what was downloaded stays in the hub's cache"
-    ),
+    DownloadFolderError: lambda error: f"{error.hint} with `--to`",
     DownloadSourceError: _another_source,
 }
 

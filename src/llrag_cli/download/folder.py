@@ -55,18 +55,12 @@ def existing_parent(path: Path) -> Path:
 
 def require_writable(folder: Path) -> None:
     """Raise an error if files cannot be created in a folder, which need not exist yet."""
-    parent = existing_parent(folder)
+    with writing(folder):
+        parent = existing_parent(folder)
     if not parent.is_dir():
-        raise folder_error(f"`{folder}` cannot be created: `{parent}` is a file")
+        raise DownloadFolderError(f"`{folder}` cannot be created: `{parent}` is a file", full=False)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise folder_error(f"`{folder}` cannot be written: permission denied")
-
-
-def folder_error(problem: str) -> DownloadFolderError:
-    """The error of a folder that cannot hold a download."""
-    return DownloadFolderError(
-        problem, hint="free some space or choose another folder; what was downloaded stays in the hub's cache"
-    )
+        raise DownloadFolderError(f"`{folder}` cannot be written: permission denied", full=False)
 
 
 @contextmanager
@@ -75,9 +69,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except UnwritableError as error:
-        raise folder_error(error.problem) from error
+        raise DownloadFolderError(error.problem, full=True) from error
     except OSError as error:
-        raise folder_error(f"`{path}` could not be written: {(error.strerror or str(error)).lower()}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise DownloadFolderError(f"`{path}` could not be written: {reason}", full=True) from error
 
 
 @contextmanager

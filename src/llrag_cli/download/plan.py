@@ -12,11 +12,11 @@ from typing import Any, Literal
 from huggingface_hub import constants
 
 from llrag_cli.download.catalogue import CatalogueFile, Source, alternatives
-from llrag_cli.download.folder import existing_parent, folder_error, read_record, target_path
+from llrag_cli.download.folder import existing_parent, read_record, target_path
 from llrag_cli.download.hub import RemoteFile, list_files
 from llrag_cli.download.problems import not_cached
 from llrag_cli.download.web import size_on_web
-from llrag_cli.errors import DownloadSourceError
+from llrag_cli.errors import DownloadFolderError, DownloadSourceError
 from llrag_cli.formatting import human
 
 MARGIN = 1.05  # required free space over the size of a download
@@ -123,6 +123,7 @@ def require_room(planned: Iterable[PlannedFile], folder: Path, *, dtype: str) ->
     for path, amount in needed.values():
         free = shutil.disk_usage(path).free
         if free < MARGIN * amount:
-            raise folder_error(
-                f"the download needs {human(MARGIN * amount)} on the disk of `{path}`, which has {human(free)} free"
+            raise DownloadFolderError(
+                f"the download needs {human(MARGIN * amount)} on the disk of `{path}`, which has {human(free)} free",
+                full=True,
             )
