@@ -354,6 +354,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     [
         (("weights", "self-forcin"), "did you mean `self-forcing`?"),
         (("weights", "self-forcing", "--source", "author"), "did you mean `authors`?"),
+        (("weights", "all", "--source", "author"), "unknown source `author`"),
         (("weights", "--dtype", "bfloat"), "did you mean `bfloat16`?"),
         (("prompts", "movies"), "unknown item `movies`"),
     ],

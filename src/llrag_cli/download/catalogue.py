@@ -88,7 +88,7 @@ def choose(
 ) -> list[tuple[str, Source]]:
     """The named items (``all``: all of them) and, unless ``only``, those that they require, with their sources.
 
-    Raises ``UsageError`` for an unknown item, or a source that does not offer a named item.
+    Raises ``UsageError`` for an unknown item, or a source that does not offer a named item (for ``all``: any item).
     """
     items = catalogue().items(kind)
     asked = list(dict.fromkeys(names))
@@ -97,8 +97,11 @@ def choose(
             raise UsageError(f"unknown item `{name}`", hint=closest(name, [*items, "all"]))
     everything = "all" in asked or not asked
     wanted = list(items) if everything else asked
-    if source is not None and not everything:
-        for name in wanted:
+    if source is not None:
+        known = {name for item in wanted for name in items[item].sources}
+        if source not in known:
+            raise UsageError(f"unknown source `{source}`", hint=closest(source, known))
+        for name in () if everything else wanted:
             if source not in items[name].sources:
                 raise UsageError(f"unknown source `{source}` of `{name}`", hint=closest(source, items[name].sources))
     if not only:
