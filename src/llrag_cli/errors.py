@@ -22,8 +22,8 @@ class UsageError(LlragError):
     """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
 
 
-class UnwritableError(LlragError):
-    """A file that could not be written."""
+class WriteFailedError(LlragError):
+    """A file that could not be written completely: the disk is full, or the write failed."""
 
 
 class DownloadFolderError(LlragError):

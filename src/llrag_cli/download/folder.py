@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llrag_cli.download.catalogue import CatalogueFile
-from llrag_cli.errors import DownloadFolderError, LlragError, UnwritableError
+from llrag_cli.errors import DownloadFolderError, LlragError, WriteFailedError
 from llrag_cli.files.durable import replace_text
 
 RECORD = "downloads.json"
@@ -68,7 +68,7 @@ def writing(path: Path) -> Iterator[None]:
     """Raise what prevents writing to a path as ``DownloadFolderError``."""
     try:
         yield
-    except UnwritableError as error:
+    except WriteFailedError as error:
         raise DownloadFolderError(error.problem, full=True) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

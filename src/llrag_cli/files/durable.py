@@ -10,16 +10,16 @@ from types import TracebackType
 
 from safetensors import SafetensorError
 
-from llrag_cli.errors import LlragError, UnwritableError
+from llrag_cli.errors import LlragError, WriteFailedError
 
 HINT = "make room, or choose another folder; what was written before is kept"
 
 
-def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> UnwritableError:
+def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> WriteFailedError:
     """The error of a file that could not be written."""
     message = error.strerror if isinstance(error, OSError) else None
     reason = (message or str(error) or type(error).__name__).splitlines()[0].lower()
-    return UnwritableError(f"`{path}` could not be written: {reason}", hint=hint)
+    return WriteFailedError(f"`{path}` could not be written: {reason}", hint=hint)
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
     """Yields a path for the new content; when the block ends, the file there is synced and replaces ``target``.
 
     The new file has the permissions that the umask gives, also where a library created it with fewer. After an error
-    ``target`` is as before; errors of the disk, also through torch and safetensors, become ``UnwritableError``.
+    ``target`` is as before; errors of the disk, also through torch and safetensors, become ``WriteFailedError``.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
