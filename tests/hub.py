@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
@@ -70,6 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:  # only of /api/models/OWNER/NAME/paths-info/REVISION
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+        name, _ = self._split(unquote(urlsplit(self.path).path).removeprefix("/api/models/"))
+        files = self.hub.repos[name]
+        self._json([_entry(path, files[path]) for path in asked if path in files])
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)

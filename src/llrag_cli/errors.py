@@ -30,6 +30,27 @@ class NotFiniteError(LlragError):
     """A block of latents has NaN or infinite values."""
 
 
+class WriteFailedError(LlragError):
+    """A file that could not be written completely: the disk is full, or the write failed."""
+
+
+class DownloadFolderError(LlragError):
+    """The folder of a download is not writable, or (``full``) a disk may be too small."""
+
+    def __init__(self, problem: str, *, full: bool) -> None:
+        alternative = "free some space, move the hub's cache with HF_HOME, or " if full else ""
+        super().__init__(problem, hint=f"{alternative}choose another folder")
+        self.full = full
+
+
+class DownloadSourceError(LlragError):
+    """A repository that does not exist or lacks a file; ``alternatives`` names other sources of the same items."""
+
+    def __init__(self, problem: str, *, alternatives: tuple[str, ...], hint: str = "") -> None:
+        super().__init__(problem, hint=hint or "the repository has changed; update llrag")
+        self.alternatives = alternatives
+
+
 class LlragWarning(UserWarning):
     """A result may differ from what was meant."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -18,6 +23,7 @@ from llrag_cli.download import fetch as fetching
 from llrag_cli.download import plan as planning
 from llrag_cli.download.catalogue import catalogue, choose
 from llrag_cli.download.convert import convert, stored_dtype
+from llrag_cli.download.hub import Advance
 from official import golden_generator, official_repos
 
 SELF_FORCING = "checkpoints/self_forcing.pt"
@@ -69,7 +75,7 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, llrag: Llrag) -> None:
     done = llrag("download", "weights", "encoder", "--to", "weights")
     assert done.returncode == 0
     assert not hub.fetched
-    assert "0 B to fetch in 0 files, 1 file here" in done.stderr.replace("\n", " ")
+    assert "0 B to download in 0 files, 1 file already here" in done.stderr.replace("\n", " ")
     forced = llrag("download", "weights", "encoder", "--to", "weights", "--force", "--json")
     assert json.loads(forced.stdout)[0]["state"] == "cached"
 
@@ -130,7 +136,7 @@ def test_an_interrupt_keeps_what_is_whole(
 ) -> None:
     arrived = fetching.check
 
-    def interrupted(file: planning.Wanted, cached: Path, *, advance: fetching.Advance) -> None:
+    def interrupted(file: planning.PlannedFile, cached: Path, *, advance: Advance) -> None:
         if file.path == SELF_FORCING:
             raise KeyboardInterrupt
         arrived(file, cached, advance=advance)
@@ -138,6 +144,7 @@ def test_an_interrupt_keeps_what_is_whole(
     monkeypatch.setattr(fetching, "check", interrupted)
     done = llrag("download", "weights", "encoder", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 130
+    assert "complete files are kept, and the same command continues" in done.stderr.replace("\n", " ")
     weights = tmp_path / "weights"
     assert (weights / "ae_latent_mem.safetensors").exists()
     assert not (weights / "self_forcing.safetensors").exists()
@@ -152,7 +159,7 @@ def test_a_wrong_hash_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Pat
     hub.corrupt.add(SELF_FORCING)
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
-    assert "arrived damaged: it has SHA-256" in done.stderr
+    assert "is damaged: it has SHA-256" in done.stderr
     assert not list((tmp_path / "weights").glob("*.safetensors"))
     assert not [file for file in (tmp_path / "hf").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
     hub.corrupt.clear()
@@ -162,13 +169,18 @@ def test_a_wrong_hash_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Pat
 @pytest.mark.parametrize(
     ("key", "status", "headers", "said"),
     [
-        ("qixinhu11/LongLive-RAG", 401, {}, "the hub refuses `qixinhu11/LongLive-RAG` (401)"),
-        ("qixinhu11/LongLive-RAG", 404, {"X-Error-Code": "RepoNotFound"}, "the hub has no `qixinhu11/LongLive-RAG`"),
-        ("qixinhu11/LongLive-RAG", 403, {"X-Error-Code": "GatedRepo"}, "only to those who accepted its terms"),
+        ("qixinhu11/LongLive-RAG", 401, {}, "the hub denied access to `qixinhu11/LongLive-RAG` (401)"),
+        (
+            "qixinhu11/LongLive-RAG",
+            404,
+            {"X-Error-Code": "RepoNotFound"},
+            "the hub has no repository `qixinhu11",
+        ),
+        ("qixinhu11/LongLive-RAG", 403, {"X-Error-Code": "GatedRepo"}, "requires you to accept its terms"),
         ("qixinhu11/LongLive-RAG", 500, {}, "the hub answered 500 when asked for"),
         (SELF_FORCING, 404, {"X-Error-Code": "EntryNotFound"}, "is not on the hub any more"),
         (SELF_FORCING, 500, {}, "the hub answered 500 when asked for"),
-        (SELF_FORCING, 401, {}, "the hub refuses"),
+        (SELF_FORCING, 401, {}, "the hub denied access to"),
     ],
 )
 def test_what_the_hub_refuses(
@@ -189,6 +201,7 @@ def test_a_file_that_moved_is_named(hub: Hub, llrag: Llrag) -> None:
     done = llrag("download", "weights", "self-forcing", "--to", "weights")
     assert done.returncode == 1
     assert f"`{SELF_FORCING}` is not in `qixinhu11/LongLive-RAG`" in done.stderr
+    assert "update llrag; or try `--source authors`" in done.stderr.replace("\n", " ")
 
 
 def test_no_hub_at_all(hub: Hub, llrag: Llrag) -> None:
@@ -219,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half(
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
     assert "could not be written: no space left on device" in done.stderr
-    assert [file.name for file in (tmp_path / "weights").iterdir()] == []
+    assert [file.name for file in (tmp_path / "weights").iterdir()] == ["download.lock"]
 
 
 def test_offline_with_and_without_the_cache(
@@ -238,6 +251,83 @@ def test_offline_with_and_without_the_cache(
     assert not hub.fetched
     assert (tmp_path / "two/ae_latent_mem.safetensors").exists()
     assert (tmp_path / "two" / FOLDER / "vae/config.json").exists()
+    records = [json.loads((tmp_path / name / "downloads.json").read_text()) for name in ("one", "two")]
+    assert records[0] == records[1]
+    snapshot = next((tmp_path / "hf/models--Wan-AI--Wan2.1-T2V-1.3B-Diffusers/snapshots").iterdir())
+    (snapshot / "text_encoder").mkdir()
+    (snapshot / "text_encoder/model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+    incomplete = llrag("download", "weights", "text-encoder", "--to", "three")
+    assert incomplete.returncode == 1
+    assert "`1.safetensors` of `model.safetensors.index.json` is not in the hub's cache" in incomplete.stderr
+
+
+def test_a_new_commit_with_the_same_files_brings_nothing(
+    hub: Hub, llrag: Llrag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = ("download", "weights", "causal-forcing", "--only", "--to", "weights", "--prune", "--json")
+    llrag(*download)
+    monkeypatch.setattr("hub.COMMIT", "f" * 40)
+    hub.fetched.clear()
+    row = json.loads(llrag(*download).stdout)[0]
+    assert (row["commit"], row["state"]) == ("f" * 40, "present")
+    assert not hub.fetched
+
+
+def test_remains_of_a_killed_conversion_are_removed(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    (weights / "self_forcing.safetensors.x1.partial").mkdir(parents=True)
+    for name in ("self_forcing.safetensors.x1.partial/.tmp1", "self_forcing.safetensors.12.partial", "mine.partial"):
+        (weights / name).write_bytes(b"half")
+    assert llrag("download", "weights", "self-forcing", "--only", "--to", "weights").returncode == 0
+    assert leftovers(weights) == ["mine.partial"]
+
+
+def test_two_downloads_into_one_folder(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with FileLock(tmp_path / "weights/download.lock"):
+        done = llrag("download", "weights", "encoder", "--to", "weights")
+    assert done.returncode == 1
+    assert "another process is downloading into `weights`" in done.stderr
+    assert not hub.fetched
+
+
+def test_the_umask_decides_who_may_read_converted_weights(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        llrag("download", "weights", "causal-forcing", "--only", "--to", "weights")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights/causal_forcing.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("self-forcin",), "unknown item `self-forcin`"),
+        (("--dtype", "bfloat"), "unknown dtype `bfloat`"),
+        (("--to", "file/weights"), "`file/weights` cannot be created: "),
+    ],
+)
+def test_wrong_input_is_refused_before_the_client_is_imported(
+    tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    code = (
+        "import sys\n"
+        "from llrag_cli.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "download", "weights", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert problem in done.stderr
+
+
+def test_the_library_names_no_option_and_no_command() -> None:
+    folder = Path(fetching.__file__).parent
+    for file in folder.glob("*.py"):
+        assert not re.search(r"[`\s]--[a-z]|`llrag ", file.read_text()), file.name
 
 
 def test_pruned_originals_are_gone(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
@@ -264,8 +354,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     [
         (("weights", "self-forcin"), "did you mean `self-forcing`?"),
         (("weights", "self-forcing", "--source", "author"), "did you mean `authors`?"),
+        (("weights", "all", "--source", "author"), "unknown source `author`"),
         (("weights", "--dtype", "bfloat"), "did you mean `bfloat16`?"),
-        (("prompts", "movies"), "there is nothing to download called `movies`"),
+        (("prompts", "movies"), "unknown item `movies`"),
     ],
 )
 def test_usage(llrag: Llrag, arguments: tuple[str, ...], said: str) -> None:

@@ -34,6 +34,7 @@ def test_everything_is_brought_once(hub: Hub, llrag: Llrag, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     found = sorted(file.relative_to(tmp_path / "weights").as_posix() for file in tmp_path.glob("weights/**/*.*"))
     assert found == [
+        "download.lock",
         "downloads.json",
         "metrics/clip-vit-base-patch32/config.json",
         "metrics/clip-vit-base-patch32/pytorch_model.bin",
@@ -53,7 +54,7 @@ def test_everything_is_brought_once(hub: Hub, llrag: Llrag, tmp_path: Path) -> N
     hub.fetched.clear()
     again = llrag("download", "metrics", "--to", "weights")
     assert not hub.fetched
-    assert "0 B to fetch in 0 files, 11 files here" in again.stderr.replace("\n", " ")
+    assert "0 B to download in 0 files, 11 files already here" in again.stderr.replace("\n", " ")
 
 
 def test_a_plan_names_licences_and_sizes(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_damaged_file_of_the_web_is_named_and_removed(hub: Hub, llrag: Llrag, 
     hub.corrupt.add(RAFT)
     done = llrag("download", "metrics", "raft", "--to", "weights")
     assert done.returncode == 1
-    assert f"`pytorch/vision/{RAFT}` arrived damaged: it has SHA-256" in done.stderr
+    assert f"`pytorch/vision/{RAFT}` is damaged: it has SHA-256" in done.stderr
     assert not list((tmp_path / "weights/metrics").iterdir())
     hub.corrupt.clear()
     hub.breaks[RAFT] = 100

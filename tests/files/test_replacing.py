@@ -21,6 +21,17 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "state.safetensors") as partial:
+            save_file({"a": torch.ones(2)}, partial)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state.safetensors").stat().st_mode & 0o777 == mode
+
+
 def test_half_a_file_takes_no_place(tmp_path: Path) -> None:
     target = tmp_path / "state.safetensors"
     save_file({"a": torch.ones(2)}, target)

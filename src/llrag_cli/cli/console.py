@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +108,8 @@ def working(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def download(total: int) -> Iterator[Any]:
-    """One live line on stderr while files come in; yields ``advance(what is done, bytes further)``."""
+def download(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """A live line on stderr for each phase of a download that has bytes to handle; yields ``advance(phase, bytes)``."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
@@ -117,14 +117,23 @@ def download(total: int) -> Iterator[Any]:
         rich.progress.TransferSpeedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
+    names = {"fetch": "downloading", "check": "checking", "convert": "converting"}
     with rich.progress.Progress(*columns, console=_stderr) as display:
-        task = display.add_task("fetching", total=total or None)
-        names = {"fetch": "fetching", "check": "checking", "convert": "converting"}
+        tasks = {
+            phase: display.add_task(names[phase], total=total, start=False) for phase, total in totals.items() if total
+        }
 
-        def advance(what: str, amount: int) -> None:
-            display.update(task, description=names[what], advance=amount if what == "fetch" else 0)
+        def advance(phase: str, amount: int) -> None:
+            if phase in tasks:
+                display.start_task(tasks[phase])
+                display.advance(tasks[phase], amount)
 
-        yield advance
+        try:
+            yield advance
+        except KeyboardInterrupt:
+            display.stop()
+            note("stopped; complete files are kept, and the same command continues with the others")
+            raise
 
 
 @contextmanager

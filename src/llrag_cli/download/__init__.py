@@ -1,1 +1,1 @@
-"""Fetching released weights and prompts: a catalogue, a plan made before a byte moves, a check of what arrived."""
+"""Downloads of released weights and prompts: a catalogue, a plan before any transfer, and a check of every file."""

@@ -20,28 +20,28 @@ class CatalogueFile(Config):
     """Files of a repository that match a pattern, and where they go."""
 
     path: str = Field(description="path or pattern (`vae/*`) in the repository")
-    to: str = Field(description="place in the weights folder; a folder where it ends in `/`")
+    to: str = Field(description="path in the weights folder; a folder if it ends in `/`")
     convert: Literal["generator", "lora", "encoder"] | None = Field(default=None, description="rewrite as safetensors")
     ema: bool = Field(default=False, description="keep the EMA weights of a generator")
     bytes: int = Field(gt=0, description="size, estimated from parameter counts")
-    sha256: str | None = Field(default=None, description="of the file itself, or how it begins, where that is known")
+    sha256: str | None = Field(default=None, description="of the file, or its first digits")
 
 
 class Source(Config):
-    """A repository that has an item."""
+    """A repository that offers an item."""
 
     repo: str
-    url: str | None = Field(default=None, description="where a web server has its files; without it, the hub has them")
+    url: str | None = Field(default=None, description="of its files on a web server; without it, they are on the hub")
     revision: str = "main"
     licence: str
     files: tuple[CatalogueFile, ...] = Field(min_length=1)
 
 
 class Item(Config):
-    """Something to ask for by name."""
+    """Something that can be downloaded by name."""
 
     about: str
-    needs: tuple[str, ...] = Field(default=(), description="items that it cannot run without")
+    needs: tuple[str, ...] = Field(default=(), description="other items that it requires")
     sources: dict[str, Source] = Field(min_length=1, description="the first is the default")
 
     @property
@@ -69,24 +69,41 @@ def catalogue() -> Catalogue:
     return Catalogue.model_validate(yaml.safe_load(text))
 
 
+def alternatives(repo: str) -> tuple[str, ...]:
+    """Names of other sources of the items that a repository offers."""
+    content = catalogue()
+    names = [
+        name
+        for items in (content.weights, content.prompts, content.metrics)
+        for item in items.values()
+        if any(source.repo == repo for source in item.sources.values())
+        for name, source in item.sources.items()
+        if source.repo != repo
+    ]
+    return tuple(dict.fromkeys(names))
+
+
 def choose(
     kind: Kind, names: Iterable[str], *, source: str | None = None, only: bool = False
 ) -> list[tuple[str, Source]]:
-    """The named items (``all`` are all) and what they need, each once, with the source to take it from.
+    """The named items (``all``: all of them) and, unless ``only``, those that they require, with their sources.
 
-    Raises ``UsageError`` for an unknown item, or a source that a named item does not have.
+    Raises ``UsageError`` for an unknown item, or a source that does not offer a named item (for ``all``: any item).
     """
     items = catalogue().items(kind)
     asked = list(dict.fromkeys(names))
     for name in asked:
         if name != "all" and name not in items:
-            raise UsageError(f"there is nothing to download called `{name}`", hint=closest(name, [*items, "all"]))
+            raise UsageError(f"unknown item `{name}`", hint=closest(name, [*items, "all"]))
     everything = "all" in asked or not asked
     wanted = list(items) if everything else asked
-    if source is not None and not everything:
-        for name in wanted:
+    if source is not None:
+        known = {name for item in wanted for name in items[item].sources}
+        if source not in known:
+            raise UsageError(f"unknown source `{source}`", hint=closest(source, known))
+        for name in () if everything else wanted:
             if source not in items[name].sources:
-                raise UsageError(f"`{name}` has no source `{source}`", hint=closest(source, items[name].sources))
+                raise UsageError(f"unknown source `{source}` of `{name}`", hint=closest(source, items[name].sources))
     if not only:
         wanted += [need for name in wanted for need in items[name].needs]
     chosen = []

@@ -1,9 +1,10 @@
-"""Released checkpoints rewritten as safetensors in the type they run in, so that the second start is fast."""
+"""Converts released checkpoints to safetensors in the dtype they run in, which load faster."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -27,10 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(
     source: Path, target: Path, *, kind: Literal["generator", "lora", "encoder"], ema: bool, dtype: str
 ) -> None:
-    """Write a checkpoint as safetensors under its original names; ``target`` appears only when it is whole.
+    """Write a checkpoint as safetensors under its original tensor names; ``target`` appears once it is complete.
 
-    The source is memory-mapped, so that the peak is about the size of the result. What cannot be the kind of
-    model it should be raises ``LlragError`` before anything is written.
+    The source is memory-mapped, so peak memory is about the size of the result. Raises ``LlragError``, before
+    anything is written, if the checkpoint is not a model of this kind.
     """
     label, metadata = source.name, {"format": "pt", "kind": kind}
     state: State
@@ -49,13 +50,19 @@ def convert(
             for name, tensor in state.items()
         }
         metadata["dtype"] = dtype
-    hint = "make room or choose another folder with `--to`; what was fetched stays in the hub's cache"
-    with replacing(target, hint=hint) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata=metadata)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    with (
+        replacing(target) as partial,
+        # safetensors writes to a temporary file of its own, which stays when the process is killed
+        TemporaryDirectory(prefix=f"{target.name}.", suffix=".partial", dir=target.parent) as scratch,
+    ):
+        converted = Path(scratch) / target.name
+        save_file(state, converted, metadata=metadata)
+        converted.replace(partial)
 
 
 def stored_dtype(path: Path) -> str | None:
-    """The type a converted checkpoint was rounded to; None for any other file."""
+    """The dtype that a checkpoint was converted to; None for other files."""
     if path.suffix != ".safetensors":
         return None
     with path.open("rb") as stream:

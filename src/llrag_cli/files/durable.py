@@ -10,28 +10,31 @@ from types import TracebackType
 
 from safetensors import SafetensorError
 
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import LlragError, WriteFailedError
 
 HINT = "make room, or choose another folder; what was written before is kept"
 
 
-def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> LlragError:
+def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> WriteFailedError:
     """The error of a file that could not be written."""
-    told = error.strerror if isinstance(error, OSError) else None
-    reason = (told or str(error) or type(error).__name__).splitlines()[0].lower()
-    return LlragError(f"`{path}` could not be written: {reason}", hint=hint)
+    message = error.strerror if isinstance(error, OSError) else None
+    reason = (message or str(error) or type(error).__name__).splitlines()[0].lower()
+    return WriteFailedError(f"`{path}` could not be written: {reason}", hint=hint)
 
 
 @contextmanager
 def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
-    """Gives the path to write the new content to; when the block ends, it is on disk and takes ``target``'s place.
+    """Yields a path for the new content; when the block ends, the file there is synced and replaces ``target``.
 
-    What goes wrong leaves an earlier ``target`` as it was; what the disk has to say against it (also through torch and
-    safetensors) becomes an ``LlragError`` with the hint.
+    The new file has the permissions that the umask gives, also where a library created it with fewer. After an error
+    ``target`` is as before; errors of the disk, also through torch and safetensors, become ``WriteFailedError``.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
+        with partial.open("ab"):
+            mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors writes for the owner only
         with partial.open("rb+") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
         partial.replace(target)

@@ -1,0 +1,103 @@
+"""The folder that downloads go into: paths in it, the record of where files came from, and its lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llrag_cli.download.catalogue import CatalogueFile
+from llrag_cli.errors import DownloadFolderError, LlragError, WriteFailedError
+from llrag_cli.files.durable import replace_text
+
+RECORD = "downloads.json"
+LOCK = "download.lock"
+
+
+def target_path(folder: Path, spec: CatalogueFile, path: str) -> Path:
+    """Where a file of a repository goes; a converted checkpoint ends in ``.safetensors``."""
+    target = folder / spec.to
+    if spec.to.endswith("/"):
+        return target / PurePosixPath(path).name
+    return target.with_suffix(".safetensors") if spec.convert else target
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """Where the files of a folder came from, by path in it."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LlragError(
+            f"`{folder / RECORD}` cannot be read: {error}", hint="remove it; downloaded files are left as they are"
+        ) from None
+    return dict(content)
+
+
+def add_to_record(folder: Path, target: Path, entry: dict[str, str | None]) -> None:
+    """Record where a file came from."""
+    record = read_record(folder)
+    record[target.relative_to(folder).as_posix()] = entry
+    replace_text(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest parent that exists."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an error if files cannot be created in a folder, which need not exist yet."""
+    with writing(folder):
+        parent = existing_parent(folder)
+    if not parent.is_dir():
+        raise DownloadFolderError(f"`{folder}` cannot be created: `{parent}` is a file", full=False)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DownloadFolderError(f"`{folder}` cannot be written: permission denied", full=False)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what prevents writing to a path as ``DownloadFolderError``."""
+    try:
+        yield
+    except WriteFailedError as error:
+        raise DownloadFolderError(error.problem, full=True) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DownloadFolderError(f"`{path}` could not be written: {reason}", full=True) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a folder and hold an exclusive lock on it; the OS releases the lock when the process ends."""
+    lock = FileLock(folder / LOCK, mode=0o666)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LlragError(
+                f"another process is downloading into `{folder}`", hint="wait for it, or choose another folder"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_stale(targets: Iterable[Path]) -> None:
+    """Remove what a killed download left beside its targets; the folder must be locked."""
+    for target in targets:
+        for partial in target.parent.glob(f"{target.name}.*partial"):
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink()

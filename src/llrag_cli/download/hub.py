@@ -1,0 +1,115 @@
+"""The Hugging Face hub through ``huggingface_hub``: which files a repository has, and bringing one into the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import tqdm
+
+from llrag_cli.download.problems import explained, not_cached
+
+Advance = Callable[[str, int], None]  # phase ("fetch", "check" or "convert"), bytes done since the last call
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that can be downloaded."""
+
+    path: str  # in the repository
+    commit: str
+    bytes: int
+    sha256: str | None  # None for small files, which the hub keeps in git
+    cached: bool
+
+
+class _Silent(tqdm):
+    """A progress bar of the client that draws nothing: the command line has its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+
+def list_files(repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]:
+    """The files of a repository that match a pattern; offline, those of its snapshot in the cache.
+
+    Raises ``LlragError`` if the repository or one of the files is not accessible.
+    """
+    with explained(repo):
+        if constants.HF_HUB_OFFLINE:
+            snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+            return _cached_files(snapshot, patterns)
+        files = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(patterns),
+            library_name="llrag",
+            tqdm_class=_Silent,
+            dry_run=True,
+        )
+        if not files:
+            return []
+        commit = files[0].commit_hash
+        paths = [file.filename for file in files]
+        entries = HfApi(library_name="llrag").get_paths_info(repo, paths, revision=commit)  # a dry run has no hashes
+    cached = {file.filename for file in files if file.is_cached}
+    return [
+        RemoteFile(entry.path, commit, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.path in cached)
+        for entry in sorted(entries, key=lambda entry: entry.path)
+        if isinstance(entry, RepoFile)
+    ]
+
+
+def _cached_files(snapshot: Path, patterns: Sequence[str]) -> list[RemoteFile]:
+    files = []
+    for file in sorted(snapshot.rglob("*")):
+        path = file.relative_to(snapshot).as_posix()
+        if not file.is_file() or not any(fnmatch(path, pattern) for pattern in patterns):
+            continue
+        if path.endswith(".index.json"):
+            _require_shards(file)
+        blob = file.readlink().name if file.is_symlink() else ""  # named by SHA-256, or by the hash of git
+        files.append(
+            RemoteFile(path, snapshot.name, file.stat().st_size, blob if len(blob) == 64 else None, cached=True)
+        )
+    return files
+
+
+def _require_shards(index: Path) -> None:
+    """Raise an error unless every shard of a model is in the cache."""
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(shard for shard in shards if not (index.parent / shard).exists())
+    if missing:
+        raise not_cached(f"{missing[0]}` of `{index.name}")
+
+
+def fetch_from_hub(repo: str, path: str, commit: str, *, advance: Advance) -> Path:
+    """Path of a file in the hub's cache, downloaded if it is not there."""
+
+    class Bar(_Silent):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if kwargs.get("initial"):
+                advance("fetch", kwargs["initial"])
+
+        def update(self, n: float | None = 1) -> bool | None:
+            advance("fetch", int(n or 0))
+            return None
+
+    with explained(repo, path):
+        return Path(hf_hub_download(repo, path, revision=commit, library_name="llrag", tqdm_class=Bar))
+
+
+def remove_from_cache(cached: Path) -> None:
+    """Remove a file from the hub's cache: the snapshot's link, and what it points to."""
+    link: Path | None = cached
+    while link is not None:
+        target = link.parent / link.readlink() if link.is_symlink() else None
+        link.unlink(missing_ok=True)
+        link = target
