@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llrag_cli.config import TIERS, RunConfig, video_frames, what_decides
+from llrag_cli.config import TIERS, RunConfig, what_decides
 from llrag_cli.errors import UsageError
 from llrag_cli.presets import METHODS, load_config, preset_names
 
@@ -95,7 +95,7 @@ def test_a_bad_preset_file_is_named_with_its_line(tmp_path: Path, text: str, pro
 def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, frames: int) -> None:
     config: RunConfig = load_config("tiny", method="native")
     assert config.latent_frames(seconds) == latent
-    assert video_frames(latent) == frames
+    assert config.video_frames(latent) == frames
     assert frames / config.backbone.fps >= seconds
 
 

@@ -11,6 +11,7 @@ from conftest import SHAPE, Write, latents_of
 from llrag_cli import Pipeline, load_config
 from llrag_cli.cache import archive
 from llrag_cli.cache.rotary import FrameRotary
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.config import EXACT, RECALLS, TIERS, MemoryConfig, Recall, Tier
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.errors import LlragError
@@ -142,7 +143,7 @@ def held(pipeline: Pipeline, seconds: float) -> dict[str, int]:
     if archive is None:
         return found | {"archive of K/V": cache.bytes}
     kept = "archive of latents" if pipeline.config.memory.archive == "recompute" else "archive of K/V"
-    return found | {"K/V window": cache.bytes, "recalled K/V": archive.device_bytes, kept: archive.pool_bytes}
+    return found | {"K/V window": cache.bytes, "retrieved K/V": archive.device_bytes, kept: archive.pool_bytes}
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -173,7 +174,8 @@ def test_auto_takes_the_first_exact_tier_that_fits(free: int, monkeypatch: pytes
     if expected == "disk":
         with pytest.raises(LlragError, match=r"needs 236 MB on disk, which has 1 MB free; .* archive of K/V") as told:
             unfit.require()
-        assert "`--archive recompute`" in told.value.hint
+        assert "`memory.archive` to `recompute`" in told.value.hint
+        assert "`--archive recompute`" in hint_for(told.value)
 
 
 @pytest.mark.parametrize(("limit", "tier"), [(10**9, "device"), (100 * 10**6, "host-int8"), (30 * 10**6, "recompute")])
@@ -186,7 +188,7 @@ def test_a_memory_budget_picks_the_best_tier_that_fits(
     budget = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=limit)
     assert budget.config.memory.archive == tier
     budget.require()
-    with pytest.raises(LlragError, match=r"on cpu, where `--memory-budget` allows 5 MB; the most goes to weights"):
+    with pytest.raises(LlragError, match=r"on cpu, where the memory limit allows 5 MB; the most goes to weights"):
         plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=5 * 10**6).require()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -10,18 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from llrag_cli.files.durable import replacing
+from llrag_cli.files.tensors import DTYPES, State, read_file
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.models.wan.checkpoints import (
-    State,
     diffusers_name,
     generator_state,
     kept_exact,
     load_transformer,
     lora_state,
-    read_file,
 )
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def convert(
@@ -52,13 +48,3 @@ def convert(
     hint = "make room or choose another folder with `--to`; what was fetched stays in the hub's cache"
     with replacing(target, hint=hint) as partial:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata=metadata)
-
-
-def stored_dtype(path: Path) -> str | None:
-    """The type a converted checkpoint was rounded to; None for any other file."""
-    if path.suffix != ".safetensors":
-        return None
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    return dict(header.get("__metadata__", {})).get("dtype")
