@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from llrag_cli.config import video_frames
 from llrag_cli.presets import load_config
 from llrag_cli.runs.journal import blocks_committed
 
@@ -93,7 +92,7 @@ def main() -> None:
     command = [sys.executable, "-m", "llrag_cli", "generate", "a red circle bounces around on a striped blue wall"]
     command += ["--seconds", str(options.seconds), "--archive", options.archive, "--out", str(options.out)]
     seen = watch(command, options.out)
-    frames = video_frames(config.latent_frames(options.seconds))
+    frames = config.video_frames(config.latent_frames(options.seconds))
     sys.stdout.write("| minutes of video | wall, ms a block | processor, ms a block | memory of the process |\n")
     sys.stdout.write("|---|---|---|---|\n")
     size = len(seen) // 10

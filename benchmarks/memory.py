@@ -23,7 +23,6 @@ import typer
 from matplotlib.figure import Figure
 
 from llrag_cli import Pipeline, load_config
-from llrag_cli.config import TEMPORAL_RATIO
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.world.consistency import consistency, looks
 from llrag_cli.world.sprites import caption, random_scene
@@ -71,11 +70,11 @@ def settings_of(memory: str, steps: int) -> tuple[str, ...]:
 def judge_batch(pipeline: Pipeline, prompts: Sequence[str], *, seconds: float, seed: int, first: int) -> list[Any]:
     """Make a batch of videos and read what each shows at the end of every latent frame."""
     frames: list[torch.Tensor] = []
-    pipeline.decoder.reset()
+    stream, ratio = pipeline.decoder.stream(), pipeline.decoder.temporal_ratio
     samples = range(first, first + len(prompts))
     for block in pipeline.blocks(prompts, seconds=seconds, seed=seed, samples=samples):
-        decoded = pipeline.decoder.decode(block.latents)
-        frames.append(decoded[:, (decoded.shape[1] - 1) % TEMPORAL_RATIO :: TEMPORAL_RATIO])
+        decoded = stream.decode(block.latents)
+        frames.append(decoded[:, (decoded.shape[1] - 1) % ratio :: ratio])
     videos = (torch.cat(frames, dim=1) / 2 + 0.5).clamp(0, 1)  # [B, F, 3, H, W]
     return [looks(video) for video in videos]
 

@@ -18,7 +18,8 @@ import torch
 
 from llrag_cli import load_config
 from llrag_cli.config import TIERS
-from llrag_cli.engine.pipeline import Execution, Pipeline
+from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.random_weights import random_pipeline
 from llrag_cli.evaluation.speed import in_turns, ratio
 from llrag_cli.presets import load_shape

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from llrag_cli.models.vae import wan_vae_from
+from llrag_cli.models.wan.vae import wan_vae_from
 
 GOLDENS = Path(__file__).parent / "goldens"
 TEXT_DIM = 32  # of the golden generator

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from llrag_cli.cache.tiers import TIERS
-from llrag_cli.config import RunConfig, comparable, video_frames
+from llrag_cli.config import RunConfig, comparable
 from llrag_cli.errors import UsageError
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory
 from llrag_cli.presets import load_config, preset_names
@@ -102,7 +102,7 @@ def test_a_bad_preset_file_is_named_with_its_line(tmp_path: Path, text: str, pro
 def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, frames: int) -> None:
     config: RunConfig = load_config("tiny")
     assert config.latent_frames(seconds) == latent
-    assert video_frames(latent) == frames
+    assert config.video_frames(latent) == frames
     assert frames / config.backbone.fps >= seconds
 
 

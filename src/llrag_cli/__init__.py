@@ -3,8 +3,9 @@
     from llrag_cli import Pipeline, load_config
 
     pipeline = Pipeline.load(load_config("tiny", method="retrieval"))
+    stream = pipeline.decoder.stream()
     for block in pipeline.blocks(["a red circle bounces around on a plain gray wall"], seconds=10):
-        frames = pipeline.decoder.decode(block.latents)  # [1, t, 3, 64, 64] in [-1, 1]
+        frames = stream.decode(block.latents)  # [1, t, 3, 64, 64] in [-1, 1]
 
 Names are imported when they are first used, so importing the package is cheap.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrag_cli.config import RunConfig as RunConfig
-    from llrag_cli.engine.pipeline import Execution as Execution
+    from llrag_cli.engine.execution import Execution as Execution
     from llrag_cli.engine.pipeline import Pipeline as Pipeline
     from llrag_cli.engine.rollout import Block as Block
     from llrag_cli.errors import LlragError as LlragError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Block": "engine.rollout",
-    "Execution": "engine.pipeline",
+    "Execution": "engine.execution",
     "LlragError": "errors",
     "Pipeline": "engine.pipeline",
     "RunConfig": "config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -14,9 +15,31 @@ from llrag_cli.cache.tiers import EXACT
 from llrag_cli.files.settings import Config
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWindow, parse_memory
 
-TEMPORAL_RATIO = 4  # video frames in each latent frame but the first
-Place = Literal["device", "host", "disk"]
-PLACES: tuple[Place, ...] = get_args(Place)
+Location = Literal["device", "host", "disk"]
+LOCATIONS: tuple[Location, ...] = get_args(Location)
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """How the latent frames of a family of models relate to its video."""
+
+    channels: int  # of the released models
+    spatial_ratio: int  # pixels along a side of a latent pixel
+    temporal_ratio: int  # video frames of each latent frame but the first, which holds one
+
+    def video_frames(self, latent_frames: int) -> int:
+        """Video frames that the first latent frames of a video decode to."""
+        return self.temporal_ratio * (latent_frames - 1) + 1
+
+    def latent_frames(self, video_frames: int) -> int:
+        """The fewest latent frames that hold so many video frames."""
+        return 1 + math.ceil(max(0, video_frames - 1) / self.temporal_ratio)
+
+
+LATENT_SPACES: Mapping[str, LatentSpace] = {  # by family; all else that a family is, is in models/
+    "tiny": LatentSpace(channels=8, spatial_ratio=8, temporal_ratio=4),
+    "wan": LatentSpace(channels=16, spatial_ratio=8, temporal_ratio=4),
+}
 
 
 class SamplerConfig(Config):
@@ -45,16 +68,28 @@ class SamplerConfig(Config):
 class BackboneConfig(Config):
     """The model that writes the video, and the latents it writes."""
 
-    family: Literal["tiny", "wan"] = Field(description="the embedded model, or a Wan2.1 checkpoint")
+    family: str = Field(description="`tiny`, the embedded model, or `wan`, a Wan2.1 checkpoint")
     weights: str | None = Field(default=None, description="transformer checkpoint, in the weights folder")
     ema: bool = Field(default=False, description="read the EMA weights of the checkpoint")
     lora: str | None = Field(default=None, description="LoRA checkpoint to merge, in the weights folder")
     lora_alpha: float = Field(default=256.0, gt=0, description="scale of the LoRA, divided by its rank")
     base: str | None = Field(default=None, description="folder of VAE and text encoder in Diffusers format")
-    frames_per_block: Literal[1, 3] = Field(default=3, description="latent frames denoised together")
+    frames_per_block: PositiveInt = Field(default=3, description="latent frames denoised together")
     height: int = Field(default=60, gt=0, description="of a latent frame, in latent pixels")
     width: int = Field(default=104, gt=0, description="of a latent frame, in latent pixels")
     fps: int = Field(default=16, gt=0, description="video frames a second")
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, family: str) -> str:
+        if family not in LATENT_SPACES:
+            raise ValueError(f"unknown family; known are {', '.join(f'`{name}`' for name in LATENT_SPACES)}")
+        return family
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """The ratios of the family's latents."""
+        return LATENT_SPACES[self.family]
 
 
 class VideoConfig(Config):
@@ -102,9 +137,22 @@ class RunConfig(Config):
     def latent_frames(self, seconds: float) -> int:
         """Whole blocks of latent frames that last at least ``seconds``."""
         video_frames = math.ceil(round(seconds * self.backbone.fps, 6))
-        latent = 1 + math.ceil(max(0, video_frames - 1) / TEMPORAL_RATIO)
         block = self.backbone.frames_per_block
-        return block * math.ceil(latent / block)
+        return block * math.ceil(self.backbone.latent_space.latent_frames(video_frames) / block)
+
+    def video_frames(self, latent_frames: int) -> int:
+        """Video frames that latent frames decode to."""
+        return self.backbone.latent_space.video_frames(latent_frames)
+
+    @property
+    def width(self) -> int:
+        """Width of the video in pixels, before it is enlarged."""
+        return self.backbone.latent_space.spatial_ratio * self.backbone.width
+
+    @property
+    def height(self) -> int:
+        """Height of the video in pixels, before it is enlarged."""
+        return self.backbone.latent_space.spatial_ratio * self.backbone.height
 
 
 class ModelShape(Config):
@@ -142,8 +190,3 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     if memory.get("archive") in EXACT:
         memory["archive"] = "auto"
     return {**config, "memory": memory}
-
-
-def video_frames(latent_frames: int) -> int:
-    """Video frames that latent frames decode to: 4(n-1)+1."""
-    return TEMPORAL_RATIO * (latent_frames - 1) + 1

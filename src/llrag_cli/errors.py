@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
 
 
 class LlragError(Exception):
@@ -49,6 +51,69 @@ class DownloadSourceError(LlragError):
     def __init__(self, problem: str, *, alternatives: tuple[str, ...], hint: str = "") -> None:
         super().__init__(problem, hint=hint or "the repository has changed; update llrag")
         self.alternatives = alternatives
+class MissingWeightsError(LlragError):
+    """A file of a configuration's weights is not there."""
+
+    def __init__(self, config: str, path: Path, *, setting: str, checkpoint: str | None) -> None:
+        super().__init__(
+            f"the weights of `{config}` are incomplete: `{path}` does not exist (setting `{setting}`)",
+            hint="download the weights; LLRAG_WEIGHTS names the folder they are in",
+        )
+        self.path = path
+        self.setting = setting
+        self.checkpoint = checkpoint  # the configuration's transformer, in the weights folder
+
+
+class DamagedFileError(LlragError):
+    """A file of weights that cannot be read."""
+
+    def __init__(self, path: Path, reason: str, *, kind: str = "a checkpoint", item: str | None = None) -> None:
+        super().__init__(
+            f"`{path}` cannot be read as {kind}: {reason}",
+            hint="the file is damaged, incomplete or of another kind; download it again",
+        )
+        self.path = path
+        self.item = item  # what the download catalogue calls it, where that is known
+
+
+class UnsupportedModelError(LlragError):
+    """A model of a shape that llrag cannot run."""
+
+    def __init__(self, source: str, reason: str, *, hint: str) -> None:
+        super().__init__(f"`{source}` is not supported: {reason}", hint=hint)
+
+
+class AttentionError(LlragError):
+    """An attention backend that does not work on this machine."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"the attention backend `{name}` does not work here: {reason}",
+            hint="install what it needs, or use `native`",
+        )
+        self.name = name
+
+
+Remedy = Literal["shorter", "archive", "offload", "window", "smaller"]
+
+
+class DoesNotFitError(LlragError):
+    """A run needs more memory or disk space than there is.
+
+    ``remedies`` would help, the most effective first; ``tiers`` are the archives that take less room.
+    """
+
+    def __init__(self, problem: str, *, remedies: Sequence[Remedy], tiers: Sequence[str] = ()) -> None:
+        words: dict[Remedy, str] = {
+            "shorter": "make a shorter video, or use a memory without retrieval, which keeps no archive",
+            "archive": f"set `memory.archive` to {' or '.join(f'`{tier}`' for tier in tiers)}",
+            "offload": "keep the weights on the host",
+            "window": "shorten the window with `memory.window` and `memory.retrieved`",
+            "smaller": "make the picture smaller with `backbone.height` and `backbone.width`",
+        }
+        super().__init__(problem, hint="; ".join(words[remedy] for remedy in remedies))
+        self.remedies = tuple(remedies)
+        self.tiers = tuple(tiers)
 
 
 class LlragWarning(UserWarning):

@@ -227,7 +227,8 @@ def test_auto_takes_the_first_exact_tier_that_fits(free: int, monkeypatch: pytes
     if expected == "disk":
         with pytest.raises(LlragError, match=r"needs 236 MB on disk, which has 1 MB free; .* archive of K/V") as told:
             unfit.require()
-        assert "`--archive recompute`" in told.value.hint
+        assert "`memory.archive` to `recompute`" in told.value.hint
+        assert "`--archive recompute`" in hint_for(told.value)
 
 
 @pytest.mark.parametrize(("limit", "tier"), [(10**9, "device"), (100 * 10**6, "host-int8"), (30 * 10**6, "recompute")])
@@ -240,7 +241,7 @@ def test_a_memory_budget_picks_the_best_tier_that_fits(
     budget = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=limit)
     assert archive_of(budget) == tier
     budget.require()
-    with pytest.raises(LlragError, match=r"on cpu, where `--memory-budget` allows 5 MB; the most goes to weights"):
+    with pytest.raises(LlragError, match=r"on cpu, where the memory limit allows 5 MB; the most goes to weights"):
         plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=5 * 10**6).require()
 
 

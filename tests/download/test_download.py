@@ -22,8 +22,9 @@ from hub import Hub, point_to
 from llrag_cli.download import fetch as fetching
 from llrag_cli.download import plan as planning
 from llrag_cli.download.catalogue import catalogue, choose
-from llrag_cli.download.convert import convert, stored_dtype
+from llrag_cli.download.convert import convert
 from llrag_cli.download.hub import Advance
+from llrag_cli.files.tensors import stored_dtype
 from official import golden_generator, official_repos
 
 SELF_FORCING = "checkpoints/self_forcing.pt"

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import llrag_cli
 from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video
+from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
-from llrag_cli.models.text import Umt5TextEncoder, clean_text
-from llrag_cli.models.wan.checkpoints import diffusers_name, generator_state, read_file
-from llrag_cli.models.wan.parts import WanBase
+from llrag_cli.models.wan.base import WanBase
+from llrag_cli.models.wan.checkpoints import diffusers_name, generator_state
+from llrag_cli.models.wan.text import Umt5TextEncoder, clean_text
 
 PRESET = """
 backbone:

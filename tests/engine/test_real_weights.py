@@ -19,11 +19,15 @@ from transformers import UMT5EncoderModel
 from conftest import GOLDENS, Llrag
 from hub import Hub
 from llrag_cli import LlragError, Pipeline, load_config, read_video
-from llrag_cli.engine.pipeline import Execution, memory_plan, schedule_of
+from llrag_cli.cli.hints import hint_for
+from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.pipeline import memory_plan, schedule_of
 from llrag_cli.engine.rollout import rollout
+from llrag_cli.errors import LlragWarning
 from llrag_cli.memory.history import History
-from llrag_cli.models.text import WanText
-from llrag_cli.models.wan.parts import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase, umt5_from, umt5_name
+from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
+from llrag_cli.models.wan.text import WanText, load_text_encoder, umt5_from, umt5_name
+from llrag_cli.models.wan.vae import load_vae
 from llrag_cli.parity.generation import RecordedNoise
 from llrag_cli.presets import Method
 from official import HEIGHT, WIDTH, official_repos, save_tokenizer, umt5
@@ -130,7 +134,7 @@ def test_missing_weights_name_the_command(llrag: Llrag) -> None:
 
 
 def test_weights_rounded_at_download_are_said_so(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, llrag: Llrag, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llrag_cli.download.convert import convert
 
@@ -143,10 +147,12 @@ def test_weights_rounded_at_download_are_said_so(
     torch.save({"generator_ema": state}, tmp_path / "original.pt")
     convert(tmp_path / "original.pt", folder / "self_forcing.safetensors", kind="generator", ema=True, dtype="bfloat16")
     config = load_config("self-forcing", method="native", settings=SMALL)
-    Pipeline.load(config, device="cpu", dtype="float32", weights=folder)
-    assert "was rounded to bfloat16" in capsys.readouterr().err.replace("\n", " ")
-    Pipeline.load(config, device="cpu", dtype="bfloat16", weights=folder)
-    assert "rounded" not in capsys.readouterr().err
+    with pytest.warns(LlragWarning, match="was rounded to bfloat16 when it was downloaded"):
+        Pipeline.load(config, device="cpu", dtype="float32", weights=folder)
+    Pipeline.load(config, device="cpu", dtype="bfloat16", weights=folder)  # warnings fail tests
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(folder))
+    done = llrag("generate", "a cat", "--backbone", "self-forcing", "--no-rag", "--seconds", "0.5", *SMALL_OPTIONS)
+    assert "warning: " in done.stderr and "was rounded to bfloat16" in done.stderr.replace("\n", " ")
 
 
 # --- image to video ---------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "blocks of 3 latent frames, so it cannot open with one picture" in done.stderr
     (tmp_path / "text.png").write_text("no picture")
-    for name, said in (("text.png", "it is no picture"), ("none.png", "there is no picture")):
+    for name, said in (("text.png", "it is not an image"), ("none.png", "does not exist")):
         options = ["--backbone", "causal-forcing-framewise", "--image", str(tmp_path / name)]
         done = llrag("generate", "a cat", *options)
         assert done.returncode == 2
@@ -208,7 +214,7 @@ def test_attention_back_ends_that_are_not_there(llrag: Llrag) -> None:
     assert "did you mean `native`?" in done.stderr
     done = llrag("generate", "a red circle", "--attention", "flash", "--seconds", "1")
     assert done.returncode == 1
-    assert "the attention back end `flash` does not work here" in done.stderr
+    assert "the attention backend `flash` does not work here" in done.stderr
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -258,11 +264,11 @@ def test_the_full_size_plan(llrag: Llrag) -> None:
     assert parts["weights"] == pytest.approx(2 * 1.419e9, rel=0.01)
     assert parts["K/V that a block attends to"] == pytest.approx(12 * 288e6, rel=0.01)
     assert parts["archive of K/V"] == pytest.approx(483 * 288e6, rel=0.01)
-    for tier, share, place in (("host", 1.0, "device"), ("host-int8", 0.51, "device"), ("disk", 1.0, "disk")):
+    for tier, share, location in (("host", 1.0, "device"), ("host-int8", 0.51, "device"), ("disk", 1.0, "disk")):
         (archive,) = [part for part in plans[tier]["parts"] if part["name"] == "archive of K/V"]
         assert archive["bytes"] == pytest.approx(share * 483 * 288e6, rel=0.01)
-        assert archive["place"] == place  # on a CPU the host is the device
-    (latents,) = [part for part in plans["recompute"]["parts"] if part["place"] == "disk"]
+        assert archive["location"] == location  # on a CPU the host is the device
+    (latents,) = [part for part in plans["recompute"]["parts"] if part["location"] == "disk"]
     assert latents["bytes"] == 483 * 16 * 60 * 104 * 2
     done = llrag("doctor")
     assert done.returncode == 0
@@ -296,9 +302,9 @@ def test_the_original_wan_files_serve_where_only_they_are(tmp_path: Path) -> Non
     assert base.heads() == 3
     ids = torch.tensor([[2, 3, 1]])
     with torch.no_grad():
-        ours, theirs = (model(ids).last_hidden_state for model in (base.text_encoder(torch.float32), umt5()))
+        ours, theirs = (model(ids).last_hidden_state for model in (load_text_encoder(base, torch.float32), umt5()))
     assert torch.equal(ours, theirs)
-    assert base.vae(torch.float32).config.base_dim == 4
+    assert load_vae(base, torch.float32).config.base_dim == 4
 
 
 def test_the_full_size_text_encoder_maps_one_to_one() -> None:
@@ -316,7 +322,7 @@ def test_prompts_are_encoded_once(weights: Path, tmp_path: Path, monkeypatch: py
     base = WanBase(weights / "Wan2.1-T2V-1.3B-Diffusers")
     first = WanText(base, cache=tmp_path / "prompts").encode(["a cat", "a"])
     assert first.shape == (2, 512, 32)
-    monkeypatch.setattr(WanBase, "text_encoder", lambda *_: pytest.fail("it was loaded again"))
+    monkeypatch.setattr("llrag_cli.models.wan.text.load_text_encoder", lambda *_: pytest.fail("it was loaded again"))
     assert torch.equal(WanText(base, cache=tmp_path / "prompts").encode(["a", "a cat"]), first.flip(0))
     for file in (tmp_path / "prompts").iterdir():
         file.write_bytes(b"half")
@@ -328,6 +334,6 @@ def test_damaged_parts_are_named(weights: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     (base / "vae").mkdir(parents=True)
     (base / "vae/config.json").write_text("{")
-    with pytest.raises(LlragError, match="vae` cannot be read") as caught:
-        WanBase(base).vae(torch.float32)
-    assert "llrag download weights vae --force" in caught.value.hint
+    with pytest.raises(LlragError, match=r"vae/config\.json` cannot be read") as caught:
+        load_vae(WanBase(base), torch.float32)
+    assert "llrag download weights vae --force" in hint_for(caught.value)

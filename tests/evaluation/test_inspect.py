@@ -25,7 +25,7 @@ LOG = [  # frames 1 .. start - 7 can be recalled
 
 
 def test_numbers_of_a_known_log() -> None:
-    found = habits(LOG, MEMORY, fps=8)
+    found = habits(LOG, MEMORY, fps=2)
     assert found is not None
     assert (found.blocks, found.recalling) == (6, 3)
     assert found.coverage == pytest.approx(3 / 8)  # 1, 2 and 5, of 1 .. 8
@@ -37,7 +37,7 @@ def test_numbers_of_a_known_log() -> None:
 
 
 def test_nothing_recalled_has_no_habits() -> None:
-    assert habits(LOG[:3], MEMORY, fps=8) is None
+    assert habits(LOG[:3], MEMORY, fps=2) is None
     assert moments(LOG[:3]) == []
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conftest import Llrag
 from llrag_cli.config import ModelShape
-from llrag_cli.engine.pipeline import Execution
+from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.rollout import denoise
 from llrag_cli.errors import UsageError
 from llrag_cli.evaluation import speed

@@ -4,35 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
-from llrag_cli.models.embedded.vae import TinyVAE, TinyVAEConfig
-from llrag_cli.models.vae import StreamingDecoder, TinyDecoder, WanDecoder
+from llrag_cli.models.embedded.vae import TinyDecoder, TinyVAE, TinyVAEConfig
 from llrag_cli.runs.video import VideoSink, VideoWriter, ffmpeg, read_video
 
 
 def tiny_decoder() -> TinyDecoder:
     torch.manual_seed(0)
     return TinyDecoder(TinyVAE(TinyVAEConfig(latent_channels=4, fine=8, coarse=16)))
-
-
-def wan_decoder() -> WanDecoder:
-    torch.manual_seed(0)
-    return WanDecoder(AutoencoderKLWan(base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
-
-
-@pytest.mark.parametrize("make", [tiny_decoder, wan_decoder])
-@pytest.mark.parametrize("sizes", [[1] * 9, [3, 3, 3], [2, 4, 3]])
-def test_a_stream_equals_the_whole(make: type, sizes: list[int]) -> None:
-    decoder: StreamingDecoder = make()
-    latents = torch.randn(1, 9, 4, 4, 4)
-    whole = decoder.decode(latents)
-    decoder.reset()
-    streamed = torch.cat([decoder.decode(part) for part in latents.split(sizes, dim=1)], dim=1)
-    assert whole.shape == (1, 4 * (9 - 1) + 1, 3, 32, 32)
-    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("upscale", [1, 4])
@@ -63,12 +44,9 @@ def test_an_unfinished_file_plays(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A decoder that fails at its second block."""
+    """A stream that fails at its second block."""
 
     def __init__(self) -> None:
-        self.calls = 0
-
-    def reset(self) -> None:
         self.calls = 0
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -88,7 +66,7 @@ def test_an_error_on_the_thread_reaches_the_caller_and_the_file_stays(tmp_path: 
 
 def test_an_interrupt_leaves_what_was_handed_over(tmp_path: Path) -> None:
     writer = VideoWriter(tmp_path / "video.mp4", fps=8)
-    with pytest.raises(KeyboardInterrupt), VideoSink(tiny_decoder(), writer) as sink:
+    with pytest.raises(KeyboardInterrupt), VideoSink(tiny_decoder().stream(), writer) as sink:
         sink.put(torch.zeros(1, 3, 4, 4, 4))
         sink.put(torch.zeros(1, 3, 4, 4, 4))
         raise KeyboardInterrupt

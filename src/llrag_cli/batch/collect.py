@@ -75,7 +75,7 @@ def collect(
                     upscale=config.video.upscale,
                     crf=config.video.crf,
                 )
-                with VideoSink(pipeline.decoder, writer) as sink:
+                with VideoSink(pipeline.decoder.stream(), writer) as sink:
                     for part in rows.split(config.backbone.frames_per_block):
                         sink.put(part[None].to(pipeline.backbone.device))
             files.append(folder.write(each.number, rows, about))

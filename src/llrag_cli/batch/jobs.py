@@ -8,7 +8,8 @@ from typing import Any
 
 from llrag_cli.batch.collect import Chosen, collect
 from llrag_cli.config import RunConfig
-from llrag_cli.engine.pipeline import Execution, Pipeline
+from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.latents import LatentFolder
 from llrag_cli.runs.maker import Existing, make_video

@@ -199,19 +199,25 @@ def _grid(request: BenchRequest) -> Grid:
         raise UsageError("a grid needs a prompt and a seed", hint="`--seeds` and `--count` are at least 1")
     if request.prompts is not None:
         prompts = subset(read_prompt_file(request.prompts), count=request.count, seed=request.seed)
-    elif set(backbones) == {"tiny"}:
-        from llrag_cli.training.embedded.evaluate import drawn_scenes
-        from llrag_cli.world.sprites import prompt
-
-        drawn = [prompt(scene) for scene in drawn_scenes(request.count or DEFAULT_PROMPTS, seed=request.seed)]
-        prompts = tuple(enumerate(drawn, start=1))
     else:
+        drawn = _example_prompts([*backbones], request.count or DEFAULT_PROMPTS, seed=request.seed)
+        prompts = tuple(enumerate(drawn, start=1))
+    seeds = tuple(range(request.seed, request.seed + request.seeds))
+    return Grid(tuple(backbones), tuple(methods), horizons, prompts, seeds)
+
+
+def _example_prompts(backbones: Sequence[str], count: int, *, seed: int) -> list[str]:
+    """Prompts that all backbones know as their own; without any, they must be given."""
+    from llrag_cli.evaluation.grid import method_config
+    from llrag_cli.models.family import family_of
+
+    drawn = [family_of(method_config(backbone, "native")).example_prompts(count, seed=seed) for backbone in backbones]
+    if drawn[0] is None or any(prompts != drawn[0] for prompts in drawn):
         raise UsageError(
             "the real backbones need prompts",
             hint="`--prompts FILE`; `llrag download prompts` fetches the 128 of MovieGenBench",
         )
-    seeds = tuple(range(request.seed, request.seed + request.seeds))
-    return Grid(tuple(backbones), tuple(methods), horizons, prompts, seeds)
+    return drawn[0]
 
 
 def _plan(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:

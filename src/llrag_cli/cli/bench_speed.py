@@ -16,6 +16,7 @@ from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.evaluation.grid import method_config
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.formatting import counted, human
+from llrag_cli.models.family import family_of, require_files
 from llrag_cli.presets import METHODS, asked_for, load_shape
 
 
@@ -48,20 +49,21 @@ def run(request: SpeedRequest) -> None:
         method: method_config(source, method, request.settings) for method in dict.fromkeys(request.methods or METHODS)
     }
     config = next(iter(configs.values()))
-    if shape is not None and config.backbone.family == "tiny":
+    if shape is not None and family_of(config).bundled:
         raise UsageError(
             "the embedded model has one size, and its weights are here",
             hint="leave `--random-weights` and `--config` out, or name another with `--backbone`",
         )
     with console.working("loading"):
-        from llrag_cli.engine.pipeline import Execution, find_device, find_dtype, require_attention
+        from llrag_cli.engine.devices import find_device, find_dtype
+        from llrag_cli.engine.execution import Execution, require_attention
         from llrag_cli.evaluation.speed import load, measure, memory_needed, seconds_of, steady_after, summary
         from llrag_cli.files.paths import weights_folder
         from llrag_cli.planning import plan
         from llrag_cli.runs.maker import peak_memory, versions
 
         device = find_device(request.device)
-        dtype = find_dtype(request.dtype, device, family=config.backbone.family)
+        dtype = find_dtype(request.dtype, device, family=family_of(config))
         if request.attention is not None:
             require_attention(request.attention)
         if shape is None:
@@ -121,8 +123,6 @@ def _shape(request: SpeedRequest) -> ModelShape | None:
 
 
 def _require_files(config: RunConfig) -> None:
-    from llrag_cli.models.weights import require_files
-
     try:
         require_files(config, weights_folder())
     except UsageError:
@@ -138,14 +138,14 @@ def _about(request: SpeedRequest, config: RunConfig, pipelines: Mapping[str, Any
     import torch
 
     pipeline = next(iter(pipelines.values()))
-    device, ratio = pipeline.backbone.device, pipeline.decoder.ratio
+    device = pipeline.backbone.device
     on_gpu = device.type == "cuda"
     return {
         "backbone": config.name,
         "weights": "random" if request.random_weights or request.config is not None else "loaded",
         "parameters": sum(parameter.numel() for parameter in pipeline.backbone.transformer.parameters()),
-        "width": ratio * config.backbone.width,
-        "height": ratio * config.backbone.height,
+        "width": config.width,
+        "height": config.height,
         "fps": config.backbone.fps,
         "frames_per_block": config.backbone.frames_per_block,
         "steps": len(config.sampler.steps),

@@ -67,7 +67,8 @@ def run(request: CollectRequest) -> None:
     with console.working("loading"):
         from llrag_cli.batch.collect import choose, collect
         from llrag_cli.batch.jobs import Loading
-        from llrag_cli.engine.pipeline import Pipeline, default_backbone, memory_plan
+        from llrag_cli.engine.devices import default_backbone
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan
         from llrag_cli.runs.latents import LatentFolder
 
         config = load_config(named or default_backbone(), method=request.method, settings=settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ import rich.progress
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from llrag_cli.errors import LlragWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +54,23 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Something that may not be what was meant."""
     _stderr.print(Text("warning: ", style="yellow").append(text, style="default"))
+
+
+@contextmanager
+def library_warnings() -> Iterator[None]:
+    """Show each warning of the library as one of the command line's own."""
+    with warnings.catch_warnings():
+        shown_otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+            if issubclass(category, LlragWarning):
+                warn(str(message))
+            else:
+                shown_otherwise(message, category, *rest, **options)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", LlragWarning)
+        yield
 
 
 class _Numbers(rich.progress.ProgressColumn):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from llrag_cli.cli import console
-from llrag_cli.config import EXACT, PLACES, TIERS
+from llrag_cli.config import EXACT, LOCATIONS, TIERS
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.formatting import human
@@ -78,21 +78,21 @@ def _show_plans(request: DoctorRequest, name: str) -> None:
         return
     titles = [f"{tier} *" if tier == chosen and len(budgets) > 1 else tier for tier in budgets]
     table = Table(f"{name}, {request.seconds:g} s", *titles, box=None, pad_edge=False)
-    parts = dict.fromkeys((part.place, part.name) for budget in budgets.values() for part in budget.parts)
-    for place in PLACES:
-        if not any(budget.total(place) for budget in budgets.values()):
+    parts = dict.fromkeys((part.location, part.name) for budget in budgets.values() for part in budget.parts)
+    for location in LOCATIONS:
+        if not any(budget.total(location) for budget in budgets.values()):
             continue
         for where, part in parts:
-            if where == place:
+            if where == location:
                 found = [
-                    sum(each.bytes for each in budget.parts if (each.place, each.name) == (place, part))
+                    sum(each.bytes for each in budget.parts if (each.location, each.name) == (location, part))
                     for budget in budgets.values()
                 ]
                 table.add_row(part, *(human(size) if size else "" for size in found))
         first = next(iter(budgets.values()))
-        room = first.room(place)
-        title = f"on {first.called(place)}" + ("" if room is None else f", of {human(room)}")
-        table.add_row(f"[bold]{title}[/]", *(f"[bold]{human(each.total(place))}[/]" for each in budgets.values()))
+        room = first.room(location)
+        title = f"on {first.name_of(location)}" + ("" if room is None else f", of {human(room)}")
+        table.add_row(f"[bold]{title}[/]", *(f"[bold]{human(each.total(location))}[/]" for each in budgets.values()))
         table.add_row()
     table.add_row("", *("fits" if row["verdict"] == "fits" else "does not fit" for row in rows.values()))
     console.result_table(table)
@@ -109,8 +109,8 @@ def _plans(request: DoctorRequest, name: str) -> dict[str, Budget]:
 def _machine(device: str) -> dict[str, str]:
     import torch
 
-    from llrag_cli.engine.pipeline import find_device
-    from llrag_cli.planning import free_memory
+    from llrag_cli.engine.devices import find_device
+    from llrag_cli.files.resources import free_memory
     from llrag_cli.runs.maker import versions
     from llrag_cli.runs.video import ffmpeg
 
@@ -138,7 +138,8 @@ def _machine(device: str) -> dict[str, str]:
 
 
 def _plan(request: DoctorRequest, name: str, *, settings: Sequence[str]) -> Budget:
-    from llrag_cli.engine.pipeline import find_device, find_dtype
+    from llrag_cli.engine.devices import find_device, find_dtype
+    from llrag_cli.models.family import family_of
     from llrag_cli.planning import parse_bytes, plan
 
     config = load_config(name, method=request.method, settings=settings)
@@ -147,7 +148,7 @@ def _plan(request: DoctorRequest, name: str, *, settings: Sequence[str]) -> Budg
         config,
         weights_folder(),
         device=device,
-        dtype=find_dtype(request.dtype, device, family=config.backbone.family),
+        dtype=find_dtype(request.dtype, device, family=family_of(config)),
         seconds=request.seconds,
         offload=request.offload,
         limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
@@ -157,33 +158,32 @@ def _plan(request: DoctorRequest, name: str, *, settings: Sequence[str]) -> Budg
 
 def _row(budget: Budget) -> dict[str, Any]:
     """What a plan takes, and whether there is as much."""
-    row: dict[str, Any] = {f"{place}_bytes": budget.total(place) for place in PLACES}
-    row["parts"] = [{"name": part.name, "bytes": part.bytes, "place": part.place} for part in budget.parts]
+    row: dict[str, Any] = {f"{location}_bytes": budget.total(location) for location in LOCATIONS}
+    row["parts"] = [{"name": part.name, "bytes": part.bytes, "location": part.location} for part in budget.parts]
     row["archive"] = budget.config.memory.archive
     row["verdict"] = "fits"
     if (short := budget.short) is not None:
-        largest = max((part for part in budget.parts if part.place == short), key=lambda part: part.bytes)
+        largest = max((part for part in budget.parts if part.location == short), key=lambda part: part.bytes)
         row["verdict"] = f"does not fit: {human(largest.bytes)} for {largest.name}"
     return row
 
 
 def _backbone(name: str, request: DoctorRequest) -> dict[str, Any]:
-    from llrag_cli.engine.pipeline import find_device
-    from llrag_cli.models.weights import missing_files
+    from llrag_cli.engine.devices import find_device
+    from llrag_cli.models.family import family_of
 
     config = load_config(name, method=request.method)
-    missing = missing_files(config, weights_folder())
-    row: dict[str, Any] = {
-        "backbone": name,
-        "device": str(find_device(request.device)),
-        "missing": [str(path) for path in missing.values()],
-    }
-    embedded = config.backbone.family == "tiny"
-    row["weights"] = "in the package" if embedded else f"{len(missing)} missing" if missing else "present"
+    row: dict[str, Any] = {"backbone": name, "device": str(find_device(request.device)), "missing": []}
+    nothing = {"device_bytes": 0, "host_bytes": 0, "disk_bytes": 0, "parts": []}
     try:
+        missing = family_of(config).missing(config, weights_folder())
+        row["missing"] = [str(path) for path in missing.values()]
+        row["weights"] = "in the package" if family_of(config).bundled else "present"
+        if missing:
+            row["weights"] = f"{len(missing)} missing"
         row |= _row(_plan(request, name, settings=()))
-    except LlragError as error:  # damaged weights
-        return row | {"device_bytes": 0, "host_bytes": 0, "disk_bytes": 0, "parts": [], "verdict": error.problem}
+    except LlragError as error:
+        return row | nothing | {"weights": "damaged", "verdict": error.problem}
     if row["verdict"] == "fits" and missing:
         row["verdict"] = f"fits; `llrag download weights {name}` first"
     return row

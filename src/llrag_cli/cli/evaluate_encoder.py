@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llrag_cli.evaluation.encoder.quality import Quality
-    from llrag_cli.models.vae import TinyDecoder
+    from llrag_cli.models.embedded.vae import TinyDecoder
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run(request: EvaluateEncoderRequest) -> None:
     with console.working("loading"):
         from llrag_cli.evaluation.encoder.descriptors import encoder_descriptor, plain_descriptors, vision_descriptor
         from llrag_cli.evaluation.encoder.quality import Geometry, quality
-        from llrag_cli.models.weights import EMBEDDED_ENCODER
+        from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 
         sets = _sets(request)
         first = next(iter(sets.values())).videos[0]
@@ -58,9 +58,11 @@ def run(request: EvaluateEncoderRequest) -> None:
         descriptors = plain_descriptors()
         if request.vision is not None:
             descriptors[Path(request.vision).name] = vision_descriptor(request.vision, _decoder(shape))
-        encoders = request.encoders or ((EMBEDDED_ENCODER,) if request.latents is None else ())
+        encoders = request.encoders or ((EMBEDDED.bundled_encoder,) if request.latents is None else ())
         for path in encoders:
-            descriptors["embedded encoder" if path == EMBEDDED_ENCODER else str(path)] = encoder_descriptor(path, shape)
+            descriptors["embedded encoder" if path == EMBEDDED.bundled_encoder else str(path)] = encoder_descriptor(
+                path, shape
+            )
     judged: dict[str, dict[str, Quality]] = {title: {} for title in sets}
     with console.counting("judging", total=len(descriptors) * len(sets)) as advance:
         for title, each in sets.items():
@@ -105,7 +107,8 @@ def _sets(request: EvaluateEncoderRequest) -> dict[str, _Set]:
     for world, changing in itertools.product(WORLDS, (False, True)):
         seeds = range(request.videos * request.seed, request.videos * (request.seed + 1))
         made = [
-            make_panorama(vae, world, seconds=request.seconds, seed=seed, changing_light=changing) for seed in seeds
+            make_panorama(vae.encode, world, seconds=request.seconds, seed=seed, changing_light=changing)
+            for seed in seeds
         ]
         light = "changing light" if changing else "steady light"
         title = f"objects differ in {world}, {light}: {counted(len(made), 'video')} of {request.seconds:g} s"
@@ -115,7 +118,7 @@ def _sets(request: EvaluateEncoderRequest) -> dict[str, _Set]:
 
 def _decoder(shape: tuple[int, int, int]) -> TinyDecoder:
     from llrag_cli.models.embedded.model import LATENT, load_embedded
-    from llrag_cli.models.vae import TinyDecoder
+    from llrag_cli.models.embedded.vae import TinyDecoder
 
     if shape != LATENT:
         raise LlragError("only latents of the embedded model can be decoded here", hint="leave `--vision` out")

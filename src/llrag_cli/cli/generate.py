@@ -63,8 +63,10 @@ def run(request: GenerateRequest) -> None:
         _generate_elsewhere(request, prompts, engine)
         return
     with console.working("loading"):
-        from llrag_cli.engine.pipeline import Execution, Pipeline, default_backbone, memory_plan, require_framewise
-        from llrag_cli.files.image import read_image
+        from llrag_cli.engine.devices import default_backbone
+        from llrag_cli.engine.execution import Execution
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan, require_framewise
+        from llrag_cli.files.image import open_image
         from llrag_cli.planning import NOT_EXACT, parse_bytes
         from llrag_cli.runs.folder import RunFolder
         from llrag_cli.runs.maker import Existing, make_video
@@ -72,7 +74,7 @@ def run(request: GenerateRequest) -> None:
         config = _config(request, default=default_backbone())
         if request.image is not None:
             require_framewise(config)
-            read_image(request.image, size=(8, 8))  # a bad picture is reported here, before weights are read
+            open_image(request.image)  # a bad picture is reported here, before weights are read
         budget = memory_plan(
             config,
             device=request.device,
@@ -134,7 +136,8 @@ def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: En
         )
     with console.working("loading"):
         from llrag_cli.batch.jobs import Loading, VideoJob, make
-        from llrag_cli.engine.pipeline import Execution, default_backbone
+        from llrag_cli.engine.devices import default_backbone
+        from llrag_cli.engine.execution import Execution
         from llrag_cli.runs.folder import RunFolder
         from llrag_cli.runs.journal import blocks_committed
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from llrag_cli.errors import DownloadFolderError, DownloadSourceError, LlragError
+from llrag_cli.errors import (
+    AttentionError,
+    DamagedFileError,
+    DoesNotFitError,
+    DownloadFolderError,
+    DownloadSourceError,
+    LlragError,
+    MissingWeightsError,
+)
 
 
 def _another_source(error: DownloadSourceError) -> str:
@@ -14,9 +23,51 @@ def _another_source(error: DownloadSourceError) -> str:
     return f"{error.hint}; or try {' or '.join(f'`--source {name}`' for name in error.alternatives)}"
 
 
+def _missing_weights(error: MissingWeightsError) -> str:
+    item = _catalogue_item(Path(error.checkpoint or "")) or "NAME"
+    return (
+        f"`llrag download weights {item}` fetches them; LLRAG_WEIGHTS names the folder they are in; "
+        "`--backbone tiny` needs none"
+    )
+
+
+def _damaged_file(error: DamagedFileError) -> str:
+    item = error.item or _catalogue_item(error.path) or "NAME"
+    return (
+        "the file is damaged, incomplete or of another kind; "
+        f"`llrag download weights {item} --force` fetches a released one again"
+    )
+
+
+def _does_not_fit(error: DoesNotFitError) -> str:
+    words = {
+        "shorter": "make a shorter video, or use `--no-rag`, which keeps no archive",
+        "archive": f"keep the archive elsewhere with {' or '.join(f'`--archive {tier}`' for tier in error.tiers)}",
+        "offload": "add `--offload`",
+        "window": "shorten the window, for example `--set memory.window=9 --set memory.retrieved=3`",
+        "smaller": "make the picture smaller with `--set backbone.height=` and `--set backbone.width=`",
+    }
+    return "; ".join(words[remedy] for remedy in error.remedies)
+
+
+def _catalogue_item(path: Path) -> str | None:
+    """The item of the download catalogue that a file of the weights folder belongs to."""
+    from llrag_cli.download.catalogue import catalogue
+
+    for name, item in catalogue().weights.items():
+        for source in item.sources.values():
+            if any(path.stem == Path(file.to).stem for file in source.files):
+                return name
+    return None
+
+
 HINTS: dict[type[LlragError], Callable[[Any], str]] = {
+    AttentionError: lambda _: "install what it needs, or use `--attention native`",
+    DamagedFileError: _damaged_file,
+    DoesNotFitError: _does_not_fit,
     DownloadFolderError: lambda error: f"{error.hint} with `--to`",
     DownloadSourceError: _another_source,
+    MissingWeightsError: _missing_weights,
 }
 
 

@@ -24,15 +24,25 @@ def run(request: InspectRequest) -> None:
     """Write the memory map of a run, and say what its memory was like."""
     with console.working("reading"):
         from llrag_cli.config import MemoryConfig
-        from llrag_cli.evaluation.inspect import as_record, habits, memory_map, moments, page, sentences, thumbnails
+        from llrag_cli.evaluation.inspect import (
+            as_record,
+            habits,
+            latent_fps,
+            latent_space,
+            memory_map,
+            moments,
+            page,
+            sentences,
+            thumbnails,
+        )
         from llrag_cli.runs.folder import RunFolder, read_run
 
         folder = RunFolder(request.run)
         record, blocks = read_run(folder)
         memory = MemoryConfig.model_validate(record["config"]["memory"])
-        found = habits(blocks, memory, fps=record["fps"])
+        found = habits(blocks, memory, fps=latent_fps(record))
         wanted = {frame for block in moments(blocks) for frame in (block.frame, *block.recalled)}
-        pictures = thumbnails(folder.video, wanted) if wanted else {}
+        pictures = thumbnails(folder.video, wanted, ratio=latent_space(record).temporal_ratio) if wanted else {}
         picture = memory_map(record, blocks, pictures)
     out = request.out or folder.path
     files = {out / "memory.png": picture, out / "memory.html": page(folder, record, blocks, found, picture).encode()}

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llrag_cli.cli import console
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.download import download_app
 from llrag_cli.cli.hints import hint_for
@@ -268,7 +269,8 @@ def show_preset(
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
     try:
-        app()
+        with console.library_warnings():
+            app()
     except LlragError as error:
         hint = hint_for(error)
         typer.echo(f"error: {error.problem}" + (f"\n\nhint: {hint}" if hint else ""), err=True)

@@ -27,7 +27,7 @@ def list_presets(*, as_json: bool) -> None:
             str(memory.retrieved) if recalls else "-",
             str(memory.guard) if recalls else "-",
             memory.keys if recalls else "-",
-            f"{8 * backbone.width}x{8 * backbone.height}, {backbone.fps} fps",
+            f"{config.width}x{config.height}, {backbone.fps} fps",
             config.about,
         )
     console.result_table(table)

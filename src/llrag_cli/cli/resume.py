@@ -41,7 +41,8 @@ def run(request: ResumeRequest) -> None:
         if seconds is not None and not 0 < seconds < float("inf"):
             raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
     with console.working("loading"):
-        from llrag_cli.engine.pipeline import Execution, Pipeline, memory_plan
+        from llrag_cli.engine.execution import Execution
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan
         from llrag_cli.planning import parse_bytes
         from llrag_cli.runs.folder import RunFolder
         from llrag_cli.runs.maker import resume_video

@@ -42,7 +42,7 @@ def run(request: TrainEncoderRequest) -> None:
     if request.out.suffix != ".safetensors":
         raise UsageError(f"`{request.out}` is no name for an encoder", hint="`--out` ends in .safetensors")
     with console.working("loading"):
-        from llrag_cli.engine.pipeline import find_device
+        from llrag_cli.engine.devices import find_device
         from llrag_cli.runs.latents import LatentFolder
         from llrag_cli.training.encoder.data import LatentPool, size
         from llrag_cli.training.encoder.trainer import EncoderTrainer, Precision, Tracker, TrainingFolder

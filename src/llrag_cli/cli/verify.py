@@ -17,11 +17,11 @@ def run(folder: Path, *, device: str, dtype: str, as_json: bool) -> None:
     if not folder.is_dir():
         raise UsageError(f"there is no folder `{folder}`", hint="name a folder of golden vectors")
     with console.working("replaying"):
-        from llrag_cli.engine.pipeline import find_device, find_dtype
+        from llrag_cli.engine.devices import find_device, find_dtype
         from llrag_cli.parity import Golden, replay
 
         place = find_device(device)
-        golden = Golden(folder, device=place, dtype=find_dtype(dtype, place, family="tiny"))
+        golden = Golden(folder, device=place, dtype=find_dtype(dtype, place))
         checks = list(replay(golden))
     failed = [check for check in checks if not check.passed]
     if as_json:

@@ -10,8 +10,8 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from llrag_cli.files.settings import Config
 from llrag_cli.errors import UsageError, closest
+from llrag_cli.files.settings import Config
 
 Kind = Literal["weights", "prompts", "metrics"]
 

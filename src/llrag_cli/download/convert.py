@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -11,18 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from llrag_cli.files.durable import replacing
+from llrag_cli.files.tensors import DTYPES, State, read_file
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.models.wan.checkpoints import (
-    State,
     diffusers_name,
     generator_state,
     kept_exact,
     load_transformer,
     lora_state,
-    read_file,
 )
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def convert(
@@ -59,13 +55,3 @@ def convert(
         converted = Path(scratch) / target.name
         save_file(state, converted, metadata=metadata)
         converted.replace(partial)
-
-
-def stored_dtype(path: Path) -> str | None:
-    """The dtype that a checkpoint was converted to; None for other files."""
-    if path.suffix != ".safetensors":
-        return None
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    return dict(header.get("__metadata__", {})).get("dtype")

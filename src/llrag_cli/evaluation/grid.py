@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from llrag_cli.config import RECALLS, RunConfig, video_frames
+from llrag_cli.config import RECALLS, RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.presets import METHODS, load_config
 
@@ -69,7 +69,7 @@ class Grid:
 
 def horizon_frames(config: RunConfig, seconds: float) -> int:
     """Video frames of a horizon, as `llrag generate --seconds` would write them."""
-    return video_frames(config.latent_frames(seconds))
+    return config.video_frames(config.latent_frames(seconds))
 
 
 def subset(prompts: Sequence[str], *, count: int | None, seed: int) -> tuple[tuple[int, str], ...]:

@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from llrag_cli.config import TEMPORAL_RATIO, MemoryConfig
+from llrag_cli.config import LATENT_SPACES, LatentSpace, MemoryConfig
 from llrag_cli.evaluation.encoder.ranking import share_near
 from llrag_cli.memory.context import retrievable
 from llrag_cli.runs.folder import Recalled, RunFolder
@@ -41,13 +41,23 @@ class Habits:
     similarity: float  # median cosine
 
 
-def second_of(frame: int, fps: int) -> float:
-    """When the last video frame of a latent frame is shown."""
-    return TEMPORAL_RATIO * frame / fps
+def latent_space(record: dict[str, Any]) -> LatentSpace:
+    """How the latent frames of a run relate to its video."""
+    return LATENT_SPACES[record["config"]["backbone"]["family"]]
 
 
-def habits(blocks: Sequence[Recalled], memory: MemoryConfig, *, fps: int) -> Habits | None:
-    """What the memory log says; None if nothing was recalled."""
+def latent_fps(record: dict[str, Any]) -> float:
+    """Latent frames a second of a run."""
+    return float(record["fps"] / latent_space(record).temporal_ratio)
+
+
+def second_of(frame: int, fps: float) -> float:
+    """When the last video frame of a latent frame is shown, at so many latent frames a second."""
+    return frame / fps
+
+
+def habits(blocks: Sequence[Recalled], memory: MemoryConfig, *, fps: float) -> Habits | None:
+    """What the memory log says, at ``fps`` latent frames a second; None if nothing was recalled."""
     recalling = [block for block in blocks if block.recalled]
     if not recalling or memory.window is None:
         return None
@@ -79,9 +89,12 @@ def moments(blocks: Sequence[Recalled], count: int = 6) -> list[Recalled]:
     return [recalling[(place + 1) * len(recalling) // count - 1] for place in range(count)]
 
 
-def thumbnails(video: Path, frames: set[int], *, side: int = THUMBNAIL) -> dict[int, Tensor]:
-    """Small pictures [h, w, 3] in [0, 1] of latent frames, each by its last video frame; those the file has."""
-    wanted = {TEMPORAL_RATIO * frame: frame for frame in frames}
+def thumbnails(video: Path, frames: set[int], *, ratio: int, side: int = THUMBNAIL) -> dict[int, Tensor]:
+    """Small pictures [h, w, 3] in [0, 1] of latent frames, each by its last video frame; those the file has.
+
+    ``ratio`` is that of video frames to latent frames.
+    """
+    wanted = {ratio * frame: frame for frame in frames}
     found: dict[int, Tensor] = {}
     for number, image in enumerate(read_frames(video)):
         if number in wanted:
@@ -95,7 +108,7 @@ def thumbnails(video: Path, frames: set[int], *, side: int = THUMBNAIL) -> dict[
 def memory_map(record: dict[str, Any], blocks: Sequence[Recalled], pictures: dict[int, Tensor]) -> bytes:
     """A PNG: time of the block against time of what it recalled, coloured by cosine; below, what that looks like."""
     memory = MemoryConfig.model_validate(record["config"]["memory"])
-    fps, shown = record["fps"], moments(blocks)
+    fps, shown = latent_fps(record), moments(blocks)
     columns = 1 + max((len(block.recalled) for block in shown), default=0)
     figure = Figure(figsize=(10, 5 + 1.35 * len(shown)), layout="constrained")
     heights = [5.0, 1.35 * len(shown)] if shown else [5.0]
@@ -147,7 +160,7 @@ def page(
     folder: RunFolder, record: dict[str, Any], blocks: Sequence[Recalled], found: Habits | None, picture: bytes
 ) -> str:
     """One HTML page, complete in itself: the numbers, the map, and every block's recalls."""
-    fps = record["fps"]
+    fps = latent_fps(record)
     rows = [
         ("prompt", str(record.get("prompt", ""))),
         ("status", str(record.get("status", ""))),

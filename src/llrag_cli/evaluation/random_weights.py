@@ -9,14 +9,15 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from llrag_cli.config import ModelShape, RunConfig
-from llrag_cli.engine.pipeline import Execution, Pipeline, place
+from llrag_cli.engine.execution import Execution, new_backbone
+from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.memory.history import KeyEncoder, average_pool
-from llrag_cli.models.text import Umt5TextEncoder
-from llrag_cli.models.vae import WanDecoder
+from llrag_cli.models.family import family_of
 from llrag_cli.models.wan.checkpoints import cast, transformer_arguments
+from llrag_cli.models.wan.vae import WanDecoder
 
 
 class RandomText:
@@ -67,5 +68,5 @@ def random_pipeline(
     if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
-    text = RandomText(Umt5TextEncoder.LENGTH, shape.text_dim)
-    return Pipeline(config, place(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())
+    text = RandomText(family_of(config).text_length, shape.text_dim)
+    return Pipeline(config, new_backbone(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())

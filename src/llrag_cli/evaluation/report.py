@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llrag_cli.evaluation.grid import Cell, Grid
-from llrag_cli.evaluation.inspect import second_of, thumbnails
+from llrag_cli.evaluation.inspect import latent_fps, latent_space, second_of, thumbnails
 from llrag_cli.evaluation.metrics.clips import clip_length
 from llrag_cli.evaluation.metrics.score import BackEnd
 from llrag_cli.evaluation.results import FEWEST_PROMPTS, FIGURES, as_csv, verdict
@@ -163,9 +163,10 @@ def _choice(
     for each in group:
         folder = folders[each.cell]
         record, blocks = read_run(folder)
-        fps = record["fps"]
+        fps = latent_fps(record)
         wanted = {frame for block in blocks for frame in block.recalled}
-        pictures = thumbnails(folder.video, wanted, side=64) if wanted else {}
+        ratio = latent_space(record).temporal_ratio
+        pictures = thumbnails(folder.video, wanted, ratio=ratio, side=64) if wanted else {}
         video = folder.video.read_bytes() if embedded else b""
         methods.append(
             {

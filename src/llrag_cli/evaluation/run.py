@@ -19,10 +19,10 @@ from llrag_cli.evaluation.grid import Cell, Grid, horizon_frames, method_config
 from llrag_cli.evaluation.metrics.backends import find_back_end
 from llrag_cli.evaluation.metrics.score import BackEnd, score
 from llrag_cli.files.durable import replace_text
+from llrag_cli.models.family import Family, family_of
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import differing, make_video
 from llrag_cli.runs.video import open_video
-from llrag_cli.world.consistency import consistency, looks
 
 SCHEMA = 1
 
@@ -160,7 +160,7 @@ def scores_of(path: Path, config: RunConfig, horizons: Sequence[float], back_end
             kept[f"{seconds:g}"] = measure(
                 folder.video,
                 frames=horizon_frames(config, seconds),
-                sprites=config.backbone.family == "tiny",
+                family=family_of(config),
                 back_end=back_end,
             )
             content = {
@@ -174,28 +174,24 @@ def scores_of(path: Path, config: RunConfig, horizons: Sequence[float], back_end
     return kept
 
 
-def measure(video: Path, *, frames: int, sprites: bool, back_end: BackEnd) -> dict[str, Any]:
-    """The figures of the first ``frames`` frames of a video; of a sprite video also what becomes of its objects."""
+def measure(video: Path, *, frames: int, family: Family, back_end: BackEnd) -> dict[str, Any]:
+    """The figures of the first ``frames`` frames of a video, and those that only its family has."""
     opened = open_video(video)
     try:
         figures = asdict(score(islice(opened.frames, frames), fps=opened.fps, back_end=back_end))
     finally:
         opened.close()
-    if sprites:
-        opened = open_video(video)
-        try:
-            seen = looks(torch.stack([small(frame) for frame in islice(opened.frames, 0, frames, 4)]))
-        finally:
-            opened.close()
-        third = max(1, len(seen) // 3)
-        found = consistency(seen, reference=third, stretch=range(third, len(seen)))
-        figures |= {f"sprite_{name}": value for name, value in asdict(found).items()}
-    return figures
+    step = family.latent_space.temporal_ratio
+    return figures | dict(family.content_metrics(_every(video, step, frames)))
 
 
-def small(frame: torch.Tensor) -> torch.Tensor:
-    """A frame [3, H, W] of an enlarged sprite video in its own size, [3, 64, 64]."""
-    return torch.nn.functional.interpolate(frame[None], size=(64, 64), mode="area")[0]
+def _every(video: Path, step: int, stop: int) -> Iterator[torch.Tensor]:
+    """Every ``step``-th of the first ``stop`` frames of a video, which is opened when the first is asked for."""
+    opened = open_video(video)
+    try:
+        yield from islice(opened.frames, 0, stop, step)
+    finally:
+        opened.close()
 
 
 def _kept(file: Path, video: Path, back_end: BackEnd) -> dict[str, Any]:

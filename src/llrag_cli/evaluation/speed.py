@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llrag_cli.config import TEMPORAL_RATIO, ModelShape, RunConfig, video_frames
-from llrag_cli.engine.pipeline import Execution, Pipeline, find_device, find_dtype
+from llrag_cli.config import ModelShape, RunConfig
+from llrag_cli.engine.devices import find_device, find_dtype
+from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.evaluation.random_weights import RandomText, random_pipeline
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.files.paths import weights_folder
-from llrag_cli.models.embedded.text import TinyTextConfig
-from llrag_cli.models.text import Umt5TextEncoder
+from llrag_cli.models.family import family_of
 from llrag_cli.planning import Budget, plan
 from llrag_cli.runs.video import VideoSink, VideoWriter
 
@@ -79,7 +80,7 @@ def steady_after(config: RunConfig) -> int:
 def seconds_of(config: RunConfig, *, blocks: int, warmup: int) -> float:
     """Length of the video that each method writes."""
     latent_frames = (warmup + 2 * blocks) * config.backbone.frames_per_block
-    return video_frames(latent_frames) / config.backbone.fps
+    return config.video_frames(latent_frames) / config.backbone.fps
 
 
 def memory_needed(
@@ -115,11 +116,10 @@ def load(
     lead = [*recalling, *configs.values()][0]  # what recalls brings the encoder that others share
     if shape is None:
         loaded = Pipeline.load(lead, device=device, dtype=dtype, how=how)
-        length = TinyTextConfig().length if lead.backbone.family == "tiny" else Umt5TextEncoder.LENGTH
-        loaded.text = RandomText(length, loaded.backbone.transformer.config.text_dim)
+        loaded.text = RandomText(family_of(lead).text_length, loaded.backbone.transformer.config.text_dim)
     else:
         place = find_device(device)
-        kind = find_dtype(dtype, place, family=lead.backbone.family)
+        kind = find_dtype(dtype, place, family=family_of(lead))
         loaded = random_pipeline(lead, shape, device=place, dtype=kind, how=how)
     return {name: loaded if config is lead else loaded.beside(config, how=how) for name, config in configs.items()}
 
@@ -178,12 +178,12 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 def summary(config: RunConfig, found: Mapping[str, Measured]) -> dict[str, Any]:
     """Rates, shares and ratios of all methods; the first is what the others are compared with."""
-    latent = config.backbone.frames_per_block
+    latent, ratio_in_time = config.backbone.frames_per_block, config.backbone.latent_space.temporal_ratio
     methods, ratios = {}, {}
     base = next(iter(found.values()))
 
     def rates(seconds: float) -> dict[str, float]:
-        return {"latent_fps": latent / seconds, "pixel_fps": TEMPORAL_RATIO * latent / seconds}
+        return {"latent_fps": latent / seconds, "pixel_fps": ratio_in_time * latent / seconds}
 
     for name, measured in found.items():
         methods[name] = {
@@ -233,6 +233,7 @@ class _Run:
 
     def __init__(self, pipeline: Pipeline, *, blocks: int, warmup: int) -> None:
         self.pipeline = pipeline
+        self.frames_stream = pipeline.decoder.stream()
         self.clock = _Clock(pipeline.backbone.device)
         self.video: Iterator[Block] = pipeline.blocks_of(
             pipeline.text.encode([""]),
@@ -244,7 +245,7 @@ class _Run:
         """Write ``count`` blocks as ``llrag generate`` does; when it began, and when each reached the file."""
         writer = self._writer(path)
         started = time.perf_counter()
-        with VideoSink(self.pipeline.decoder, writer) as sink:
+        with VideoSink(self.frames_stream, writer) as sink:
             for block in islice(self.video, count):
                 sink.put(block.latents)
                 on_block()
@@ -259,7 +260,7 @@ class _Run:
         """Compute, decode and write the next block; seconds of each part."""
         block = next(self.video)
         started = self.clock()
-        frames = self.pipeline.decoder.decode(block.latents)[0]  # after another method's: no matter for its speed
+        frames = self.frames_stream.decode(block.latents)[0]
         decoded = self.clock()
         self.writer.write(frames)
         times = {part: sum(block.seconds[lap] for lap in laps) for part, laps in GENERATING.items()}

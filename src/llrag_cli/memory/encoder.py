@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from llrag_cli.errors import LlragError
-from llrag_cli.models.wan.checkpoints import load_strictly, read_file
+from llrag_cli.files.tensors import load_strictly, read_file
 
 
 class EncoderConfig(BaseModel):
@@ -122,7 +122,7 @@ def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAut
     if not isinstance(content, Mapping) or "model" not in content or "config" not in content:
         raise LlragError(
             f"`{path}` is not a retrieval encoder: it lacks `model` or `config`",
-            hint="expected the file of `llrag download weights encoder` or one trained by `llrag train-encoder`",
+            hint="expected the released retrieval encoder, or one trained by llrag",
         )
     autoencoder = encoder_from(content["model"], content["config"], source=str(path))
     return autoencoder if device is None else autoencoder.to(device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llrag_cli.errors import LlragError
+from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder, load_encoder
 from llrag_cli.models.wan.checkpoints import (
     diffusers_name,
@@ -17,10 +18,9 @@ from llrag_cli.models.wan.checkpoints import (
     load_transformer,
     lora_state,
     merge_lora,
-    read_file,
     transformer_config,
 )
-from llrag_cli.models.wan.parts import umt5_from
+from llrag_cli.models.wan.text import umt5_from
 from llrag_cli.parity.checks import Check, Golden
 
 

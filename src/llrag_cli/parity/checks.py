@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llrag_cli.cache.tiers import Tier
 from llrag_cli.errors import LlragError
-from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
+from llrag_cli.files.tensors import read_file
+from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
 from llrag_cli.models.wan.transformer import WanBackbone
 
 LATENTS, FINE, TABLES = 1e-4, 1e-5, 1e-6

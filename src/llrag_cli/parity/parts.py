@@ -14,8 +14,8 @@ from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import RotaryTables, rotate
 from llrag_cli.memory.encoder import LatentAutoencoder
-from llrag_cli.models.vae import WanDecoder, encode_video, wan_vae_from
 from llrag_cli.models.wan.transformer import Timesteps64, WanBackbone
+from llrag_cli.models.wan.vae import WanDecoder, encode_video, wan_vae_from
 from llrag_cli.parity.checks import FINE, LATENTS, TABLES, Check, Golden, bar_of, read_json
 from llrag_cli.parity.generation import encoder_of
 from llrag_cli.sampling.schedule import FlowMatchSchedule
@@ -209,15 +209,13 @@ def vae(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Itera
         model.to(golden.dtype)
     latents = reference["latents"].to(golden.device)
     decoder = WanDecoder(model)
-    yield golden.compare(case, "decoded at once", decoder.decode(latents), reference["decode_full"], bar)
-    decoder.reset()
-    streamed = torch.cat([decoder.decode(part) for part in latents.split(2, dim=1)], dim=1)
+    yield golden.compare(case, "decoded at once", decoder.stream().decode(latents), reference["decode_full"], bar)
+    stream = decoder.stream()
+    streamed = torch.cat([stream.decode(part) for part in latents.split(2, dim=1)], dim=1)
     yield golden.compare(case, "decoded as a stream", streamed, reference["decode_full"], bar)
     for name in (each for each in reference if each.startswith("decode_chunk")):
-        chunks = []
-        for part in latents.split(int(name.removeprefix("decode_chunk")), dim=1):
-            decoder.reset()
-            chunks.append(decoder.decode(part))
+        parts = latents.split(int(name.removeprefix("decode_chunk")), dim=1)
+        chunks = [decoder.stream().decode(part) for part in parts]
         yield golden.compare(case, name, torch.cat(chunks, dim=1), reference[name], bar)
     if "encode" in reference:
         pixels = reference["pixels"].transpose(1, 2).to(golden.device, golden.dtype)

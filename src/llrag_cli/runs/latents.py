@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.durable import replace_text, replacing
-from llrag_cli.models.wan.checkpoints import read_file
+from llrag_cli.files.tensors import read_file
 
 RECORD = "collection.json"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llrag_cli.config import RunConfig, video_frames, what_decides
+from llrag_cli.config import RunConfig, what_decides
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.errors import LlragError, UsageError
@@ -123,7 +123,7 @@ def _go_on(pipeline: Pipeline, folder: RunFolder, record: dict[str, Any], on_pro
     block = pipeline.config.backbone.frames_per_block
     if record["status"] == "complete" and committed.blocks * block >= frames and folder.video.exists():
         return record
-    record |= {"latent_frames": frames, "video_frames": video_frames(frames)}
+    record |= {"latent_frames": frames, "video_frames": pipeline.config.video_frames(frames)}
     record["resumed_at"] = [*record.get("resumed_at", []), committed.blocks]
     record.pop("error", None)
     return _run(pipeline, folder, record, committed, on_progress)
@@ -153,7 +153,7 @@ def _record(
         "image": None if image is None else str(image),
         "latent_frames": frames,
         "latent_shape": [pipeline.backbone.channels, backbone.height, backbone.width],
-        "video_frames": video_frames(frames),
+        "video_frames": pipeline.config.video_frames(frames),
         "fps": backbone.fps,
         "device": str(pipeline.backbone.device),
         "versions": versions(),
@@ -224,7 +224,7 @@ def _run(
         before = None
         if written and committed.latents is not None:
             before = committed.latents[:, max(0, written * size - pipeline.decoder.reach) : written * size]
-        with VideoSink(pipeline.decoder, video, before=before) as sink:
+        with VideoSink(pipeline.decoder.stream(), video, before=before) as sink:
             for block in _blocks(pipeline, record, committed, scratch=folder.path):
                 if block.index < committed.blocks:
                     _require_same_recall(block, committed, folder.path)
@@ -306,9 +306,9 @@ def _require_same_recall(block: Block, committed: Committed, path: Path) -> None
 def _advance(progress: Progress, block: Block, config: RunConfig, *, elapsed: float) -> None:
     fps = config.backbone.fps
     progress.done = block.index + 1
-    progress.seconds_of_video = video_frames(block.start + block.latents.shape[1]) / fps
+    progress.seconds_of_video = config.video_frames(block.start + block.latents.shape[1]) / fps
     progress.elapsed = elapsed
-    before = video_frames(progress.before * block.latents.shape[1]) / fps if progress.before else 0.0
+    before = config.video_frames(progress.before * block.latents.shape[1]) / fps if progress.before else 0.0
     new = progress.done > progress.before
     progress.speed = (progress.seconds_of_video - before) / elapsed if new and elapsed else 0.0
     progress.recalled = block.recalled[0] if block.recalled else []

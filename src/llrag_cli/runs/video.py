@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
-from llrag_cli.models.vae import StreamingDecoder
+from llrag_cli.models.vae import DecoderStream
 from llrag_cli.runs.journal import VideoMark
 from llrag_cli.runs.mp4 import take_apart
 
@@ -204,7 +204,7 @@ class VideoSink:
     starts from the latents ``before`` [1, F, C, h, w], so that the decoder knows what it must of the past.
     """
 
-    def __init__(self, decoder: StreamingDecoder, writer: FrameWriter, *, before: Tensor | None = None) -> None:
+    def __init__(self, decoder: DecoderStream, writer: FrameWriter, *, before: Tensor | None = None) -> None:
         self.writer = writer
         self._decoder = decoder
         self._before = before
@@ -214,7 +214,6 @@ class VideoSink:
         self._thread = threading.Thread(target=self._work, name="video", daemon=True)
 
     def __enter__(self) -> VideoSink:
-        self._decoder.reset()
         if self._before is not None:
             self._decoder.decode(self._before)
         self._thread.start()

@@ -7,11 +7,12 @@ in that colour its shape; a return is right if it comes beside the same neighbou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llrag_cli.world.checker import Seen, objects, wall_color, wall_tint
@@ -49,7 +50,7 @@ def look(frame: Tensor) -> Look:
 def looks(frames: Tensor) -> list[Look]:
     """Read frames [F, 3, H, W] in [0, 1]."""
     if frames.shape[-1] != SIZE:
-        frames = torch.nn.functional.interpolate(frames, size=(SIZE, SIZE), mode="area")
+        frames = F.interpolate(frames, size=(SIZE, SIZE), mode="area")
     return [look(frame) for frame in frames]
 
 
@@ -73,6 +74,14 @@ def consistency(seen: Sequence[Look], *, reference: int, stretch: range) -> Cons
         returns=_share(right),
         visible=sum(bool(each.objects) for each in judged) / len(judged),
     )
+
+
+def sprite_metrics(frames: Iterable[Tensor]) -> dict[str, float | None]:
+    """``Consistency`` of a video's frames [3, H, W] in [0, 1] after their first third, by names with ``sprite_``."""
+    seen = [look(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]) for frame in frames]
+    third = max(1, len(seen) // 3)
+    judged = consistency(seen, reference=third, stretch=range(third, len(seen)))
+    return {f"sprite_{name}": value for name, value in asdict(judged).items()}
 
 
 def known_objects(first: Sequence[Look]) -> dict[str, str | None]:

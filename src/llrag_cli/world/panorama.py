@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from llrag_cli.config import video_frames
-from llrag_cli.models.embedded.vae import TIME, TinyVAE
+from llrag_cli.config import LATENT_SPACES
 from llrag_cli.world.sprites import (
     FPS,
     OBJECT_COLORS,
@@ -26,6 +26,7 @@ from llrag_cli.world.sprites import (
     render,
 )
 
+LATENTS = LATENT_SPACES["tiny"]  # of the model that shows these scenes
 World = Literal["colours", "shapes"]
 WORLDS: tuple[World, ...] = get_args(World)
 SPACING = 80  # pixels between objects; a frame shows 64
@@ -63,20 +64,24 @@ def brightness(frames: int, rng: random.Random) -> Tensor:
 
 
 @torch.no_grad()
-def make_panorama(vae: TinyVAE, world: World, *, seconds: float, seed: int, changing_light: bool = False) -> Panorama:
+def make_panorama(
+    encode: Callable[[Tensor], Tensor], world: World, *, seconds: float, seed: int, changing_light: bool = False
+) -> Panorama:
     """A camera over a long scene, with pauses and turns for half of the seeds; the same seed, the same video.
 
-    In changing light, brightness follows two slow waves, as clouds and a camera's exposure make it.
+    ``encode`` makes latents [1, F, C, h, w] of a video [1, T, 3, H, W] in [-1, 1]. In changing light, brightness
+    follows two slow waves, as clouds and a camera's exposure make it.
     """
     rng = random.Random(f"{world} {seed}")
     scene = long_scene(world, rng)
-    frames = 1 + math.ceil(seconds * FPS / TIME)
-    track = move(scene, video_frames(frames), rng)
+    ratio = LATENTS.temporal_ratio
+    frames = 1 + math.ceil(seconds * FPS / ratio)
+    track = move(scene, LATENTS.video_frames(frames), rng)
     video, _ = render(scene, track)
     if changing_light:
         video = (video * brightness(len(video), rng)[:, None, None, None]).clamp(0, 1)
-    ahead = track.centers[::TIME, :, 0] - SIZE / 2  # [F, O], of the last video frame of each latent frame
+    ahead = track.centers[::ratio, :, 0] - SIZE / 2  # [F, O], of the last video frame of each latent frame
     nearest = ahead.abs().argmin(dim=1)
     seen = ahead.abs().amin(dim=1) <= SIZE / 2
-    latents = vae.encode((video * 2 - 1)[None])[0]
+    latents = encode((video * 2 - 1)[None])[0]
     return Panorama(latents, torch.where(seen, nearest, -1))

@@ -102,6 +102,12 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
     return Scene(tuple(sprites), wall, pattern, motion, lap)
 
 
+def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
+    """Scenes whose every sprite was held out of training, or (not ``unseen``) none, in order of drawing."""
+    rng = random.Random(seed)
+    return [random_scene(rng, unseen=unseen) for _ in range(count)]
+
+
 # --- captions ---------------------------------------------------------------------------------------
 
 WORDS: dict[str, tuple[str, ...]] = {

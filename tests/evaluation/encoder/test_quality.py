@@ -58,11 +58,11 @@ def test_without_labels_nothing_is_claimed() -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_panorama_knows_what_it_shows(world: World) -> None:
     vae = load_embedded()[2]
-    first, again = (make_panorama(vae, world, seconds=12, seed=5) for _ in range(2))
+    first, again = (make_panorama(vae.encode, world, seconds=12, seed=5) for _ in range(2))
     assert torch.equal(first.latents, again.latents) and torch.equal(first.labels, again.labels)
     assert first.latents.shape[1:] == (8, 8, 8) and len(first.latents) == len(first.labels) == 25
     assert set(first.labels.tolist()) <= set(range(-1, 8))
-    lit = make_panorama(vae, world, seconds=12, seed=5, changing_light=True)
+    lit = make_panorama(vae.encode, world, seconds=12, seed=5, changing_light=True)
     assert torch.equal(lit.labels, first.labels) and not torch.allclose(lit.latents, first.latents, atol=0.1)
 
 
@@ -79,7 +79,7 @@ def test_a_vision_model_sees_decoded_frames(tmp_path: Path) -> None:
     sizes = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
     Dinov2Model(sizes).save_pretrained(tmp_path / "dino")
     vae = load_embedded()[2]
-    latents = make_panorama(vae, "shapes", seconds=12, seed=1).latents
+    latents = make_panorama(vae.encode, "shapes", seconds=12, seed=1).latents
     keys = vision_descriptor(str(tmp_path / "dino"), TinyDecoder(vae))(latents)
     assert keys.shape == (len(latents), 32)
     assert not torch.allclose(keys[0], keys[-1])

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from conftest import GOLDENS
 from llrag_cli.errors import LlragError
+from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import load_encoder
-from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora, read_file
+from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
 
 FORMATS = GOLDENS / "formats"
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llrag_cli.config import TEMPORAL_RATIO
 from llrag_cli.errors import LlragError
 from llrag_cli.memory.history import average_pool
-from llrag_cli.models.vae import StreamingDecoder
+from llrag_cli.models.vae import Decoder
 
 Descriptor = Callable[[Tensor], Tensor]  # the latent frames [F, C, H, W] of a video to [F, D]
 
@@ -33,7 +32,7 @@ def random_projection(latents: Tensor) -> Tensor:
     return flat @ matrix.to(flat.device)
 
 
-def vision_descriptor(name: str, decoder: StreamingDecoder) -> Descriptor:
+def vision_descriptor(name: str, decoder: Decoder) -> Descriptor:
     """Features of decoded frames by a frozen vision model of transformers that is on this machine, such as DINOv2.
 
     Frames are decoded, the last of each latent frame is scaled to 224 pixels and normalised as ImageNet is.
@@ -51,11 +50,11 @@ def vision_descriptor(name: str, decoder: StreamingDecoder) -> Descriptor:
 
     @torch.no_grad()
     def describe(latents: Tensor) -> Tensor:
-        decoder.reset()
+        stream, ratio = decoder.stream(), decoder.temporal_ratio
         rows = []
         for part in latents.split(16):
-            frames = decoder.decode(part[None])[0].cpu()
-            frames = frames[(len(frames) - 1) % TEMPORAL_RATIO :: TEMPORAL_RATIO]  # [F, 3, H, W]
+            frames = stream.decode(part[None])[0].cpu()
+            frames = frames[(len(frames) - 1) % ratio :: ratio]  # [F, 3, H, W]
             pixels = F.interpolate(frames / 2 + 0.5, size=(224, 224), mode="bilinear", antialias=True)
             outputs = model(pixel_values=(pixels - mean) / std)
             pooled = getattr(outputs, "pooler_output", None)

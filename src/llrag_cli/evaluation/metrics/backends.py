@@ -24,7 +24,7 @@ def find_back_end(kind: str, device: str) -> BackEnd:
             from llrag_cli.evaluation.metrics.score import offline
 
             return offline()
-        from llrag_cli.engine.pipeline import find_device
+        from llrag_cli.engine.devices import find_device
         from llrag_cli.evaluation.metrics.official import official
         from llrag_cli.files.paths import weights_folder
 

@@ -21,7 +21,7 @@ from llrag_cli.evaluation.metrics.consistency import MappingTable
 from llrag_cli.evaluation.metrics.features import TOGETHER, Features
 from llrag_cli.evaluation.metrics.motion import Flow
 from llrag_cli.evaluation.metrics.score import BackEnd
-from llrag_cli.models.wan.checkpoints import read_file
+from llrag_cli.files.tensors import read_file
 
 HINT = "`llrag download metrics --force` fetches what was released"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue

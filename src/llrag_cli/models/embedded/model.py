@@ -9,9 +9,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
+from llrag_cli.files.tensors import load_strictly, read_file
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
-from llrag_cli.models.wan.checkpoints import load_strictly, read_file
 
 LATENT = (8, 8, 8)  # channels, height, width of a latent frame
 TEXT_DIM = 96  # as TinyTextConfig.dim

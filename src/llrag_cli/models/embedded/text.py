@@ -125,3 +125,22 @@ class TinyText(nn.Module):
         """Ids [B, length] of ragged id lists."""
         rows = [[*ids, *(0,) * (self.config.length - len(ids))] for ids in texts]
         return torch.tensor(rows)
+
+
+class TinyTextEncoder:
+    """The embedded model's words."""
+
+    def __init__(self, text: TinyText) -> None:
+        self.text = text.eval().requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """As ``TextEncoder.encode``."""
+        limit = self.text.config.length
+        ids = self.text.pad([tokenize(prompt, limit=limit)[0] for prompt in prompts])
+        embeddings: Tensor = self.text(ids.to(self.text.norm.weight.device))
+        return embeddings
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """As ``TextEncoder.unknown_words``."""
+        return tokenize(prompt, limit=self.text.config.length)[1]

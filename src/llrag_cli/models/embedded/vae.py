@@ -109,3 +109,39 @@ class TinyVAE(nn.Module):
         scale, offset = self.std.view(-1, 1, 1), self.mean.view(-1, 1, 1)
         frames = self.decode_raw(latents * scale + offset, shifted * scale + offset).flatten(1, 2)
         return (frames if before is not None else frames[:, TIME - 1 :]).clamp(-1, 1)
+
+
+class TinyDecoder:
+    """The weights of the embedded VAE."""
+
+    spatial_ratio = 8
+    temporal_ratio = TIME
+    reach = 1
+
+    def __init__(self, vae: TinyVAE) -> None:
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
+
+    def stream(self) -> TinyDecoderStream:
+        """As ``Decoder.stream``."""
+        return TinyDecoderStream(self.vae)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """As ``Decoder.encode``."""
+        return self.vae.encode(frames.to(self.vae.mean.device, self.vae.mean.dtype))
+
+
+class TinyDecoderStream:
+    """One video being decoded; it keeps the last latent frame."""
+
+    def __init__(self, vae: TinyVAE) -> None:
+        self._vae = vae
+        self._before: Tensor | None = None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """As ``DecoderStream.decode``."""
+        latents = latents.to(self._vae.mean.device, self._vae.mean.dtype)
+        frames = self._vae.decode(latents, self._before)
+        self._before = latents[:, -1:]
+        return frames

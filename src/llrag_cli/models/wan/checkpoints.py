@@ -1,9 +1,9 @@
-"""The official checkpoint files, read strictly into diffusers' and our own modules."""
+"""Checkpoints of Wan transformers under their original names: generators, LoRAs, and diffusers' module for them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from llrag_cli.config import ModelShape
-from llrag_cli.errors import LlragError
-
-State = dict[str, Tensor]
+from llrag_cli.errors import LlragError, UnsupportedModelError
+from llrag_cli.files.tensors import State, load_strictly, name_some, read_shapes, require_tensors
 
 # Original Wan name -> diffusers name; each pattern is tried in order on the name without `model.`
 _RENAMES: tuple[tuple[str, str], ...] = (
@@ -37,37 +36,6 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def read_file(path: Path) -> Any:
-    """The content of a checkpoint: nested dicts of tensors for ``.pt``, one flat dict for safetensors."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise LlragError(f"there is no file `{path}`", hint="check the path, or download the weights again") from None
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> LlragError:
-    """What to say of a file that no library can read."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return LlragError(
-        f"`{path}` cannot be read as a checkpoint: {reason}",
-        hint="the file is damaged, incomplete or of another kind; `llrag download weights NAME --force` fetches "
-        "a released one again",
-    )
-
-
-def require_tensors(state: Mapping[str, Tensor], names: Iterable[str], *, source: str, kind: str) -> None:
-    """Raise an error unless a state dict has what tells its sizes."""
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise LlragError(f"`{source}` lacks {_some(missing)}", hint=f"these are not the weights of {kind}")
-
-
 def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "checkpoint") -> State:
     """A generator's tensors under their original names (``blocks.0.self_attn.q.weight``).
 
@@ -87,10 +55,15 @@ def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "che
         state = content.get("model", content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LlragError(
-            f"`{source}` is not a generator checkpoint: its keys are {_some(content)}",
+            f"`{source}` is not a generator checkpoint: its keys are {name_some(content)}",
             hint="expected `generator`, `generator_ema`, `model` or the tensors themselves",
         )
     return {_plain(name): tensor for name, tensor in state.items()}
+
+
+def peek(path: Path, *, ema: bool) -> State:
+    """A generator's tensors on the meta device, under original names: shapes and types without the data."""
+    return generator_state(read_shapes(path), ema=ema, source=str(path))
 
 
 def _plain(name: str) -> str:
@@ -136,39 +109,15 @@ def transformer_arguments(shape: ModelShape) -> dict[str, Any]:
     return {**shape.model_dump(exclude={"vae_base_dim"}), "out_channels": shape.in_channels}
 
 
-def load_strictly(module: nn.Module, state: State, *, source: str) -> None:
-    """Fill a module; a missing, extra or misshapen tensor is an error that names it, and nothing is loaded."""
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    misshapen = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
-    for problem, names in (("lacks", missing), ("has unknown", extra)):
-        if names:
-            raise LlragError(
-                f"`{source}` {problem} {_some(names)}", hint="these weights belong to another model or are incomplete"
-            )
-    if misshapen:
-        name = sorted(misshapen)[0]
-        raise LlragError(
-            f"`{source}` has `{name}` of shape {list(state[name].shape)}, not {list(expected[name].shape)}",
-            hint="these weights belong to a model of another size",
-        )
-    module.load_state_dict(state, strict=True, assign=True)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    shown = ", ".join(f"`{name}`" for name in listed[:3])
-    return f"{shown} and {len(listed) - 3} more" if len(listed) > 3 else shown or "none"
-
-
 def lora_state(content: Mapping[str, Any], *, source: str = "LoRA") -> State:
     """A LoRA's tensors as ``blocks.0.self_attn.q.lora_A.weight``, from ``{'generator_lora': ...}`` or bare."""
     state = content.get("generator_lora", content)
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     wrong = [name for name in plain if not re.search(r"\.lora_[AB]\.weight$", name)]
     if wrong:
-        raise LlragError(f"`{source}` is not a LoRA: it holds {_some(wrong)}", hint="expected `lora_A` and `lora_B`")
+        raise LlragError(
+            f"`{source}` is not a LoRA: it holds {name_some(wrong)}", hint="expected `lora_A` and `lora_B`"
+        )
     return plain
 
 
@@ -200,8 +149,7 @@ def load_transformer(
     """A ``WanTransformer3DModel`` with the weights of a state dict under original names."""
     from diffusers import WanTransformer3DModel
 
-    required = ("patch_embedding.weight", "head.head.weight", "text_embedding.0.weight", "time_embedding.0.weight")
-    require_tensors(state, (*required, "blocks.0.ffn.0.weight"), source=source, kind="a Wan generator")
+    require_text_to_video(state, source=source)
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_config(state, heads=heads))
     renamed = {diffusers_name(name): tensor for name, tensor in state.items()}
@@ -210,6 +158,23 @@ def load_transformer(
     if dtype is not None:
         cast(transformer, dtype)
     return transformer
+
+
+def require_text_to_video(state: State, *, source: str) -> None:
+    """Raise an error unless a state dict is a transformer that reads and writes latent frames, guided by text alone."""
+    required = ("patch_embedding.weight", "head.head.weight", "text_embedding.0.weight", "time_embedding.0.weight")
+    require_tensors(state, (*required, "blocks.0.ffn.0.weight"), source=source, model="a Wan generator")
+    config = transformer_config(state)
+    reads, writes, patch = config["in_channels"], config["out_channels"], config["patch_size"]
+    reason = None
+    if any(name.startswith("img_emb.") for name in state):
+        reason = "it reads image embeddings, as image-to-video models do"
+    elif reads != writes:
+        reason = f"it reads {reads} channels and writes {writes}, as models with an image condition do"
+    elif patch[0] != 1:
+        reason = f"its tokens span {patch[0]} latent frames, not 1"
+    if reason is not None:
+        raise UnsupportedModelError(source, reason, hint="use a text-to-video model of the kind of Wan2.1-T2V-1.3B")
 
 
 def kept_exact(name: str) -> bool:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llrag_cli.config import video_frames
+from llrag_cli.config import LATENT_SPACES
 from llrag_cli.models.embedded.vae import TIME, TinyVAE
 from llrag_cli.world.sprites import Scene, Sprite, clip, random_scene
 
@@ -39,7 +39,7 @@ def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentCli
         videos = []
         for _ in range(min(together, count - len(scenes))):
             scene = random_scene(rng)
-            video, cover = clip(scene, video_frames(frames), rng)
+            video, cover = clip(scene, LATENT_SPACES["tiny"].video_frames(frames), rng)
             whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (frames, TIME))
             shapes.append((F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte())
             videos.append(video)

@@ -7,7 +7,6 @@ as users make them, written to mp4, read back, and judged by ``tiny/checker.py``
 from __future__ import annotations
 
 import json
-import random
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video
 from llrag_cli.runs.video import read_video
 from llrag_cli.world.checker import Verdict, judge, share
-from llrag_cli.world.sprites import Scene, prompt, random_scene
+from llrag_cli.world.sprites import Scene, drawn_scenes, prompt
 
 NAMES = {
     "wall": "the wall has the colour asked for",
@@ -32,12 +31,6 @@ NAMES = {
     "shape": "objects of the asked colours have the asked shapes",
     "share_visible": "share of frames that show an asked object",
 }
-
-
-def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
-    """Scenes whose every sprite was held out of training, or (not ``unseen``) none, in order of drawing."""
-    rng = random.Random(seed)
-    return [random_scene(rng, unseen=unseen) for _ in range(count)]
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.files.durable import replacing
+from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
-from llrag_cli.models.wan.checkpoints import read_file
 from llrag_cli.training.encoder.config import EncoderTraining
 from llrag_cli.training.encoder.data import LatentPool, batches
 from llrag_cli.training.encoder.losses import LossWeights, encoder_loss

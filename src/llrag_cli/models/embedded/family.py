@@ -1,0 +1,104 @@
+"""The embedded model as a family: everything is in the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
+from llrag_cli.models.family import LoadedModels, TransformerSizes
+from llrag_cli.models.weights import encoder_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WEIGHTS = 8 * 2**20  # bytes of the transformer, for a plan
+
+
+class EmbeddedFamily:
+    """Sprites on a wall, small enough for any CPU."""
+
+    name = "tiny"
+    latent_space = LATENT_SPACES["tiny"]
+    bundled = True
+    bundled_encoder = Path(__file__).parent / "weights" / "encoder.safetensors"
+    gpu_dtype = "float32"
+
+    @property
+    def text_length(self) -> int:
+        """As ``Family.text_length``."""
+        from llrag_cli.models.embedded.text import TinyTextConfig
+
+        return TinyTextConfig().length
+
+    def require_settings(self, config: RunConfig) -> None:
+        """As ``Family.require_settings``: none are needed."""
+
+    def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
+        """As ``Family.files``: the retrieval encoder alone can be another than the bundled one."""
+        return encoder_file(config, folder, bundled=self.bundled_encoder)
+
+    def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
+        """As ``Family.missing``."""
+        return {setting: path for setting, path in self.files(config, folder).items() if not path.exists()}
+
+    def transformer_sizes(
+        self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
+    ) -> TransformerSizes:
+        """As ``Family.transformer_sizes``; it has one shape."""
+        from llrag_cli.models.embedded.model import TRANSFORMER
+
+        heads = TRANSFORMER["num_attention_heads"]
+        return TransformerSizes(
+            weights=WEIGHTS,
+            dim=heads * TRANSFORMER["attention_head_dim"],
+            heads=heads,
+            layers=TRANSFORMER["num_layers"],
+            ffn=TRANSFORMER["ffn_dim"],
+            channels=TRANSFORMER["in_channels"],
+            patch=math.prod(TRANSFORMER["patch_size"]),
+            item=dtype.itemsize,
+        )
+
+    def decoder_bytes(
+        self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
+    ) -> tuple[int, int]:
+        """As ``Family.decoder_bytes``: too few to count."""
+        return 0, 0
+
+    def load(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        prompts: Sequence[str] = (),
+    ) -> LoadedModels:
+        """As ``Family.load``."""
+        from llrag_cli.models.embedded.model import load_embedded
+        from llrag_cli.models.embedded.text import TinyTextEncoder
+        from llrag_cli.models.embedded.vae import TinyDecoder
+        from llrag_cli.models.wan.checkpoints import cast
+
+        transformer, text, vae = load_embedded()
+        cast(transformer, dtype)
+        return LoadedModels(transformer, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device)))
+
+    def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
+        """As ``Family.example_prompts``: scenes that were held out of training."""
+        from llrag_cli.world.sprites import drawn_scenes, prompt
+
+        return [prompt(scene) for scene in drawn_scenes(count, seed=seed)]
+
+    def content_metrics(self, frames: Iterable[Tensor]) -> Mapping[str, float | None]:
+        """As ``Family.content_metrics``: whether the sprites stay what they were."""
+        from llrag_cli.world.consistency import sprite_metrics
+
+        return sprite_metrics(frames)
+
+
+FAMILY = EmbeddedFamily()

@@ -1,0 +1,231 @@
+"""Wan2.1 as a family: a transformer of its own for each backbone, and a base that all of them share."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
+from llrag_cli.errors import LlragWarning, UnsupportedModelError, UsageError
+from llrag_cli.files.paths import cache_folder
+from llrag_cli.files.resources import free_memory
+from llrag_cli.models.family import LoadedModels, TransformerSizes
+from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, base_folder
+from llrag_cli.models.weights import converted, encoder_file, uses_encoder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from llrag_cli.files.tensors import State
+
+# Wan2.1-T2V-1.3B with weights of one byte, for plans made before anything is downloaded
+WAN_1_3B = TransformerSizes(
+    weights=1_418_996_800, dim=1536, heads=12, layers=30, ffn=8960, channels=16, patch=4, item=1
+)
+
+
+class WanFamily:
+    """Backbones of the shape of Wan2.1-T2V, of any size."""
+
+    name = "wan"
+    latent_space = LATENT_SPACES["wan"]
+    bundled = False
+    bundled_encoder = None
+    gpu_dtype = "bfloat16"
+    text_length = TEXT_LENGTH
+
+    def require_settings(self, config: RunConfig) -> None:
+        """As ``Family.require_settings``: transformer and base, and the encoder if one is used."""
+        for setting in ("weights", "base"):
+            if getattr(config.backbone, setting) is None:
+                raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
+        if uses_encoder(config) and config.memory.encoder is None:
+            raise UsageError(
+                "`memory.keys` is `encoder` but `memory.encoder` names no file",
+                hint="set `memory.encoder` to the file of a retrieval encoder, or `memory.keys` to `average`",
+            )
+
+    def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
+        """As ``Family.files``; where a checkpoint has been converted to safetensors, those are read."""
+        backbone = config.backbone
+        checkpoints = {"backbone.weights": backbone.weights, "backbone.lora": backbone.lora}
+        files = {setting: converted(folder / name) for setting, name in checkpoints.items() if name is not None}
+        files |= encoder_file(config, folder)
+        if backbone.base is not None:
+            files["backbone.base"] = base_folder(folder, backbone.base)
+        return files
+
+    def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
+        """As ``Family.missing``; of the base also shards, tokenizer files and configurations."""
+        missing = {}
+        for setting, path in self.files(config, folder).items():
+            if not path.exists():
+                missing[setting] = path
+            elif setting == "backbone.base" and (parts := WanBase(path).missing()):
+                missing[setting] = parts[0]
+        return missing
+
+    def transformer_sizes(
+        self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
+    ) -> TransformerSizes:
+        """As ``Family.transformer_sizes``; those of Wan2.1-T2V-1.3B where the checkpoint is not there yet."""
+        from llrag_cli.models.wan.checkpoints import diffusers_name, kept_exact, peek, transformer_config
+
+        item = dtype.itemsize
+        if shape is not None:
+            return sizes_of(shape, dtype)
+        files = self.files(config, folder)
+        file = files.get("backbone.weights")
+        if file is None or not file.exists():
+            return replace(WAN_1_3B, weights=WAN_1_3B.weights * item, item=item)
+        state = peek(file, ema=config.backbone.ema)
+        arguments = transformer_config(state, heads=1)
+        dim = arguments["attention_head_dim"]
+        base = files.get("backbone.base")
+        return TransformerSizes(
+            weights=sum(
+                tensor.numel() * (4 if kept_exact(diffusers_name(name)) else item) for name, tensor in state.items()
+            ),
+            dim=dim,
+            heads=(None if base is None else WanBase(base).heads()) or max(1, dim // 128),
+            layers=arguments["num_layers"],
+            ffn=arguments["ffn_dim"],
+            channels=arguments["in_channels"],
+            patch=math.prod(arguments["patch_size"]),
+            item=item,
+        )
+
+    def decoder_bytes(
+        self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
+    ) -> tuple[int, int]:
+        """As ``Family.decoder_bytes``; the decoder is walked on the meta device, where nothing is computed."""
+        from llrag_cli.models.wan.vae import decoder_bytes, require_vae
+
+        size = config.backbone.height, config.backbone.width
+        if shape is not None:
+            return decoder_bytes(None, *size, dtype, base_dim=shape.vae_base_dim)
+        path = self.files(config, folder).get("backbone.base")
+        if path is None or not (path / "vae/config.json").exists():
+            return decoder_bytes(None, *size, dtype)
+        require_vae(WanBase(path).vae_config(), source=str(path / "vae"))
+        return decoder_bytes(path / "vae", *size, dtype)
+
+    def load(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        prompts: Sequence[str] = (),
+    ) -> LoadedModels:
+        """As ``Family.load``. Headers and configurations are checked before the text encoder is read.
+
+        It encodes the prompts while it has the memory to itself, and is let go before the transformer is read.
+        """
+        from llrag_cli.models.wan.text import WanText
+        from llrag_cli.models.wan.vae import WanDecoder, load_vae
+
+        files = self.files(config, folder)
+        base = WanBase(files["backbone.base"])
+        self._require_supported(config, files, base)
+        text = WanText(base, cache=cache_folder() / "prompts", device=_text_device(base, device))
+        _warn_of_rounding(files["backbone.weights"], dtype)
+        if prompts:
+            text.encode(prompts)
+        transformer = _load_transformer(config, files, heads=base.heads(), dtype=dtype)
+        return LoadedModels(transformer, text, WanDecoder(load_vae(base, dtype).to(device)))
+
+    def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
+        """As ``Family.example_prompts``: none."""
+        return None
+
+    def content_metrics(self, frames: Iterable[Tensor]) -> Mapping[str, float | None]:
+        """As ``Family.content_metrics``: none."""
+        return {}
+
+    def _require_supported(self, config: RunConfig, files: Mapping[str, Path], base: WanBase) -> None:
+        """Raise an error if a file is damaged or describes a model of another shape; only headers are read."""
+        from llrag_cli.files.tensors import read_shapes
+        from llrag_cli.models.wan.checkpoints import load_transformer, peek
+        from llrag_cli.models.wan.vae import require_vae
+
+        source = str(files["backbone.weights"])
+        state = peek(files["backbone.weights"], ema=config.backbone.ema)
+        transformer: Any = load_transformer(state, source=source, heads=base.heads())
+        vae = base.vae_config()
+        require_vae(vae, source=str(base.vae))
+        reads, channels = transformer.config.in_channels, vae.get("z_dim", transformer.config.in_channels)
+        if reads != channels:
+            raise UnsupportedModelError(
+                str(base.vae),
+                f"its latents have {channels} channels, the transformer `{source}` reads {reads}",
+                hint="set `backbone.base` to the base that the transformer belongs to",
+            )
+        for file in base.weight_files():
+            read_shapes(file)
+
+
+def sizes_of(shape: ModelShape, dtype: torch.dtype) -> TransformerSizes:
+    """Sizes of a transformer of a shape, built on the meta device."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    from llrag_cli.models.wan.checkpoints import kept_exact, transformer_arguments
+
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**transformer_arguments(shape))
+    item = dtype.itemsize
+    return TransformerSizes(
+        weights=sum(
+            parameter.numel() * (4 if kept_exact(name) else item) for name, parameter in transformer.named_parameters()
+        ),
+        dim=shape.num_attention_heads * shape.attention_head_dim,
+        heads=shape.num_attention_heads,
+        layers=shape.num_layers,
+        ffn=shape.ffn_dim,
+        channels=shape.in_channels,
+        patch=math.prod(shape.patch_size),
+        item=item,
+    )
+
+
+def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: int | None, dtype: torch.dtype) -> Any:
+    """The transformer on the CPU, its LoRA merged."""
+    from llrag_cli.files.tensors import read_file
+    from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
+
+    file = files["backbone.weights"]
+    state: State = generator_state(read_file(file), ema=config.backbone.ema, source=str(file))
+    if "backbone.lora" in files:
+        source = str(files["backbone.lora"])
+        lora = lora_state(read_file(files["backbone.lora"]), source=source)
+        state = merge_lora(state, lora, alpha=config.backbone.lora_alpha, source=source)
+    return load_transformer(state, source=str(file), heads=heads, dtype=dtype)
+
+
+def _warn_of_rounding(file: Path, dtype: torch.dtype) -> None:
+    from llrag_cli.files.tensors import DTYPES, stored_dtype
+
+    stored = stored_dtype(file)
+    if stored is not None and DTYPES[stored].itemsize < dtype.itemsize:
+        wanted = str(dtype).removeprefix("torch.")
+        text = f"`{file}` was rounded to {stored} when it was downloaded; download it in {wanted} for more precision"
+        warnings.warn(text, LlragWarning, stacklevel=2)
+
+
+def _text_device(base: WanBase, device: torch.device) -> torch.device | None:
+    """Where the text encoder computes: on a GPU that has room for it, else on the CPU."""
+    if device.type != "cuda":
+        return None
+    size = sum(file.stat().st_size for file in base.text_files())
+    free = free_memory(device)
+    return device if free is not None and free > 1.1 * size else None
+
+
+FAMILY = WanFamily()

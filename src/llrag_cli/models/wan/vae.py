@@ -1,0 +1,188 @@
+"""Wan's VAE: diffusers' ``AutoencoderKLWan``, decoded as a stream without seams."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import Tensor
+
+from llrag_cli.errors import UnsupportedModelError
+from llrag_cli.files.tensors import State, load_strictly, read_file, require_tensors
+from llrag_cli.models.wan.base import WanBase, reading
+
+_HINT = "use the VAE of Wan2.1-T2V-1.3B"
+
+
+class WanDecoder:
+    """An ``AutoencoderKLWan``, whose own temporal caches are left alone: each stream has one of its own."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        require_vae(vae.config, source="VAE")
+        shape = (1, -1, 1, 1, 1)
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
+        self.channels: int = vae.config.z_dim
+        self.spatial_ratio: int = 2 ** len(vae.config.temperal_downsample)
+        self.temporal_ratio: int = 2 ** sum(vae.config.temperal_downsample)
+        self.reach = decoder_reach(vae)
+        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
+        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        self._encoding = threading.Lock()  # diffusers keeps the encoder's cache on the VAE
+
+    def stream(self) -> WanDecoderStream:
+        """As ``Decoder.stream``."""
+        return WanDecoderStream(self)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """As ``Decoder.encode``."""
+        weight = next(self.vae.parameters())
+        with self._encoding:
+            return encode_video(self.vae, frames.to(weight.device, weight.dtype))
+
+    def hidden(self, latents: Tensor) -> Tensor:
+        """What the decoder reads, [B, C, T, h, w], for normalised latents [B, T, C, h, w]."""
+        weight = next(self.vae.parameters())
+        normalised = latents.transpose(1, 2).to(weight.device, torch.float32)
+        raw = (normalised * self._std.to(weight.device) + self._mean.to(weight.device)).to(weight.dtype)
+        hidden: Tensor = self.vae.post_quant_conv(raw)
+        return hidden
+
+
+class WanDecoderStream:
+    """One video being decoded; it keeps the last frames that each causal convolution saw."""
+
+    def __init__(self, decoder: WanDecoder) -> None:
+        self._decoder = decoder
+        self._cache = empty_cache(decoder.vae)
+        self._opened = False
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """As ``DecoderStream.decode``."""
+        hidden = self._decoder.hidden(latents)
+        decoded = []
+        for index in range(hidden.shape[2]):
+            frame = hidden[:, :, index : index + 1]
+            decoded.append(decode_frame(self._decoder.vae, frame, self._cache, first=not self._opened))
+            self._opened = True
+        return torch.cat(decoded, dim=2).transpose(1, 2).float().clamp(-1, 1)
+
+
+def empty_cache(vae: AutoencoderKLWan) -> list[Any]:
+    """An entry for each causal convolution of a decoder, for ``decode_frame`` to fill."""
+    return [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+
+
+def decode_frame(vae: AutoencoderKLWan, hidden: Tensor, cache: list[Any], *, first: bool) -> Tensor:
+    """Frames [B, 3, t, H, W] of one latent frame [B, C, 1, h, w], the next of the video whose ``cache`` this is."""
+    opens = {"first_chunk": True} if first else {}
+    frames: Tensor = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], **opens)
+    return frames
+
+
+def require_vae(config: Mapping[str, Any], *, source: str) -> None:
+    """Raise an error unless the configuration of an ``AutoencoderKLWan`` is of the kind of Wan2.1's."""
+    reason = None
+    if config.get("is_residual"):
+        reason = "its blocks are residual (`is_residual`), as in the VAE of Wan2.2"
+    elif config.get("patch_size") not in (None, 1):
+        reason = f"it folds patches of {config['patch_size']} pixels, as the VAE of Wan2.2 does"
+    elif config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
+        reason = f"its frames have {config['in_channels']} and {config['out_channels']} channels, not 3"
+    elif tuple(config.get("temperal_downsample", (False, True, True))) != (False, True, True):
+        reason = "its latents are not 8 times smaller in space and 4 times in time"
+    elif "latents_mean" in config and len(config["latents_mean"]) != config["z_dim"]:
+        reason = f"it has means for {len(config['latents_mean'])} channels of latents that have {config['z_dim']}"
+    if reason is not None:
+        raise UnsupportedModelError(source, reason, hint=_HINT)
+
+
+def load_vae(base: WanBase, dtype: torch.dtype) -> AutoencoderKLWan:
+    """The VAE of a folder, in a dtype."""
+    if base.original:
+        vae: AutoencoderKLWan = wan_vae_from(read_file(base.vae), source=str(base.vae)).to(dtype)
+        return vae
+    require_vae(base.vae_config(), source=str(base.vae))
+    with reading(base.vae, kind="a VAE", item="vae"):
+        return AutoencoderKLWan.from_pretrained(base.vae, torch_dtype=dtype, local_files_only=True)
+
+
+@cache
+def decoder_bytes(
+    vae_folder: Path | None, height: int, width: int, dtype: torch.dtype, *, base_dim: int = 96
+) -> tuple[int, int]:
+    """Bytes of a VAE's weights, and of its temporal cache and largest activations while it decodes.
+
+    The decoder is walked on the meta device, which computes shapes only. It is that of a folder in Diffusers format,
+    or Wan's own with ``base_dim`` channels.
+    """
+    with torch.device("meta"):
+        if vae_folder is None:
+            vae = AutoencoderKLWan(base_dim=base_dim)
+        else:
+            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(str(vae_folder)))
+    largest = 0
+
+    def measure(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel())
+
+    for module in vae.decoder.modules():
+        module.register_forward_hook(measure)
+    cache = empty_cache(vae)
+    latent = torch.empty(1, vae.config.z_dim, 1, height, width, device="meta")
+    for index in range(2):
+        decode_frame(vae, latent, cache, first=index == 0)
+    kept = sum(part.numel() for part in cache if isinstance(part, Tensor))
+    weights = sum(parameter.numel() for parameter in vae.parameters())
+    return weights * dtype.itemsize, (kept + 4 * largest) * dtype.itemsize
+
+
+def decoder_reach(vae: AutoencoderKLWan) -> int:
+    """Latent frames back that a decoded frame can depend on, by what its causal convolutions see of the past."""
+    reach, rate = 0.0, 1  # rate: frames for each latent frame
+    decoder = vae.decoder
+    for part in (decoder.conv_in, decoder.mid_block, *decoder.up_blocks, decoder.conv_out):
+        for name, module in part.named_modules():
+            if isinstance(module, WanCausalConv3d):
+                reach += (module.kernel_size[0] - 1) / rate
+                if name.endswith("time_conv"):  # it doubles the frames
+                    rate *= 2
+    return math.ceil(reach)
+
+
+@torch.no_grad()
+def encode_video(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
+    """Normalised latents [B, n, C, h, w] (posterior mean) of frames [B, T, 3, H, W] in [-1, 1]."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    raw = vae.encode(frames.transpose(1, 2)).latent_dist.mode()
+    latents: Tensor = ((raw - mean.to(raw)) / std.to(raw)).transpose(1, 2)
+    return latents
+
+
+def wan_vae_from(state: Mapping[str, Tensor], *, source: str, **sizes: Any) -> AutoencoderKLWan:
+    """An ``AutoencoderKLWan`` from the original checkpoint's tensors; its width is read from them.
+
+    ``sizes`` are further arguments of the class, where they differ from the released model's.
+    """
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    require_tensors(state, ("decoder.head.2.weight", "conv2.weight"), source=source, model="Wan's VAE")
+    colours, width = state["decoder.head.2.weight"].shape[:2]
+    channels = state["conv2.weight"].shape[0]
+    if colours != 3:
+        reason = f"its frames have {colours} channels, not 3, as in the VAE of Wan2.2"
+        raise UnsupportedModelError(source, reason, hint=_HINT)
+    vae = AutoencoderKLWan(base_dim=width, z_dim=channels, **sizes)
+    converted: State = convert_wan_vae_to_diffusers(dict(state))
+    load_strictly(vae, {name: tensor.float() for name, tensor in converted.items()}, source=source)
+    return vae
