@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llrag_cli.config import TIERS, RunConfig, video_frames, what_decides
+from llrag_cli.config import RunConfig, video_frames
 from llrag_cli.errors import UsageError
 from llrag_cli.presets import METHODS, load_config, preset_names
 
@@ -97,15 +97,3 @@ def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, fr
     assert config.latent_frames(seconds) == latent
     assert video_frames(latent) == frames
     assert frames / config.backbone.fps >= seconds
-
-
-def test_what_decides_a_video_is_not_which_exact_tier_the_archive_is_on() -> None:
-    dumped = {
-        tier: load_config("tiny", method="retrieval", settings=[f"memory.archive={tier}"]).model_dump(mode="json")
-        for tier in ("auto", *TIERS)
-    }
-    decisive = {tier: what_decides(config) for tier, config in dumped.items()}
-    assert decisive["auto"] == decisive["device"] == decisive["host"] == decisive["disk"]
-    assert decisive["host-int8"] == dumped["host-int8"] != decisive["auto"]
-    assert decisive["recompute"] == dumped["recompute"] != decisive["auto"]
-    assert what_decides({}) == {"memory": {}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -165,14 +164,6 @@ class ModelShape(Config):
         if leaves is not None and enters != leaves:
             raise ValueError(f"{enters} channels go in and {leaves} come out, but it must write what it reads")
         return {name: value for name, value in content.items() if name in cls.model_fields}
-
-
-def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ``run.json`` less what does not change the video: which exact tier the archive is on."""
-    memory = dict(config.get("memory") or {})
-    if memory.get("archive") in EXACT:
-        memory["archive"] = "auto"
-    return {**config, "memory": memory}
 
 
 def video_frames(latent_frames: int) -> int:

@@ -11,16 +11,16 @@ import pytest
 from conftest import Llrag
 from llrag_cli.config import MemoryConfig
 from llrag_cli.evaluation.inspect import habits, moments
-from llrag_cli.runs.folder import Recalled, RunFolder, read_run
+from llrag_cli.runs.folder import BlockMemory, RunFolder, read_run
 
 MEMORY = MemoryConfig(policy="retrieval", window=6, sink=1, retrieved=2, guard=1)
 LOG = [  # frames 1 .. start - 7 can be recalled
-    Recalled(0, (), ()),
-    Recalled(3, (), ()),
-    Recalled(6, (), ()),
-    Recalled(9, (1, 2), (0.9, 0.8)),
-    Recalled(12, (2, 5), (0.7, 0.6)),
-    Recalled(15, (2, 1), (0.9, 0.5)),
+    BlockMemory(0, (), ()),
+    BlockMemory(3, (), ()),
+    BlockMemory(6, (), ()),
+    BlockMemory(9, (1, 2), (0.9, 0.8)),
+    BlockMemory(12, (2, 5), (0.7, 0.6)),
+    BlockMemory(15, (2, 1), (0.9, 0.5)),
 ]
 
 
@@ -42,7 +42,7 @@ def test_nothing_recalled_has_no_habits() -> None:
 
 
 def test_moments_end_with_the_last_block() -> None:
-    blocks = [Recalled(3 * number, (1,), (0.5,)) for number in range(100)]
+    blocks = [BlockMemory(3 * number, (1,), (0.5,)) for number in range(100)]
     shown = moments(blocks, 6)
     assert len(shown) == 6 and shown[-1] is blocks[-1]
     assert len(moments(blocks[:2], 6)) == 2
@@ -103,4 +103,4 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_record(RECORD)
     folder.memory.write_text('{"block": 0, "frame": 0, "recalled": [3], "similarities": [0.5]}\n')
-    assert read_run(folder) == (RECORD, [Recalled(0, (3,), (0.5,))])
+    assert read_run(folder) == (RECORD, [BlockMemory(0, (3,), (0.5,))])

@@ -111,7 +111,7 @@ def _machine(device: str) -> dict[str, str]:
 
     from llrag_cli.engine.pipeline import find_device
     from llrag_cli.planning import free_memory
-    from llrag_cli.runs.maker import versions
+    from llrag_cli.runs.statistics import versions
     from llrag_cli.runs.video import ffmpeg
 
     try:

@@ -30,7 +30,9 @@ from llrag_cli.files.paths import weights_folder
 from llrag_cli.models.embedded.text import TinyTextConfig
 from llrag_cli.models.text import Umt5TextEncoder
 from llrag_cli.planning import Budget, plan
-from llrag_cli.runs.video import VideoSink, VideoWriter
+from llrag_cli.runs.maker import decoder_stream
+from llrag_cli.runs.sink import VideoSink
+from llrag_cli.runs.video import VideoWriter
 
 GENERATING = {  # part of a block: laps of ``rollout`` that it is made of
     "denoise": ("denoise",),
@@ -244,7 +246,7 @@ class _Run:
         """Write ``count`` blocks as ``llrag generate`` does; when it began, and when each reached the file."""
         writer = self._writer(path)
         started = time.perf_counter()
-        with VideoSink(self.pipeline.decoder, writer) as sink:
+        with VideoSink(decoder_stream(self.pipeline), writer) as sink:
             for block in islice(self.video, count):
                 sink.put(block.latents)
                 on_block()
