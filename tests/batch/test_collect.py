@@ -77,7 +77,7 @@ def test_a_folder_with_other_settings_is_left_alone(llrag: Llrag, pool: Path, tm
     ("arguments", "said"),
     [
         (("--ratio", "0"), "a share of 0 cannot be drawn"),
-        (("--seconds", "0"), "videos of 0 seconds cannot be made"),
+        (("--seconds", "0"), "a video cannot last 0 seconds"),
         (("--batch", "0"), "a batch of 0 cannot be made"),
         (("--backbone", "tinny"), "did you mean `tiny`?"),
     ],

@@ -16,6 +16,7 @@ from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.formatting import counted
 from llrag_cli.presets import Method, asked_for, load_config, memory_settings
+from llrag_cli.runs.record import require_length
 
 if TYPE_CHECKING:
     from llrag_cli.batch.collect import NumberedPrompt
@@ -48,10 +49,7 @@ class CollectRequest:
 def run(request: CollectRequest) -> None:
     """Make the videos of a request and keep their latents."""
     prompts = read_prompt_file(request.prompts)
-    if not 0 < request.seconds < float("inf"):
-        raise UsageError(
-            f"videos of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
-        )
+    require_length(request.seconds)
     if not 0 < request.ratio <= 1:
         raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
     if request.batch < 1:

@@ -15,6 +15,7 @@ from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, archive_settings, asked_for, load_config, memory_settings
 from llrag_cli.runs.folder import RunFolder, unused_folder
+from llrag_cli.runs.record import require_length
 
 if TYPE_CHECKING:
     from llrag_cli.runs.maker import Existing
@@ -56,10 +57,7 @@ def run(request: GenerateRequest) -> None:
         _resume(request, request.resume)
         return
     prompts = read_prompts(request)
-    if not 0 < request.seconds < float("inf"):
-        raise UsageError(
-            f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
-        )
+    require_length(request.seconds)
     _config(request, default="tiny")  # a typo is reported here, before torch loads
     engine = parse_engine(request.engine)
     existing: Existing = "replace" if request.force else "resume" if request.prompts and request.out else "refuse"

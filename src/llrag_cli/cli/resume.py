@@ -12,7 +12,7 @@ from llrag_cli.config import EXACT
 from llrag_cli.errors import RunDiffersError, RunLengthError, UsageError
 from llrag_cli.presets import archive_settings, with_settings
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.record import RunRecord, ScheduledPrompt, require_same
+from llrag_cli.runs.record import RunRecord, ScheduledPrompt, require_length, require_same
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def run(request: ResumeRequest) -> None:
     if request.prompt is not None and not request.prompt.strip():
         raise UsageError("the prompt is empty", hint="say in a sentence what the video shows, or leave it out")
     for seconds in (request.seconds, request.further):
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
+        if seconds is not None:
+            require_length(seconds)
     folder = RunFolder(request.run)
     record = folder.read_record()
     config = record.config

@@ -68,7 +68,8 @@ class Bench:
         schedule = (ScheduledPrompt(block=0, prompt=cell.prompt),)
         wanted = record.model_copy(update={"prompt_schedule": schedule, "seed": cell.seed, "config": config})
         made = (
-            folder.is_finished(record)
+            record.is_complete
+            and folder.video.exists()
             and not differing(record, wanted)
             and record.video_frames >= horizon_frames(config, self.grid.seconds)
         )

@@ -20,11 +20,11 @@ from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
 from llrag_cli.runs.progress import OnProgress, Progress
 from llrag_cli.runs.record import (
-    LONGEST,
     RunRecord,
     ScheduledPrompt,
     differing,
     first_problem,
+    require_length,
     require_same,
 )
 from llrag_cli.runs.sink import Decoder, VideoSink
@@ -103,14 +103,6 @@ def resume_video(
             record = record.updated(prompt_schedule=(*kept, entry))
         pipeline = pipeline.settled(seconds, scratch=folder.path)
         return _resume(pipeline, folder, record, seconds=seconds, on_progress=on_progress)
-
-
-def require_length(seconds: float) -> None:
-    """Raise an error unless a video can last ``seconds``."""
-    if not 0 < seconds <= LONGEST:
-        raise UsageError(
-            f"a video cannot last {seconds:g} seconds", hint=f"its length is more than 0 and at most {LONGEST:g} s"
-        )
 
 
 def segment_blocks(config: RunConfig) -> int:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import Self
 
 from llrag_cli.config import EXACT, RunConfig
-from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError
+from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
 from llrag_cli.runs.statistics import ArchiveUse
 
 SCHEMA: Literal[2] = 2
@@ -98,6 +98,14 @@ class RunRecord(Record):
     def to_json(self) -> str:
         """The text of ``run.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def require_length(seconds: float) -> None:
+    """Raise an error unless a video can last ``seconds``."""
+    if not 0 < seconds <= LONGEST:
+        raise UsageError(
+            f"a video cannot last {seconds:g} seconds", hint=f"its length is more than 0 and at most {LONGEST:g} s"
+        )
 
 
 def parse_record(text: str | bytes, path: Path) -> RunRecord:
