@@ -308,6 +308,8 @@ def test_a_finished_run_is_not_loaded_again(
     assert (done.returncode, done.stdout) == (0, "run/video.mp4\n")
     assert "`run` is already complete" in done.stderr
     assert json.loads(llrag("generate", "--resume", "run", "--json").stdout)["status"] == "complete"
+    refused = llrag("generate", PROMPT, "--out", "run")
+    assert refused.returncode == 2 and "`run` already contains a run" in refused.stderr
 
 
 def test_the_same_command_resumes_many_prompts(llrag: Llrag, tmp_path: Path) -> None:
