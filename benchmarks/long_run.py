@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from llrag_cli.presets import load_config
-from llrag_cli.runs.journal import blocks_committed
+from llrag_cli.runs.folder import RunFolder
 
 TICK = 0.2  # seconds between looks
 
@@ -42,7 +42,7 @@ def look(process: int, folder: Path, started: float) -> Look | None:
     if not lines:
         return None
     processor = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-    return Look(blocks_committed(folder), time.perf_counter() - started, processor, 1024 * int(lines[0][1]))
+    return Look(RunFolder(folder).blocks_committed(), time.perf_counter() - started, processor, 1024 * int(lines[0][1]))
 
 
 def watch(command: list[str], folder: Path) -> list[Look]:

@@ -17,14 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from llrag_cli.cli.resume import recorded_config
-from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.presets import load_config, load_training, presets_folder
 from llrag_cli.runs.folder import RunFolder, read_run
 from llrag_cli.runs.latents import LatentFolder, read_latents
+from runs.records import record_of
 
 few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 json_values = st.recursive(
@@ -92,19 +91,7 @@ def test_prompt_files(tmp_path: Path, content: bytes) -> None:
     assert prompts is None or (prompts and all(prompt.strip() for prompt in prompts))
 
 
-RECORD = {
-    "status": "complete",
-    "prompt": "a cat",
-    "script": [[0, "a cat"]],
-    "seed": 0,
-    "seconds": 2.0,
-    "image": None,
-    "latent_frames": 6,
-    "latent_shape": [8, 8, 8],
-    "fps": 8,
-    "dtype": "float32",
-    "config": load_config("tiny", method="retrieval").model_dump(mode="json"),
-}
+RECORD = json.loads(record_of().to_json())
 
 
 @few
@@ -112,12 +99,17 @@ RECORD = {
 def test_records_of_runs(tmp_path: Path, name: str, value: object) -> None:
     folder = RunFolder(tmp_path)
     folder.record.write_text(json.dumps(RECORD | {name: value}))
+    record = sentence_or(folder.read_record)
+    assert record is None or (record.prompt_schedule[0].block == 0 and 0 < record.seconds < 1e8 and record.blocks > 0)
 
-    def read() -> RunConfig:
-        return recorded_config(folder.record, folder.read_record())
 
-    found = sentence_or(read)
-    assert found is None or found.memory.policy == "retrieval"
+@few
+@given(data=st.data())
+def test_damaged_records_of_runs(tmp_path: Path, data: st.DataObject) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record.write_bytes(data.draw(damaged(record_of().to_json().encode())))
+    record = sentence_or(folder.read_record)
+    assert record is None or (record.fps == record.config.backbone.fps and record.blocks > 0)
 
 
 @few
@@ -125,10 +117,12 @@ def test_records_of_runs(tmp_path: Path, name: str, value: object) -> None:
 def test_memory_logs(tmp_path: Path, data: st.DataObject) -> None:
     folder = RunFolder(tmp_path)
     folder.record.write_text(json.dumps(RECORD))
-    lines = [{"block": index, "frame": 3 * index, "recalled": [1, 2], "similarities": [0.5, 0.1]} for index in range(4)]
+    lines = [
+        {"block": index, "frame": 3 * index, "retrieved": [1, 2], "similarities": [0.5, 0.1]} for index in range(4)
+    ]
     folder.memory.write_bytes(data.draw(damaged("".join(json.dumps(line) + "\n" for line in lines).encode())))
     found = sentence_or(lambda: read_run(folder))
-    assert found is None or (all(isinstance(frame, int) for block in found[1] for frame in block.recalled))
+    assert found is None or (all(isinstance(frame, int) for block in found[1] for frame in block.retrieved))
 
 
 @few

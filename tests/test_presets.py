@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llrag_cli.cache.tiers import TIERS
-from llrag_cli.config import RunConfig, comparable
+from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory
 from llrag_cli.presets import load_config, preset_names
@@ -104,18 +103,6 @@ def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, fr
     assert config.latent_frames(seconds) == latent
     assert config.video_frames(latent) == frames
     assert frames / config.backbone.fps >= seconds
-
-
-def test_a_video_does_not_depend_on_which_exact_tier_the_archive_is_on() -> None:
-    dumped = {
-        tier: load_config("tiny", settings=[f"memory.archive={tier}"]).model_dump(mode="json")
-        for tier in ("auto", *TIERS)
-    }
-    decisive = {tier: comparable(config) for tier, config in dumped.items()}
-    assert decisive["auto"] == decisive["device"] == decisive["host"] == decisive["disk"]
-    assert decisive["host-int8"] == dumped["host-int8"] != decisive["auto"]
-    assert decisive["recompute"] == dumped["recompute"] != decisive["auto"]
-    assert comparable({}) == {"memory": {}}
 
 
 def test_another_strategy_keeps_the_parameters_that_it_has() -> None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from llrag_cli.runs.folder import RunFolder as RunFolder
     from llrag_cli.runs.maker import make_video as make_video
     from llrag_cli.runs.maker import resume_video as resume_video
-    from llrag_cli.runs.video import VideoSink as VideoSink
+    from llrag_cli.runs.record import RunRecord as RunRecord
+    from llrag_cli.runs.sink import VideoSink as VideoSink
     from llrag_cli.runs.video import VideoWriter as VideoWriter
     from llrag_cli.runs.video import read_video as read_video
     from llrag_cli.world.checker import judge as judge
@@ -38,8 +39,9 @@ _PUBLIC = {
     "Pipeline": "engine.pipeline",
     "RunConfig": "config",
     "RunFolder": "runs.folder",
+    "RunRecord": "runs.record",
     "UsageError": "errors",
-    "VideoSink": "runs.video",
+    "VideoSink": "runs.sink",
     "VideoWriter": "runs.video",
     "judge": "world.checker",
     "load_config": "presets",

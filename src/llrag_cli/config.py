@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
-from llrag_cli.cache.tiers import EXACT
 from llrag_cli.files.settings import Config
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWindow, parse_memory
 
@@ -182,11 +181,3 @@ class ModelShape(Config):
         if leaves is not None and enters != leaves:
             raise ValueError(f"{enters} channels go in and {leaves} come out, but it must write what it reads")
         return {name: value for name, value in content.items() if name in cls.model_fields}
-
-
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped configuration less what does not change the video: which of the exact tiers the archive is on."""
-    memory = dict(config.get("memory") or {})
-    if memory.get("archive") in EXACT:
-        memory["archive"] = "auto"
-    return {**config, "memory": memory}

@@ -125,3 +125,121 @@ def closest(name: str, names: Iterable[str]) -> str:
     known = sorted(names)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else f"one of {', '.join(f'`{each}`' for each in known)}"
+
+
+class UnwritableError(UsageError):
+    """A file or folder that cannot be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"`{path}` cannot be written: {reason}", hint="choose another folder")
+        self.path = path
+
+
+class RunExistsError(UsageError):
+    """A folder that already contains a run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"`{path}` already contains a run", hint="resume or replace it, or choose another folder")
+        self.path = path
+
+
+class FolderNotEmptyError(UsageError):
+    """A folder with files that are not those of a run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"`{path}` exists and is not empty", hint="choose another folder")
+        self.path = path
+
+
+class RunLockedError(UsageError):
+    """A run folder that another process is writing."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        super().__init__(f"{owner} is writing `{path}`", hint="wait until it has finished, or choose another folder")
+        self.path, self.owner = path, owner
+
+
+class NotARunError(UsageError):
+    """A path that is not a run folder: it does not exist, or lacks the file ``missing``."""
+
+    def __init__(self, path: Path, *, missing: str = "") -> None:
+        problem = f"`{path}` is not a run folder: it has no {missing}" if missing else f"no run folder `{path}`"
+        super().__init__(problem, hint="a run folder contains `run.json`, `video.mp4` and `memory.jsonl`")
+        self.path = path
+
+
+class DamagedRunError(LlragError):
+    """A file of a run that cannot be read."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"`{path}` is damaged: {problem}", hint="restore it from a copy, or remove the run and generate it again"
+        )
+        self.path = path
+
+
+class RunSchemaError(LlragError):
+    """A ``run.json`` of another version."""
+
+    def __init__(self, path: Path, *, schema: int, supported: int) -> None:
+        age = "an earlier" if schema < supported else "a later"
+        super().__init__(
+            f"`{path}` has schema {schema}, written by {age} version; this version reads schema {supported}",
+            hint="use the version that wrote it, or remove the run and generate it again",
+        )
+        self.path, self.schema = path, schema
+
+
+class RunDiffersError(UsageError):
+    """A run that was started with settings other than those requested."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        settings = ", ".join(f"`{name}`" for name in names)
+        super().__init__(
+            f"`{path}` was started with other settings: {settings}",
+            hint="resume it with its own settings, replace it, or choose another folder",
+        )
+        self.path, self.names = path, tuple(names)
+
+
+class RunLengthError(UsageError):
+    """A run that cannot become shorter."""
+
+    def __init__(self, path: Path, *, recorded: float, requested: float) -> None:
+        super().__init__(
+            f"`{path}` is a run of {recorded:g} s and cannot be shortened to {requested:g} s",
+            hint="a run can only be extended",
+        )
+        self.path, self.recorded, self.requested = path, recorded, requested
+
+
+class RunDivergedError(LlragError):
+    """A block that retrieves other frames than when it was generated, so that nothing after it would be the same."""
+
+    def __init__(self, path: Path, block: int) -> None:
+        super().__init__(
+            f"`{path}` cannot be resumed here: block {block} retrieves other frames than before",
+            hint="resume on the kind of machine, and with the versions, that are recorded in `run.json`",
+        )
+        self.path, self.block = path, block
+
+
+class OutOfMemoryError(LlragError):
+    """Memory that ran out in a block of a run."""
+
+    def __init__(self, path: Path, block: int) -> None:
+        super().__init__(
+            f"out of memory in block {block}",
+            hint="set `memory.archive` to a cheaper tier, or offload the weights; finished blocks are kept in "
+            f"`{path}`, and the run can be resumed",
+        )
+        self.path, self.block = path, block
+
+
+class CollectionDiffersError(UsageError):
+    """A folder of latents that was started with settings other than those requested."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        settings = ", ".join(f"`{name}`" for name in names)
+        super().__init__(f"`{path}` was started with other settings: {settings}", hint="choose another folder")
+        self.path, self.names = path, tuple(names)

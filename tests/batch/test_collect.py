@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from conftest import Llrag
 from llrag_cli import LlragError, read_video
-from llrag_cli.batch.collect import choose
+from llrag_cli.batch.collect import draw_prompts
 from llrag_cli.runs.latents import LatentFolder, read_latents
 
 PROMPTS = [f"a {color} circle bounces around on a plain gray wall" for color in ("red", "blue", "green", "white")]
@@ -42,8 +42,7 @@ def test_latents_of_every_prompt_with_what_they_are(llrag: Llrag, pool: Path, tm
 
 def test_workers_batches_and_interruptions_change_nothing(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
     llrag("collect", str(pool), "--out", "alone", *SHORT)
-    for worker in ("2/2", "1/2"):
-        assert llrag("collect", str(pool), "--out", "shared", *SHORT, "--shard", worker, "--batch", "2").returncode == 0
+    assert llrag("collect", str(pool), "--out", "shared", *SHORT, "--engine", "local:2", "--batch", "2").returncode == 0
     (tmp_path / "shared/latent_000001.safetensors").unlink()  # as if it had not been reached
     (tmp_path / "shared/latent_000001.safetensors.partial").write_bytes(b"half")
     done = llrag("collect", str(pool), "--out", "shared", *SHORT)
@@ -57,28 +56,28 @@ def test_workers_batches_and_interruptions_change_nothing(llrag: Llrag, pool: Pa
     assert [row["number"] for row in json.loads(again.stdout)] == [0, 1, 2, 3]
 
 
-def test_a_share_is_drawn_once_for_all_workers() -> None:
-    prompts = [str(number) for number in range(100)]
-    whole = choose(prompts, ratio=0.3, seed=4, shard=(1, 1))
-    parts = [choose(prompts, ratio=0.3, seed=4, shard=(worker, 4)) for worker in (1, 2, 3, 4)]
-    assert len(whole) == 30
-    assert sorted(each.number for part in parts for each in part) == [each.number for each in whole]
-    assert choose(prompts, ratio=0.3, seed=5, shard=(1, 1)) != whole
+def test_a_share_of_the_prompts_is_drawn_with_a_seed() -> None:
+    prompts = [f"prompt {number}" for number in range(100)]
+    share = draw_prompts(prompts, ratio=0.3, seed=4)
+    assert len(share) == 30
+    numbers = [prompt.number for prompt in share]
+    assert numbers == sorted(set(numbers))
+    assert all(prompt.prompt == prompts[prompt.number] for prompt in share)
+    assert draw_prompts(prompts, ratio=0.3, seed=4) == share != draw_prompts(prompts, ratio=0.3, seed=5)
 
 
-def test_a_folder_begun_otherwise_is_left_alone(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_settings_is_left_alone(llrag: Llrag, pool: Path, tmp_path: Path) -> None:
     LatentFolder(tmp_path / "other").begin({"seed": 1})
     done = llrag("collect", str(pool), "--out", "other", *SHORT)
     assert done.returncode == 2
-    assert "`other` was begun with another `config`" in done.stderr
+    assert "`other` was started with other settings: `config`" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--shard", "3/2"), "is not I/N"),
         (("--ratio", "0"), "a share of 0 cannot be drawn"),
-        (("--seconds", "0"), "videos of 0 seconds cannot be made"),
+        (("--seconds", "0"), "a video cannot last 0 seconds"),
         (("--batch", "0"), "a batch of 0 cannot be made"),
         (("--backbone", "tinny"), "did you mean `tiny`?"),
     ],
@@ -102,8 +101,8 @@ def test_the_originals_files_are_read(tmp_path: Path) -> None:
 def test_bad_latents_are_named(tmp_path: Path) -> None:
     file = tmp_path / "latent_000001.safetensors"
     save_file({"latents": torch.full((3, 4, 2, 2), float("nan"))}, file)
-    with pytest.raises(LlragError, match="` has values that are not finite"):
+    with pytest.raises(LlragError, match="` contains values that are not finite"):
         read_latents(file)
     save_file({"latents": torch.zeros(3, 4)}, file)
-    with pytest.raises(LlragError, match="holds no latents of one video"):
+    with pytest.raises(LlragError, match="does not contain the latents of a video"):
         read_latents(file)

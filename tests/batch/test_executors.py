@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_outcomes_carry_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     assert (outcomes[1].problem, outcomes[1].hint) == ("-2 is no number of videos", "take more")
     monkeypatch.setattr("llrag_cli.batch.executors.TRIES", 2)
     (outcome,) = Processes(2).run(die, [1], on_tick=lambda: None)
-    assert outcome.problem == "2 workers died of it"
+    assert outcome.problem == "the job crashed 2 workers"
 
 
 def test_latents_are_collected_by_several(llrag: Llrag, tmp_path: Path) -> None:
@@ -121,21 +122,24 @@ def test_latents_are_collected_by_several(llrag: Llrag, tmp_path: Path) -> None:
 
 def test_engines_have_names() -> None:
     assert parse_engine("local") is parse_engine("local:1") is None
-    processes, cluster = parse_engine("local:3"), parse_engine("ray:10.0.0.1:6379", gpus=0.5)
+    processes, cluster = parse_engine("local:3"), parse_engine("ray:10.0.0.1:6379?gpus=0.5")
     assert isinstance(processes, Processes) and processes.count == 3
     assert isinstance(cluster, RayCluster) and (cluster.address, cluster.gpus) == ("10.0.0.1:6379", 0.5)
-    for wrong in ("local:0", "local:two", "spark", "ray:", ""):
-        with pytest.raises(UsageError, match=f"there is no engine `{wrong}`"):
+    for address, expected in (("ray", (None, None)), ("ray?gpus=2", (None, 2.0)), ("ray:auto", ("auto", None))):
+        cluster = parse_engine(address)
+        assert isinstance(cluster, RayCluster) and (cluster.address, cluster.gpus) == expected
+    for wrong in ("local:0", "local:two", "local:2?gpus=0.5", "spark", "ray:", "ray?gpus=-1", "ray?cpus=1", ""):
+        with pytest.raises(UsageError, match=f"unknown engine `{re.escape(wrong)}`"):
             parse_engine(wrong)
-    with pytest.raises(UsageError, match=r"takes no share of 0\.5 GPUs"):
-        parse_engine("local:2", gpus=0.5)
+    with pytest.raises(UsageError, match=r"1\.5 GPUs cannot be reserved"):
+        parse_engine("ray?gpus=1.5")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("a cat", "--engine", "local:2"), "the engine `local:2` makes many videos at once"),
-        (("a cat", "--engine", "slurm"), "there is no engine `slurm`"),
+        (("a cat", "--engine", "slurm"), "unknown engine `slurm`"),
         (
             ("--prompts", "prompts.txt", "--out", "all", "--engine", "ray:127.0.0.1:1"),
             "no Ray cluster at `127.0.0.1:1`",

@@ -28,7 +28,7 @@ def test_a_prompt_becomes_a_run_folder(llrag: Llrag, tmp_path: Path) -> None:
     assert done.stdout == "run/video.mp4\n"
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["status"] == "complete"
-    assert record["prompt"] == PROMPT
+    assert record["prompt_schedule"] == [{"block": 0, "prompt": PROMPT}]
     assert record["config"]["method"] == "retrieval"
     assert record["video_frames_written"] == record["video_frames"] == 4 * (record["latent_frames"] - 1) + 1
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"]
@@ -65,8 +65,8 @@ def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> Non
     }
     for tier in ("disk", "recompute"):
         use = records[tier]["archive"]
-        assert 0 < use["moved"] <= use["recalled"]
-        assert use["hit_rate"] == round(1 - use["moved"] / use["recalled"], 4)
+        assert 0 < use["moved"] <= use["retrieved"]
+        assert use["hit_rate"] == round(1 - use["moved"] / use["retrieved"], 4)
         files = {"video.mp4", "run.json", "memory.jsonl", "latents.safetensors", "commits.jsonl", "run.lock"}
         assert {file.name for file in (tmp_path / tier).iterdir()} == files  # and nothing of the archive
     assert (tmp_path / "auto/memory.jsonl").read_bytes() == (tmp_path / "disk/memory.jsonl").read_bytes()
@@ -147,7 +147,7 @@ def test_memory_and_encoder_are_chosen_and_recorded(llrag: Llrag, tmp_path: Path
             assert memory["keys"] == "encoder" and memory["encoder"] == str(tmp_path / "own.safetensors")
         last = (tmp_path / name / "memory.jsonl").read_text().splitlines()[-1]
         recalled[name] = json.loads(last)
-    assert recalled["sink"]["recalled"] == [1, 2, 3, 4]
+    assert recalled["sink"]["retrieved"] == [1, 2, 3, 4]
     assert recalled["own"]["similarities"] != recalled["plain"]["similarities"]
 
 
@@ -172,12 +172,12 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate",), "there is no prompt", "for example `llrag generate"),
         (("generate", "  "), "the prompt is empty", "say in a sentence"),
         (("generate", "x", "--prompts", "p.txt"), "a prompt and `--prompts` were both given", "for example"),
-        (("generate", "--prompts", "no.txt"), "there is no prompt file `no.txt`", "one prompt a line"),
-        (("generate", "--prompts", "empty.txt"), "`empty.txt` holds no prompt", "one prompt a line"),
+        (("generate", "--prompts", "no.txt"), "no prompt file `no.txt`", "one prompt per line"),
+        (("generate", "--prompts", "empty.txt"), "`empty.txt` contains no prompt", "one prompt per line"),
         (("generate", "--prompts", "bytes.txt"), "`bytes.txt` cannot be read: it is not UTF-8", "text file"),
-        (("generate", "x", "--seconds", "0"), "a video of 0 seconds cannot be made", "more than 0"),
-        (("generate", "x", "--seconds", "-3"), "a video of -3 seconds cannot be made", "more than 0"),
-        (("generate", "x", "--seconds", "nan"), "a video of nan seconds cannot be made", "more than 0"),
+        (("generate", "x", "--seconds", "0"), "a video cannot last 0 seconds", "more than 0"),
+        (("generate", "x", "--seconds", "-3"), "a video cannot last -3 seconds", "more than 0"),
+        (("generate", "x", "--seconds", "nan"), "a video cannot last nan seconds", "more than 0"),
         (("generate", "x", "--backbone", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
         (("generate", "x", "--set", "memory.sinks=1"), "no setting `memory.sinks`", "did you mean `memory.sink`?"),
         (("generate", "x", "--preset", "no.yaml"), "there is no preset file `no.yaml`", "`llrag presets`"),

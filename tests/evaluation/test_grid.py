@@ -168,7 +168,7 @@ def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Pa
         (["--horizon", "0"], "a horizon is not more than 0 seconds"),
         (["--seeds", "0"], "a grid needs a prompt and a seed"),
         (["--backbone", "longlive"], "the real backbones need prompts"),
-        (["--prompts", "no.txt"], "there is no prompt file `no.txt`"),
+        (["--prompts", "no.txt"], "no prompt file `no.txt`"),
         (["--set", "memory.sinks=2"], "no setting `memory.sinks`"),
     ],
 )

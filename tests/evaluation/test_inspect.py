@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conftest import Llrag
 from llrag_cli.config import MemoryConfig
 from llrag_cli.evaluation.inspect import habits, moments
-from llrag_cli.runs.folder import Recalled, RunFolder, read_run
+from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, read_run
+from runs.records import record_of
 
 MEMORY = MemoryConfig(policy="retrieval", window=6, sink=1, retrieved=2, guard=1)
 LOG = [  # frames 1 .. start - 7 can be recalled
-    Recalled(0, (), ()),
-    Recalled(3, (), ()),
-    Recalled(6, (), ()),
-    Recalled(9, (1, 2), (0.9, 0.8)),
-    Recalled(12, (2, 5), (0.7, 0.6)),
-    Recalled(15, (2, 1), (0.9, 0.5)),
+    BlockMemory(0, (), ()),
+    BlockMemory(3, (), ()),
+    BlockMemory(6, (), ()),
+    BlockMemory(9, (1, 2), (0.9, 0.8)),
+    BlockMemory(12, (2, 5), (0.7, 0.6)),
+    BlockMemory(15, (2, 1), (0.9, 0.5)),
 ]
 
 
@@ -42,7 +42,7 @@ def test_nothing_recalled_has_no_habits() -> None:
 
 
 def test_moments_end_with_the_last_block() -> None:
-    blocks = [Recalled(3 * number, (1,), (0.5,)) for number in range(100)]
+    blocks = [BlockMemory(3 * number, (1,), (0.5,)) for number in range(100)]
     shown = moments(blocks, 6)
     assert len(shown) == 6 and shown[-1] is blocks[-1]
     assert len(moments(blocks[:2], 6)) == 2
@@ -72,21 +72,22 @@ def test_a_native_run_recalls_nothing(llrag: Llrag) -> None:
     assert "nothing: the native window" in told.stdout
 
 
-RECORD: dict[str, Any] = {"fps": 8, "latent_frames": 9, "config": {"memory": {"policy": "native"}}}
+RECORD = record_of("native")
+OTHER = json.dumps(json.loads(RECORD.to_json()) | {"fps": 0})
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (None, "there is no run folder `run`"),
-        ({}, "`run` is no run folder: it has no run.json"),
-        ({"run.json": "{}"}, "`run/run.json` cannot be read"),
-        ({"run.json": json.dumps(RECORD)}, "it has no memory.jsonl"),
-        ({"run.json": "{half", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
-        ({"run.json": "{}", "memory.jsonl": ""}, "`run/run.json` cannot be read"),
-        ({"run.json": json.dumps(RECORD | {"fps": 0}), "memory.jsonl": ""}, "`fps` is 0"),
-        ({"run.json": json.dumps(RECORD), "memory.jsonl": "{no\n"}, "`run/memory.jsonl` cannot be read"),
-        ({"run.json": json.dumps(RECORD), "memory.jsonl": '{"frame": 1}\n'}, "`run/memory.jsonl` cannot be read"),
+        (None, "no run folder `run`"),
+        ({}, "`run` is not a run folder: it has no run.json"),
+        ({"run.json": "{}"}, "`run/run.json` is damaged"),
+        ({"run.json": RECORD.to_json()}, "it has no memory.jsonl"),
+        ({"run.json": "{half", "memory.jsonl": ""}, "`run/run.json` is damaged"),
+        ({"run.json": "{}", "memory.jsonl": ""}, "`run/run.json` is damaged"),
+        ({"run.json": OTHER, "memory.jsonl": ""}, "`fps`: input should be greater than or equal to 1"),
+        ({"run.json": RECORD.to_json(), "memory.jsonl": "{no\n"}, "`run/memory.jsonl` is damaged"),
+        ({"run.json": RECORD.to_json(), "memory.jsonl": '{"frame": 1}\n'}, "`run/memory.jsonl` is damaged"),
     ],
 )
 def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str, str] | None, said: str) -> None:
@@ -99,8 +100,11 @@ def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str,
     assert said in done.stderr and "hint: " in done.stderr
 
 
-def test_a_record_is_read_back(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
+    folder, blocks = RunFolder(tmp_path), (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.write_record(RECORD)
-    folder.memory.write_text('{"block": 0, "frame": 0, "recalled": [3], "similarities": [0.5]}\n')
-    assert read_run(folder) == (RECORD, [Recalled(0, (3,), (0.5,))])
+    folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
+    assert folder.memory.read_text().splitlines()[1] == (
+        '{"block": 1, "frame": 3, "retrieved": [2, 1], "similarities": [0.5, 0.25]}'
+    )
+    assert read_run(folder) == (RECORD, blocks)

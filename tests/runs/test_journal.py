@@ -1,4 +1,4 @@
-"""What a journal vouches for is there; what it does not is cut off; what was changed is found."""
+"""Committed blocks are read back; what lies beyond them is cut off; changes are detected."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llrag_cli.engine.rollout import Block
 from llrag_cli.errors import LlragError
+from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, VideoMark, read_committed
 
 SHAPE = (2, 2, 3)
 MADE = torch.randn(1, 12, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def block(index: int, latents: Tensor = MADE) -> Block:
-    return Block(index, 3 * index, latents[:, 3 * index : 3 * index + 3], [[1, index]], [[0.5, 0.25]])
+def memory(index: int) -> BlockMemory:
+    return BlockMemory(3 * index, (1, index), (0.5, 0.25))
+
+
+def latents(index: int) -> Tensor:
+    return MADE[:, 3 * index : 3 * index + 3]
 
 
 def keep(
     folder: Path, *, blocks: range, committed: Committed | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    journal = Journal(folder, shape=SHAPE, dtype=dtype, committed=committed)
+    journal = Journal(RunFolder(folder), shape=SHAPE, dtype=dtype, committed=committed)
     for index in blocks:
-        made = block(index)
-        journal.commit(made, made.latents.to(dtype), VideoMark())
+        journal.commit(memory(index), latents(index).to(dtype), VideoMark())
     journal.close()
 
 
 def committed(folder: Path, dtype: torch.dtype = torch.float32) -> Committed:
-    return read_committed(folder, shape=SHAPE, dtype=dtype)
+    return read_committed(RunFolder(folder), shape=SHAPE, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_was_committed_is_read_back(tmp_path: Path, dtype: torch.dtype) -> None:
     keep(tmp_path, blocks=range(4), dtype=dtype)
     found = committed(tmp_path, dtype)
-    assert (found.blocks, found.recalled) == (4, ((1, 0), (1, 1), (1, 2), (1, 3)))
+    assert (found.blocks, found.memory) == (4, tuple(map(memory, range(4))))
     assert torch.equal(found.latents, MADE.to(dtype))  # type: ignore[arg-type]
     assert torch.equal(load_file(tmp_path / "latents.safetensors")["latents"], MADE[0].to(dtype))
 
 
-def test_it_goes_on_to_the_same_files(tmp_path: Path) -> None:
+def test_a_resumed_journal_writes_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     keep(tmp_path / "whole", blocks=range(4))
@@ -71,7 +74,7 @@ def test_nothing_is_committed_before_the_first_block(tmp_path: Path) -> None:
     place=st.floats(0, 1, exclude_max=True),
     how=st.sampled_from(["cut", "flip", "drop", "remove"]),
 )
-def test_damage_is_found_or_costs_blocks_but_is_never_taken_for_truth(
+def test_damage_is_detected_or_costs_blocks_but_is_never_read_as_data(
     tmp_path: Path, name: str, place: float, how: str
 ) -> None:
     keep(tmp_path, blocks=range(3))
@@ -93,4 +96,4 @@ def test_damage_is_found_or_costs_blocks_but_is_never_taken_for_truth(
         return
     if found.latents is not None:
         assert torch.equal(found.latents, MADE[:, : found.latents.shape[1]])
-    assert found.recalled == ((1, 0), (1, 1), (1, 2))[: found.blocks]
+    assert found.memory == tuple(map(memory, range(3)))[: found.blocks]

@@ -1,4 +1,4 @@
-"""Runs that are stopped, in every way there is, and gone on with: they end as if nothing had happened."""
+"""Runs that are interrupted and resumed, in many ways: their files are those of runs that were not."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from conftest import Llrag
 from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video, resume_video
-from llrag_cli.errors import UsageError
+from llrag_cli.cli.hints import hint_for
+from llrag_cli.errors import OutOfMemoryError, UsageError
 from llrag_cli.runs.maker import Existing
+from llrag_cli.runs.record import RunRecord
 
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
 FEW = ("sampler.steps=[1000, 500]",)
@@ -43,7 +45,7 @@ def whole(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> RunFo
     return folder
 
 
-def make(pipeline: Pipeline, folder: RunFolder, *, existing: Existing = "resume") -> dict[str, Any]:
+def make(pipeline: Pipeline, folder: RunFolder, *, existing: Existing = "resume") -> RunRecord:
     return make_video(pipeline, PROMPT, folder, seconds=SECONDS, existing=existing)
 
 
@@ -75,7 +77,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, *, block: int, error: BaseExceptio
     ],
 )
 @pytest.mark.parametrize("block", [0, 1, 7])
-def test_stopped_and_gone_on_with_it_is_the_same(
+def test_an_interrupted_run_resumes_to_the_same_files(
     pipeline: Pipeline,
     whole: RunFolder,
     tmp_path: Path,
@@ -91,15 +93,17 @@ def test_stopped_and_gone_on_with_it_is_the_same(
         with pytest.raises(raised) as said:
             make(pipeline, folder)
     record = folder.read_record()
-    assert (record["status"], record["blocks_committed"]) == (status, block)
+    assert (record.status, record.blocks_committed) == (status, block)
     if isinstance(said.value, LlragError):
-        assert f"memory ran out in block {block}" in said.value.problem
-        assert "--archive" in said.value.hint and f"--resume {folder.path}" in said.value.hint
+        assert isinstance(said.value, OutOfMemoryError)
+        assert said.value.problem == record.error == f"out of memory in block {block}"
+        assert "memory.archive" in said.value.hint and "--" not in said.value.hint
+        assert "--archive" in hint_for(said.value) and f"--resume {folder.path}" in hint_for(said.value)
     if block:
-        assert len(read_video(folder.video)) == 12 * block - 3 == record["video_frames_written"]
+        assert len(read_video(folder.video)) == 12 * block - 3 == record.video_frames_written
         assert load_file(folder.latents)["latents"].shape == (3 * block, 8, 8, 8)
     record = resume_video(pipeline, folder)
-    assert (record["status"], record["resumed_at"]) == ("complete", [block])
+    assert (record.status, record.resumed_at, record.error) == ("complete", (block,), None)
     assert_same(folder, whole)
     assert resume_video(pipeline, folder) == record  # there is nothing left to do
 
@@ -134,10 +138,21 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing(
             with pytest.raises(LlragError, match=r"no space left on device"):
                 make(pipeline, folder)
             fault.update(name=None)
-            assert folder.read_record()["status"] in ("running", "failed")
+            assert folder.read_record().status in ("running", "failed")
             make(pipeline, folder)
             assert_same(folder, whole)
             shutil.rmtree(folder.path)
+
+
+def test_a_finished_run_is_known_from_its_files(whole: RunFolder, tmp_path: Path) -> None:
+    record = whole.read_record()
+    assert record.is_complete and whole.is_finished(record) and whole.is_finished(record, seconds=2)
+    assert not whole.is_finished(record, seconds=SECONDS + 5)
+    assert not whole.is_finished(record.updated(status="running"))
+    shutil.copytree(whole.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.video.unlink()
+    assert not folder.is_finished(record)
 
 
 def test_a_lost_or_damaged_video_is_made_again(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
@@ -155,14 +170,14 @@ def test_changed_latents_are_named(pipeline: Pipeline, whole: RunFolder, tmp_pat
     content[-5] ^= 1
     folder.latents.write_bytes(content)
     folder.video.unlink()
-    with pytest.raises(LlragError, match=r"latents\.safetensors` or memory\.jsonl has changed in block 8"):
+    with pytest.raises(LlragError, match=r"latents\.safetensors` is damaged: it or .* has changed in block 8"):
         resume_video(pipeline, folder)
 
 
 def test_a_longer_video_is_the_same_as_one_made_at_once(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     make_video(pipeline, PROMPT, folder, seconds=5)
-    with pytest.raises(UsageError, match="is a run of 5 s and cannot become one of 2 s"):
+    with pytest.raises(UsageError, match="is a run of 5 s and cannot be shortened to 2 s"):
         resume_video(pipeline, folder, seconds=2)
     resume_video(pipeline, folder, seconds=SECONDS)
     assert_same(folder, whole)
@@ -174,7 +189,10 @@ def test_a_new_prompt_takes_over_where_the_video_ended(pipeline: Pipeline, tmp_p
     before = load_file(folder.latents)["latents"]
     shutil.copytree(folder.path, other.path)
     record = resume_video(pipeline, folder, seconds=9, prompt="a green square on a pink wall")
-    assert record["script"] == [[0, PROMPT], [4, "a green square on a pink wall"]]
+    assert [(entry.block, entry.prompt) for entry in record.prompt_schedule] == [
+        (0, PROMPT),
+        (4, "a green square on a pink wall"),
+    ]
     resume_video(pipeline, other, seconds=9)
     made, plain = (load_file(each.latents)["latents"] for each in (folder, other))
     assert torch.equal(made[: len(before)], before)
@@ -183,7 +201,7 @@ def test_a_new_prompt_takes_over_where_the_video_ended(pipeline: Pipeline, tmp_p
     cut = RunFolder(tmp_path / "cut")
     commits = (cut.path / "commits.jsonl").read_text().splitlines(keepends=True)
     (cut.path / "commits.jsonl").write_text("".join(commits[:5]))  # as if killed there
-    cut.write_record(record | {"status": "running"})
+    cut.write_record(record.updated(status="running"))
     resume_video(pipeline, cut)
     assert_same(cut, folder)
 
@@ -203,8 +221,8 @@ def test_a_block_that_is_not_finite_stops_the_run(
         with pytest.raises(LlragError, match="block 2 came out with values that are not finite"):
             make(pipeline, folder)
     record = folder.read_record()
-    assert (record["status"], record["blocks_committed"]) == ("failed", 2)
-    assert "not finite" in record["error"]
+    assert (record.status, record.blocks_committed) == ("failed", 2)
+    assert record.error is not None and "not finite" in record.error
     resume_video(pipeline, folder)
     assert_same(folder, whole)
 
@@ -218,14 +236,14 @@ def test_two_runs_never_write_one_folder(pipeline: Pipeline, tmp_path: Path) -> 
     make(pipeline, folder)
 
 
-def test_a_run_made_otherwise_is_not_gone_on_with(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_not_resumed(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(whole.path, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(UsageError, match="was begun with other settings: `prompt`, `seed`"):
+    with pytest.raises(UsageError, match="was started with other settings: `prompt`, `seed`"):
         make_video(pipeline, "a white cross", folder, seconds=5, seed=3, existing="resume")
     assert_same(folder, whole)
     record = make_video(pipeline, "a white cross", folder, seconds=2, seed=3, existing="renew")
-    assert (record["prompt"], record["status"], "resumed_at" in record) == ("a white cross", "complete", False)
+    assert (record.prompt, record.status, record.resumed_at) == ("a white cross", "complete", ())
 
 
 # --- the command line -------------------------------------------------------------------------------
@@ -236,7 +254,7 @@ def test_resume_and_extend_from_the_command_line(llrag: Llrag, tmp_path: Path) -
     assert llrag("generate", PROMPT, "--seconds", "3", "--out", "run", *few).returncode == 0
     again = llrag("generate", PROMPT, "--seconds", "3", "--out", "run", *few)
     assert again.returncode == 2
-    assert "`run` holds a run" in again.stderr and "`llrag generate --resume run`" in again.stderr
+    assert "`run` already contains a run" in again.stderr and "`llrag generate --resume run`" in again.stderr
     done = llrag("generate", "--resume", "run", "--seconds", "6", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed_at"] == [3]
@@ -244,21 +262,25 @@ def test_resume_and_extend_from_the_command_line(llrag: Llrag, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run/video.mp4\n" and "`dragon` is outside the vocabulary" in done.stderr
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert (record["seconds"], record["script"]) == (10, [[0, PROMPT], [5, "a white dragon"]])
+    assert record["seconds"] == 10
+    assert record["prompt_schedule"] == [{"block": 0, "prompt": PROMPT}, {"block": 5, "prompt": "a white dragon"}]
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"] == 81
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--resume", "nowhere"), "there is no run folder `nowhere`"),
-        (("--resume", "empty"), "`empty` is no run folder: it has no run.json"),
-        (("--resume", "old"), "does not say what it takes to go on"),
-        (("--resume", "run", "--seconds", "1"), "cannot become one of 1 s"),
-        (("--resume", "run", "--seed", "0", "--seconds", "-1"), "a video of -1 seconds cannot be made"),
-        (("another prompt", "--resume", "run", "--seed", "5"), "begun with other settings: `prompt`, `seed`"),
-        (("--resume", "run", "--set", "memory.guard=1"), "begun with other settings: `memory.guard`"),
-        (("--resume", "run", "--memory", "random"), "begun with other settings: `memory.recall`"),
+        (("--resume", "nowhere"), "no run folder `nowhere`"),
+        (("--resume", "empty"), "`empty` is not a run folder: it has no run.json"),
+        (
+            ("--resume", "old"),
+            "`old/run.json` has schema 1, written by an earlier version; this version reads",
+        ),
+        (("--resume", "run", "--seconds", "1"), "cannot be shortened to 1 s"),
+        (("--resume", "run", "--seed", "0", "--seconds", "-1"), "a video cannot last -1 seconds"),
+        (("another prompt", "--resume", "run", "--seed", "5"), "started with other settings: `prompt`, `seed`"),
+        (("--resume", "run", "--set", "memory.guard=1"), "started with other settings: `memory.guard`"),
+        (("--resume", "run", "--memory", "random"), "started with other settings: `memory.recall`"),
         (("--resume", "run", "--no-rag", "--backbone", "longlive"), "other settings: `backbone`, `method`"),
         (("--resume", "run", "--dtype", "bfloat16"), "other settings: `dtype`"),
         (("--resume", "run", "--out", "there"), "`--out` does not go with `--resume`"),
@@ -277,7 +299,20 @@ def test_wrong_turns(llrag: Llrag, whole: RunFolder, tmp_path: Path, arguments: 
     assert_same(RunFolder(tmp_path / "run"), whole)
 
 
-def test_the_same_command_goes_on_with_many_prompts(llrag: Llrag, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_loaded_again(
+    llrag: Llrag, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    done = llrag("generate", "--resume", "run")
+    assert (done.returncode, done.stdout) == (0, "run/video.mp4\n")
+    assert "`run` is already complete" in done.stderr
+    assert json.loads(llrag("generate", "--resume", "run", "--json").stdout)["status"] == "complete"
+    refused = llrag("generate", PROMPT, "--out", "run")
+    assert refused.returncode == 2 and "`run` already contains a run" in refused.stderr
+
+
+def test_the_same_command_resumes_many_prompts(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\na white cross\n")
     command = ("generate", "--prompts", "prompts.txt", "--seconds", "2", "--out", "all", "--json", "--set", FEW[0])
     first = json.loads(llrag(*command).stdout)
@@ -291,7 +326,7 @@ def test_the_same_command_goes_on_with_many_prompts(llrag: Llrag, tmp_path: Path
     assert other.returncode == 2 and "other settings: `seed`" in other.stderr
 
 
-def test_killed_twice_it_ends_the_same(tmp_path: Path) -> None:
+def test_a_run_killed_twice_resumes_to_the_same_files(tmp_path: Path) -> None:
     def start(*arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "llrag_cli", "generate", *arguments],

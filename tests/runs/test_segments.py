@@ -1,4 +1,4 @@
-"""Videos made of segments: laid one after the other they are one video, however often its making stopped."""
+"""Videos of segments: one after the other they are one video, whose bytes do not depend on interruptions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
-from llrag_cli.runs.mp4 import boxes, take_apart
+from llrag_cli.runs.mp4 import boxes, split_fragments
 from llrag_cli.runs.video import SegmentedVideo, VideoWriter, open_video, read_video
 
 
@@ -45,7 +45,7 @@ def test_segments_are_one_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_broken_off_and_taken_up_it_is_the_same(tmp_path: Path, stop: int) -> None:
+def test_a_resumed_video_has_the_same_bytes(tmp_path: Path, stop: int) -> None:
     parts = blocks_of(moving(9 + 4 * 12))
     write(tmp_path / "whole.mp4", parts)
     broken = SegmentedVideo(tmp_path / "video.mp4", fps=8, blocks=2)
@@ -66,7 +66,7 @@ def test_times_go_on(tmp_path: Path) -> None:
     kinds = [box.kind for box in boxes(content)]
     assert kinds[:2] == ["ftyp", "moov"]
     assert kinds[2:] == ["moof", "mdat"] * kinds.count("moof")
-    again = take_apart(content)
+    again = split_fragments(content)
     assert (again.frames, again.opening + again.body) == (33, content)
     assert video.frames == 33
 
@@ -77,7 +77,7 @@ def test_what_is_cut_off_is_no_segment(tmp_path: Path, length: int) -> None:
     writer.write(moving(9))
     writer.close()
     with pytest.raises(ValueError, match=r"cut off|no fragments"):
-        take_apart((tmp_path / "video.mp4").read_bytes()[:length])
+        split_fragments((tmp_path / "video.mp4").read_bytes()[:length])
 
 
 def test_an_encoder_that_stops_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

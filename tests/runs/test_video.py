@@ -8,7 +8,8 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.models.embedded.vae import TinyDecoder, TinyVAE, TinyVAEConfig
-from llrag_cli.runs.video import VideoSink, VideoWriter, ffmpeg, read_video
+from llrag_cli.runs.sink import VideoSink
+from llrag_cli.runs.video import VideoWriter, ffmpeg, read_video
 
 
 def tiny_decoder() -> TinyDecoder:
@@ -75,14 +76,14 @@ def test_an_interrupt_leaves_what_was_handed_over(tmp_path: Path) -> None:
 
 def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     writer = VideoWriter(tmp_path / "nowhere" / "video.mp4", fps=8)
-    with pytest.raises(LlragError, match="could not be written: its folder is not there"):
+    with pytest.raises(LlragError, match="could not be written: its folder does not exist"):
         for _ in range(50):
             writer.write(torch.zeros(9, 3, 32, 32))
 
 
 def test_a_missing_ffmpeg_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    with pytest.raises(LlragError, match="there is no ffmpeg program"):
+    with pytest.raises(LlragError, match="ffmpeg not found"):
         ffmpeg()
 
 

@@ -1,7 +1,7 @@
-"""Where many videos are made: one after the other here, in several processes, or on a Ray cluster.
+"""Engines that run many jobs: in several processes, or on a Ray cluster.
 
-Jobs are made by a function at the top of a module, from what can be pickled. A worker that dies is no loss: its job is
-given to another, and jobs go on from what they had committed.
+A job is a picklable argument of a module-level function. If a worker dies, its job is given to another, which resumes
+it after the last committed block.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from llrag_cli.errors import LlragError, UsageError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-TRIES = 4  # workers that one job may lose
-TICK = 0.3  # seconds between looks at progress
+TRIES = 4  # workers that one job may crash
+TICK = 0.3  # seconds between updates of the progress
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What came of the job of a number: a result, or the sentence and hint of what went wrong."""
+    """How a job, by its number, ended: its result, or problem and hint of its error."""
 
     number: int
     result: Result | None
@@ -39,42 +39,44 @@ class Outcome(Generic[Result]):
 
 
 class Engine(Protocol):
-    """Makes jobs, in any order; ``on_tick`` is called while it waits."""
+    """Runs jobs and yields their outcomes as they end; ``on_tick`` is called while it waits."""
 
     def run(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
     ) -> Iterator[Outcome[Result]]: ...
 
 
-def parse_engine(text: str, *, gpus: float | None = None) -> Engine | None:
-    """``local`` (None: in this process), ``local:N`` (N processes), ``ray`` or ``ray:ADDRESS``.
+def parse_engine(address: str) -> Engine | None:
+    """The engine of an address; None for ``local``, which is this process.
 
-    ``gpus`` is the share of a GPU that Ray sets aside for each job; None is one where the cluster has any.
+    ``local:N`` is N processes, ``ray`` a cluster of this machine, ``ray:ADDRESS`` an existing one. ``ray?gpus=0.5``
+    reserves half a GPU for each job; by default it is one, if the cluster has any.
     """
-    kind, _, rest = text.partition(":")
-    if kind == "local" and re.fullmatch(r"[1-9]\d*|", rest) and gpus is None:
-        return Processes(int(rest)) if rest not in ("", "1") else None
-    if kind == "ray" and (rest or text == "ray") and (gpus is None or gpus >= 0):
-        return RayCluster(rest or None, gpus=gpus)
+    if match := re.fullmatch(r"local(?::([1-9]\d{0,3}))?", address):
+        count = int(match[1] or 1)
+        return Processes(count) if count > 1 else None
+    if match := re.fullmatch(r"ray(?::([^?]+))?(?:\?gpus=(\d+(?:\.\d+)?))?", address):
+        gpus = None if match[2] is None else float(match[2])
+        if gpus is None or gpus <= 1 or gpus.is_integer():
+            return RayCluster(match[1], gpus=gpus)
+        raise UsageError(f"`{address}`: {gpus:g} GPUs cannot be reserved", hint="use a share of one, or whole GPUs")
     raise UsageError(
-        f"there is no engine `{text}`" if gpus is None else f"the engine `{text}` takes no share of {gpus:g} GPUs",
-        hint="`local`, `local:2` for two processes, `ray`, or `ray:ADDRESS`, with `--gpus-per-video` if need be",
+        f"unknown engine `{address}`",
+        hint="`local`, `local:2` for two processes, `ray`, `ray:ADDRESS`, or `ray?gpus=0.5` for half a GPU per job",
     )
 
 
 def attempt(work: Callable[[Job], Result], number: int, job: Job) -> Outcome[Result]:
-    """Do a job; an error for the user becomes part of the outcome."""
+    """Run a job; an error that the user can fix becomes part of the outcome."""
     try:
         return Outcome(number, work(job))
     except LlragError as error:
         return Outcome(number, None, error.problem, error.hint)
 
 
-def lost(number: int) -> Outcome[Any]:
+def crashed(number: int) -> Outcome[Any]:
     """The outcome of a job that no worker survived."""
-    return Outcome(
-        number, None, f"{TRIES} workers died of it", "is there enough memory? the same command goes on with it"
-    )
+    return Outcome(number, None, f"the job crashed {TRIES} workers", "is there enough memory? finished blocks are kept")
 
 
 class Processes:
@@ -87,7 +89,7 @@ class Processes:
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
     ) -> Iterator[Outcome[Result]]:
         """As ``Engine.run``."""
-        left = dict.fromkeys(range(len(jobs)), 0)  # number: workers it has lost
+        left = dict.fromkeys(range(len(jobs)), 0)  # job number: workers that died while it was running
         while left:
             pool = ProcessPoolExecutor(
                 min(self.count, len(left)),
@@ -96,7 +98,7 @@ class Processes:
                 initargs=(self.count,),
             )
             try:
-                with _deaf_children():
+                with _ignore_interrupts():
                     futures: dict[Future[Outcome[Result]], int] = {
                         pool.submit(attempt, work, number, jobs[number]): number for number in left
                     }
@@ -104,13 +106,13 @@ class Processes:
                     del left[outcome.number]
                     yield outcome
             except BrokenProcessPool:
-                for number in left:  # which one was at fault is not told
+                for number in left:  # which job was at fault is not known
                     left[number] += 1
                 for number in [number for number, count in left.items() if count >= TRIES]:
                     del left[number]
-                    yield lost(number)
+                    yield crashed(number)
             except (KeyboardInterrupt, GeneratorExit):
-                for worker in active_children():  # what they have committed is safe
+                for worker in active_children():  # committed blocks are safe
                     worker.terminate()
                 raise
             finally:
@@ -118,8 +120,8 @@ class Processes:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are started here never hear of Ctrl-C, which a terminal tells all of its processes."""
+def _ignore_interrupts() -> Iterator[None]:
+    """Processes started here ignore SIGINT, which a terminal sends to its whole process group."""
     if current_thread() is not main_thread():
         yield
         return
@@ -140,7 +142,7 @@ def _finished(futures: dict[Future[Outcome[Result]], int], on_tick: Callable[[],
 
 
 def share_cores(processes: int) -> None:
-    """Keep to this process's share of the machine's cores."""
+    """Limit torch to this process's share of the cores."""
     import os
 
     import torch
@@ -149,7 +151,7 @@ def share_cores(processes: int) -> None:
 
 
 def require_reachable(address: str) -> None:
-    """Raise an error unless something answers at ``HOST:PORT``; Ray itself would try for minutes."""
+    """Raise an error unless ``HOST:PORT`` accepts connections; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # a name that Ray resolves, such as `auto`
         return
@@ -157,13 +159,13 @@ def require_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise LlragError(
-            f"there is no Ray cluster at `{address}`: {(error.strerror or str(error)).lower()}",
-            hint="`ray start --head` starts one, and prints its address",
+            f"no Ray cluster at `{address}`: {(error.strerror or str(error)).lower()}",
+            hint="`ray start --head` starts one and prints its address",
         ) from error
 
 
 class RayCluster:
-    """A Ray cluster: one that is there, or one of this machine's own cores and GPUs."""
+    """A Ray cluster: an existing one, or one of this machine's cores and GPUs."""
 
     def __init__(self, address: str | None, *, gpus: float | None) -> None:
         self.address, self.gpus = address, gpus
@@ -171,7 +173,7 @@ class RayCluster:
     def run(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
     ) -> Iterator[Outcome[Result]]:
-        """As ``Engine.run``; Ray gives the job of a dead worker to another."""
+        """As ``Engine.run``; Ray retries the job of a dead worker."""
         try:
             import ray
         except ImportError:
@@ -182,23 +184,23 @@ class RayCluster:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise LlragError(
-                f"there is no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",
-                hint="`ray start --head` starts one, and prints its address",
+                f"no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",
+                hint="`ray start --head` starts one and prints its address",
             ) from error
         try:
-            there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = self.gpus if self.gpus is not None else float(there.get("GPU", 0) > 0)
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) > 0)
             remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(attempt)
             waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
             while waiting:
-                with redirect_stdout(sys.stderr):  # Ray prints what it has to say of dead workers
+                with redirect_stdout(sys.stderr):  # Ray prints messages about dead workers
                     done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
                 on_tick()
-                for each in done:
-                    number = waiting.pop(each)
+                for reference in done:
+                    number = waiting.pop(reference)
                     try:
-                        yield ray.get(each)
+                        yield ray.get(reference)
                     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                        yield lost(number)
+                        yield crashed(number)
         finally:
             ray.shutdown()

@@ -1,36 +1,36 @@
-"""The jobs that engines hand to workers: one video, or the latents of one."""
+"""The jobs that engines hand to workers: one video, or the latents of a batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from llrag_cli.batch.collect import Chosen, collect
+from llrag_cli.batch.collect import NumberedPrompt, collect
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.latents import LatentFolder
 from llrag_cli.runs.maker import Existing, make_video
+from llrag_cli.runs.record import RunRecord
 
 
 @dataclass(frozen=True)
-class Loading:
-    """What it takes to load a pipeline, wherever a worker is."""
+class PipelineSpec:
+    """How a worker loads its pipeline, on any machine."""
 
     config: RunConfig
     device: str = "auto"
     dtype: str = "auto"
-    how: Execution = field(default_factory=Execution)
-    prompts: tuple[str, ...] = ()  # of all jobs: encoded while the text encoder has the memory to itself
+    execution: Execution = field(default_factory=Execution)
+    prompts: tuple[str, ...] = ()  # of all jobs, encoded before the backbone takes the memory
 
 
 @dataclass(frozen=True)
 class VideoJob:
-    """One video into one run folder, which all machines reach by that path."""
+    """One video into one run folder, whose path is the same on all machines."""
 
-    loading: Loading
+    pipeline: PipelineSpec
     prompt: str
     folder: Path
     seconds: float
@@ -41,33 +41,33 @@ class VideoJob:
 
 @dataclass(frozen=True)
 class LatentsJob:
-    """The latents of some videos into a folder."""
+    """The latents of a batch of videos into a folder."""
 
-    loading: Loading
-    chosen: tuple[Chosen, ...]
+    pipeline: PipelineSpec
+    prompts: tuple[NumberedPrompt, ...]
     folder: Path
     seconds: float
     seed: int
     preview: bool = False
 
 
-_loaded: dict[Loading, Pipeline] = {}  # the last one of this process
+_loaded: dict[PipelineSpec, Pipeline] = {}  # the last one of this process
 
 
-def pipeline_of(loading: Loading) -> Pipeline:
-    """A pipeline, kept for the next job that needs the same."""
-    if loading not in _loaded:
+def load_pipeline(spec: PipelineSpec) -> Pipeline:
+    """The pipeline of a specification, kept for the next job that has the same."""
+    if spec not in _loaded:
         _loaded.clear()
-        _loaded[loading] = Pipeline.load(
-            loading.config, device=loading.device, dtype=loading.dtype, how=loading.how, prompts=loading.prompts
+        _loaded[spec] = Pipeline.load(
+            spec.config, device=spec.device, dtype=spec.dtype, how=spec.execution, prompts=spec.prompts
         )
-    return _loaded[loading]
+    return _loaded[spec]
 
 
-def make(job: VideoJob) -> dict[str, Any]:
-    """Make a video, or go on with it; returns what its ``run.json`` says."""
+def generate_video(job: VideoJob) -> RunRecord:
+    """Generate or resume the video of a job; returns the content of its ``run.json``."""
     return make_video(
-        pipeline_of(job.loading),
+        load_pipeline(job.pipeline),
         job.prompt,
         RunFolder(job.folder),
         seconds=job.seconds,
@@ -77,15 +77,15 @@ def make(job: VideoJob) -> dict[str, Any]:
     )
 
 
-def keep_latents(job: LatentsJob) -> int:
-    """Make the videos of a job and keep their latents; returns how many there were to make."""
+def collect_latents(job: LatentsJob) -> int:
+    """Generate the missing videos of a job and keep their latents; returns how many were missing."""
     batches = collect(
-        pipeline_of(job.loading),
-        job.chosen,
+        load_pipeline(job.pipeline),
+        job.prompts,
         LatentFolder(job.folder),
         seconds=job.seconds,
         seed=job.seed,
-        batch=len(job.chosen),
+        batch=len(job.prompts),
         preview=job.preview,
     )
     return sum(len(files) for files in batches)

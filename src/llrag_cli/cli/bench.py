@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.cli.options import Attention, Backend, Compile, Device, Dtype, EngineName, GpusPerVideo, Json, Set
+from llrag_cli.cli.options import Attention, Backend, Compile, Device, Dtype, EngineName, Json, Set
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -34,7 +34,6 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     engine: EngineName = "local",
-    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     r"""Compare memories on the same prompts and seeds; also `benchmark`.
@@ -65,7 +64,6 @@ def bench(
             dtype=dtype,
             as_json=as_json,
             engine=engine,
-            gpus_per_video=gpus_per_video,
         )
     )
 

@@ -60,7 +60,6 @@ class BenchRequest:
     dtype: str
     as_json: bool
     engine: str = "local"
-    gpus_per_video: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class ScoreRequest:
 def run(request: BenchRequest) -> None:
     """Make what is missing of a grid, score what is there, and say what comes of it."""
     grid = _grid(request)
-    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
+    engine = parse_engine(request.engine)
     with console.working("loading"):
         back_end = find_back_end(request.backend, request.device)
         from llrag_cli.evaluation.report import write_report
@@ -169,7 +168,7 @@ def _make(request: BenchRequest, bench: Bench, missing: Sequence[Cell]) -> None:
 def _make_elsewhere(request: BenchRequest, bench: Bench, cells: Sequence[Cell], engine: Engine) -> None:
     """Make and score videos as jobs of an engine, one for each."""
     from llrag_cli.evaluation.run import make_and_score
-    from llrag_cli.runs.journal import blocks_committed
+    from llrag_cli.runs.folder import RunFolder
 
     blocks = {cell: bench.blocks(cell) for cell in cells}
     jobs = [bench.job(cell, device=request.device, dtype=request.dtype, backend=request.backend) for cell in cells]
@@ -179,7 +178,7 @@ def _make_elsewhere(request: BenchRequest, bench: Bench, cells: Sequence[Cell], 
         jobs,
         title=f"making and scoring, {request.engine}",
         total=sum(blocks.values()),
-        made=lambda _: sum(min(blocks[cell], blocks_committed(cell.folder(request.out))) for cell in cells),
+        made=lambda _: sum(min(blocks[cell], RunFolder(cell.folder(request.out)).blocks_committed()) for cell in cells),
     )
     require_all(outcomes, [str(cell.folder(request.out)) for cell in cells])
 

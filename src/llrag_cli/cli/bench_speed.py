@@ -60,7 +60,7 @@ def run(request: SpeedRequest) -> None:
         from llrag_cli.evaluation.speed import load, measure, memory_needed, seconds_of, steady_after, summary
         from llrag_cli.files.paths import weights_folder
         from llrag_cli.planning import plan
-        from llrag_cli.runs.maker import peak_memory, versions
+        from llrag_cli.runs.statistics import peak_memory, versions
 
         device = find_device(request.device)
         dtype = find_dtype(request.dtype, device, family=family_of(config))

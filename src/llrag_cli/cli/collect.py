@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.formatting import counted
 from llrag_cli.presets import Method, asked_for, load_config, memory_settings
+from llrag_cli.runs.record import require_length
 
 if TYPE_CHECKING:
-    from llrag_cli.batch.collect import Chosen
-    from llrag_cli.batch.jobs import Loading
+    from llrag_cli.batch.collect import NumberedPrompt
+    from llrag_cli.batch.jobs import PipelineSpec
 
 
 @dataclass(frozen=True)
@@ -38,41 +38,34 @@ class CollectRequest:
     seconds: float
     seed: int
     ratio: float
-    shard: str
     batch: int
     preview: bool
     device: str
     dtype: str
     as_json: bool
     engine: str = "local"
-    gpus_per_video: float | None = None
 
 
 def run(request: CollectRequest) -> None:
     """Make the videos of a request and keep their latents."""
     prompts = read_prompt_file(request.prompts)
-    shard = parse_shard(request.shard)
-    if not 0 < request.seconds < float("inf"):
-        raise UsageError(
-            f"videos of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
-        )
+    require_length(request.seconds)
     if not 0 < request.ratio <= 1:
         raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
     if request.batch < 1:
         raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
-    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
+    engine = parse_engine(request.engine)
     named = asked_for(backbone=request.backbone, preset=request.preset)
     settings = (*memory_settings(request.method, recall=request.memory, encoder=request.encoder), *request.settings)
     load_config(named or "tiny", method=request.method, settings=settings)  # a typo is reported here
     with console.working("loading"):
-        from llrag_cli.batch.collect import choose, collect
-        from llrag_cli.batch.jobs import Loading
-        from llrag_cli.engine.devices import default_backbone
-        from llrag_cli.engine.pipeline import Pipeline, memory_plan
+        from llrag_cli.batch.collect import collect, draw_prompts
+        from llrag_cli.batch.jobs import PipelineSpec
+        from llrag_cli.engine.pipeline import Pipeline, default_backbone, memory_plan
         from llrag_cli.runs.latents import LatentFolder
 
         config = load_config(named or default_backbone(), method=request.method, settings=settings)
-        chosen = choose(prompts, ratio=request.ratio, seed=request.seed, shard=shard)
+        chosen = draw_prompts(prompts, ratio=request.ratio, seed=request.seed)
         folder = LatentFolder(request.out)
         folder.begin(
             {
@@ -98,8 +91,8 @@ def run(request: CollectRequest) -> None:
                 pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype, prompts=prompts)
     console.note(f"{counted(len(missing), 'video')} to make, {len(chosen) - len(missing)} here; into {request.out}")
     if missing and engine is not None:
-        loading = Loading(config, request.device, request.dtype, prompts=tuple(prompts))
-        _collect_elsewhere(request, engine, loading, missing)
+        spec = PipelineSpec(config, request.device, request.dtype, prompts=tuple(prompts))
+        _collect_elsewhere(request, engine, spec, missing)
     elif missing:
         blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
         with console.counting(
@@ -125,13 +118,15 @@ def run(request: CollectRequest) -> None:
         console.result(str(request.out))
 
 
-def _collect_elsewhere(request: CollectRequest, engine: Engine, loading: Loading, missing: Sequence[Chosen]) -> None:
+def _collect_elsewhere(
+    request: CollectRequest, engine: Engine, spec: PipelineSpec, missing: Sequence[NumberedPrompt]
+) -> None:
     """Make what is missing as jobs of an engine, a batch each."""
-    from llrag_cli.batch.jobs import LatentsJob, keep_latents
+    from llrag_cli.batch.jobs import LatentsJob, collect_latents
 
     jobs = [
         LatentsJob(
-            loading,
+            spec,
             tuple(missing[first : first + request.batch]),
             request.out.resolve(),
             request.seconds,
@@ -142,18 +137,10 @@ def _collect_elsewhere(request: CollectRequest, engine: Engine, loading: Loading
     ]
     outcomes = gather(
         engine,
-        keep_latents,
+        collect_latents,
         jobs,
-        title=f"collecting {loading.config.name} {loading.config.method}, {request.engine}",
+        title=f"collecting {spec.config.name} {spec.config.method}, {request.engine}",
         total=len(missing),
         made=lambda ended: sum(outcome.result or 0 for outcome in ended),
     )
-    require_all(outcomes, [", ".join(str(each.number) for each in job.chosen) for job in jobs])
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """``2/8`` as worker and workers."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"`--shard {text}` is not I/N", hint="for example `--shard 1/4` on the first of four workers")
-    return int(match[1]), int(match[2])
+    require_all(outcomes, [", ".join(str(each.number) for each in job.prompts) for job in jobs])

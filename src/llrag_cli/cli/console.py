@@ -19,7 +19,7 @@ from llrag_cli.errors import LlragWarning
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llrag_cli.runs.maker import Progress
+    from llrag_cli.runs.progress import Progress
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -74,23 +74,23 @@ def library_warnings() -> Iterator[None]:
 
 
 class _Numbers(rich.progress.ProgressColumn):
-    """Blocks, seconds of video, speed, time left and what is being recalled."""
+    """Blocks, seconds of video, speed, time left and retrieved frames."""
 
     def render(self, task: rich.progress.Task) -> Text:
         state: Progress | None = task.fields.get("state")
         if state is None or not state.done:
             return Text(f"block 0/{task.total:.0f}", style="dim")
-        if state.done <= state.before:
-            return Text(f"catching up, block {state.done}/{state.before}", style="dim")
-        left = state.elapsed / (state.done - state.before) * (state.blocks - state.done)
+        if state.done <= state.resumed_at:
+            return Text(f"catching up, block {state.done}/{state.resumed_at}", style="dim")
+        left = state.elapsed / (state.done - state.resumed_at) * (state.blocks - state.done)
         parts = [
             f"block {state.done}/{state.blocks}",
             f"{state.seconds_of_video:.1f} s",
             f"{state.speed * task.fields['frame_rate']:.0f} fps",
             f"{int(left // 60)}:{int(left % 60):02d} left",
         ]
-        if state.recalled:
-            parts.append(f"recalls {' '.join(map(str, state.recalled))}")
+        if state.retrieved:
+            parts.append(f"retrieved {' '.join(map(str, state.retrieved))}")
         return Text(" · ".join(parts))
 
 

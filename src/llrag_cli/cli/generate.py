@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llrag_cli.batch.executors import Engine, parse_engine
 from llrag_cli.cli import console
@@ -14,6 +14,11 @@ from llrag_cli.config import EXACT, RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.presets import Method, archive_settings, asked_for, load_config, memory_settings
+from llrag_cli.runs.folder import RunFolder, unused_folder
+from llrag_cli.runs.record import require_length
+
+if TYPE_CHECKING:
+    from llrag_cli.runs.maker import Existing
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,6 @@ class GenerateRequest:
     as_json: bool
     resume: Path | None = None
     engine: str = "local"
-    gpus_per_video: float | None = None
     said: frozenset[str] = frozenset()  # names of the options that were given, not left at their defaults
 
 
@@ -53,12 +57,14 @@ def run(request: GenerateRequest) -> None:
         _resume(request, request.resume)
         return
     prompts = read_prompts(request)
-    if not 0 < request.seconds < float("inf"):
-        raise UsageError(
-            f"a video of {request.seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0"
-        )
+    require_length(request.seconds)
     _config(request, default="tiny")  # a typo is reported here, before torch loads
-    engine = parse_engine(request.engine, gpus=request.gpus_per_video)
+    engine = parse_engine(request.engine)
+    existing: Existing = "replace" if request.force else "resume" if request.prompts and request.out else "refuse"
+    out = RunFolder(request.out or Path("runs"))
+    out.require_writable()
+    if request.out is not None and existing == "refuse":
+        out.require_free()
     if engine is not None:
         _generate_elsewhere(request, prompts, engine)
         return
@@ -68,8 +74,7 @@ def run(request: GenerateRequest) -> None:
         from llrag_cli.engine.pipeline import Pipeline, memory_plan, require_framewise
         from llrag_cli.files.image import open_image
         from llrag_cli.planning import NOT_EXACT, parse_bytes
-        from llrag_cli.runs.folder import RunFolder
-        from llrag_cli.runs.maker import Existing, make_video
+        from llrag_cli.runs.maker import make_video
 
         config = _config(request, default=default_backbone())
         if request.image is not None:
@@ -97,7 +102,6 @@ def run(request: GenerateRequest) -> None:
             prompts=prompts,
         )
     records = []
-    existing: Existing = "replace" if request.force else "resume" if request.prompts and request.out else "refuse"
     for number, prompt in enumerate(prompts, start=1):
         for word in pipeline.text.unknown_words(prompt):
             console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
@@ -115,7 +119,7 @@ def run(request: GenerateRequest) -> None:
                 image=request.image,
                 on_progress=update,
             )
-        records.append({"folder": str(folder.path), "video": str(folder.video), **record})
+        records.append({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
         if not request.as_json:
             console.result(str(folder.video))
     if request.as_json:
@@ -135,15 +139,12 @@ def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: En
             hint="name the `--archive` instead; each worker takes the first that fits it",
         )
     with console.working("loading"):
-        from llrag_cli.batch.jobs import Loading, VideoJob, make
-        from llrag_cli.engine.devices import default_backbone
-        from llrag_cli.engine.execution import Execution
-        from llrag_cli.runs.folder import RunFolder
-        from llrag_cli.runs.journal import blocks_committed
+        from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
+        from llrag_cli.engine.pipeline import Execution, default_backbone
 
         config = _config(request, default=default_backbone())
         how = Execution(offload=request.offload, attention=request.attention, compile=request.compile)
-        loading = Loading(config, request.device, request.dtype, how, tuple(prompts))
+        spec = PipelineSpec(config, request.device, request.dtype, how, tuple(prompts))
         folders = [
             RunFolder(_folder(request, prompt, number, len(prompts)).resolve())
             for number, prompt in enumerate(prompts, start=1)
@@ -154,21 +155,26 @@ def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: En
                     folder.clear()
     image = None if request.image is None else request.image.resolve()
     jobs = [
-        VideoJob(loading, prompt, folder.path, request.seconds, request.seed, image)
+        VideoJob(spec, prompt, folder.path, request.seconds, request.seed, image)
         for prompt, folder in zip(prompts, folders, strict=True)
     ]
     blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
     outcomes = gather(
         engine,
-        make,
+        generate_video,
         jobs,
         title=f"{config.name} {config.method}, {request.engine}",
         total=len(jobs) * blocks,
-        made=lambda _: sum(min(blocks, blocks_committed(folder.path)) for folder in folders),
+        made=lambda _: sum(min(blocks, folder.blocks_committed()) for folder in folders),
     )
     made = [(folders[each.number], each.result) for each in outcomes if each.result is not None]
     if request.as_json:
-        console.result_json([{"folder": str(one.path), "video": str(one.video), **record} for one, record in made])
+        console.result_json(
+            [
+                {"folder": str(one.path), "video": str(one.video), **record.model_dump(mode="json")}
+                for one, record in made
+            ]
+        )
     else:
         for folder, _ in made:
             console.result(str(folder.video))
@@ -234,8 +240,6 @@ def read_prompts(request: GenerateRequest) -> list[str]:
 
 
 def _folder(request: GenerateRequest, prompt: str, number: int, count: int) -> Path:
-    from llrag_cli.runs.folder import unused_folder
-
     name = slug(prompt)
     if request.prompts is not None:
         parent = request.out or Path("runs")

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from llrag_cli.cli import console
-from llrag_cli.errors import UsageError
+from llrag_cli.errors import UnwritableError
+from llrag_cli.runs.folder import RunFolder, read_run
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,14 @@ class InspectRequest:
 
 def run(request: InspectRequest) -> None:
     """Write the memory map of a run, and say what its memory was like."""
+    folder = RunFolder(request.run)
+    record, blocks = read_run(folder)
     with console.working("reading"):
-        from llrag_cli.config import MemoryConfig
-        from llrag_cli.evaluation.inspect import (
-            as_record,
-            habits,
-            latent_fps,
-            latent_space,
-            memory_map,
-            moments,
-            page,
-            sentences,
-            thumbnails,
-        )
-        from llrag_cli.runs.folder import RunFolder, read_run
+        from llrag_cli.evaluation.inspect import as_record, habits, memory_map, moments, page, sentences, thumbnails
 
-        folder = RunFolder(request.run)
-        record, blocks = read_run(folder)
-        memory = MemoryConfig.model_validate(record["config"]["memory"])
-        found = habits(blocks, memory, fps=latent_fps(record))
-        wanted = {frame for block in moments(blocks) for frame in (block.frame, *block.recalled)}
-        pictures = thumbnails(folder.video, wanted, ratio=latent_space(record).temporal_ratio) if wanted else {}
+        found = habits(blocks, record.config.memory, fps=record.fps)
+        wanted = {frame for block in moments(blocks) for frame in (block.frame, *block.retrieved)}
+        pictures = thumbnails(folder.video, wanted) if wanted else {}
         picture = memory_map(record, blocks, pictures)
     out = request.out or folder.path
     files = {out / "memory.png": picture, out / "memory.html": page(folder, record, blocks, found, picture).encode()}
@@ -51,8 +39,7 @@ def run(request: InspectRequest) -> None:
         for file, content in files.items():
             file.write_bytes(content)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"`{out}` cannot be written: {reason}", hint="choose another `--out`") from error
+        raise UnwritableError(out, (error.strerror or str(error)).lower()) from error
     if request.as_json:
         console.result_json({**as_record(found), "files": [str(file) for file in files]})
         return

@@ -21,7 +21,6 @@ from llrag_cli.cli.options import (
     Dtype,
     Encoder,
     EngineName,
-    GpusPerVideo,
     Json,
     Memory,
     MemoryBudget,
@@ -100,13 +99,12 @@ def generate(
         typer.Option(metavar="RUN", help="Go on with an interrupted run; --seconds may be more than it had"),
     ] = None,
     engine: EngineName = "local",
-    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     """Make a long video from a text prompt.
 
     The run folder holds video.mp4, run.json (settings, versions, timings),
-    memory.jsonl (what each block recalled) and latents.safetensors.
+    memory.jsonl (frames retrieved for each block) and latents.safetensors.
 
     Whatever stops a run, --resume goes on where it was. With --prompts and
     --out, so does the same command.
@@ -138,7 +136,6 @@ def generate(
             as_json=as_json,
             resume=resume,
             engine=engine,
-            gpus_per_video=gpus_per_video,
             said=frozenset(name for name in context.params if _was_said(context, name)),
         )
     )

@@ -73,10 +73,9 @@ Compile = Annotated[
 EngineName = Annotated[
     str,
     typer.Option(
-        "--engine", metavar="NAME", help="Where many are made: local, local:N (processes), ray[:ADDRESS]", **MANY
+        "--engine",
+        metavar="ENGINE",
+        help="Where jobs run: local, local:N (processes), ray[:ADDRESS][?gpus=0.5] (GPUs per job)",
+        **MANY,
     ),
-]
-GpusPerVideo = Annotated[
-    float | None,
-    typer.Option("--gpus-per-video", help="Share of a GPU that Ray sets aside for each; default: one, if any", **MANY),
 ]

@@ -1,4 +1,4 @@
-"""``llrag generate --resume`` and ``llrag extend``: go on with a run."""
+"""``llrag generate --resume`` and ``llrag extend``: continue a run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from llrag_cli.cli import console
-from llrag_cli.config import EXACT, RunConfig
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.config import EXACT
+from llrag_cli.errors import RunDiffersError, RunLengthError, UsageError
 from llrag_cli.presets import archive_settings, with_settings
+from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.record import RunRecord, ScheduledPrompt, require_length, require_same
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,35 @@ def run(request: ResumeRequest) -> None:
     if request.prompt is not None and not request.prompt.strip():
         raise UsageError("the prompt is empty", hint="say in a sentence what the video shows, or leave it out")
     for seconds in (request.seconds, request.further):
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
+        if seconds is not None:
+            require_length(seconds)
+    folder = RunFolder(request.run)
+    record = folder.read_record()
+    config = record.config
+    _require_as_said(request, record)
+    seconds = request.seconds or record.seconds + (request.further or 0.0)
+    if seconds < record.seconds:
+        raise RunLengthError(folder.path, recorded=record.seconds, requested=seconds)
+    if folder.is_finished(record, seconds=seconds):
+        console.note(f"`{folder.path}` is already complete")
+        _show(request, folder, record)
+        return
+    folder.require_writable()
     with console.working("loading"):
         from llrag_cli.engine.execution import Execution
         from llrag_cli.engine.pipeline import Pipeline, memory_plan
         from llrag_cli.planning import parse_bytes
-        from llrag_cli.runs.folder import RunFolder
         from llrag_cli.runs.maker import resume_video
 
-        folder = RunFolder(request.run)
-        record = folder.read_record()
-        config = recorded_config(folder.record, record)
-        _require_as_said(request, record, config)
-        seconds = request.seconds or record["seconds"] + (request.further or 0.0)
         tier = request.archive
         if tier is None and config.memory.archive in EXACT:
-            tier = "auto"  # where the same numbers are kept may be chosen anew
+            tier = "auto"  # the exact tiers give the same video, so one that fits is chosen again
         if config.method == "retrieval" and tier is not None:
             config = with_settings(config, archive_settings(config.method, archive=tier))
         budget = memory_plan(
             config,
             device=request.device,
-            dtype=record["dtype"],
+            dtype=record.dtype,
             seconds=seconds,
             offload=request.offload,
             limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
@@ -72,9 +78,12 @@ def run(request: ResumeRequest) -> None:
         pipeline = Pipeline.load(
             config,
             device=request.device,
-            dtype=record["dtype"],
+            dtype=record.dtype,
             how=Execution(offload=request.offload, attention=request.attention, compile=request.compile),
-            prompts=[*(said for _, said in record["script"]), *([request.prompt] if request.prompt else [])],
+            prompts=[
+                *(entry.prompt for entry in record.prompt_schedule),
+                *([request.prompt] if request.prompt else []),
+            ],
         )
     for word in pipeline.text.unknown_words(request.prompt or ""):
         console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
@@ -82,43 +91,24 @@ def run(request: ResumeRequest) -> None:
     title = f"{config.name} {config.method}"
     with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
         record = resume_video(pipeline, folder, seconds=seconds, prompt=request.prompt, on_progress=update)
+    _show(request, folder, record)
+
+
+def _show(request: ResumeRequest, folder: RunFolder, record: RunRecord) -> None:
     if request.as_json:
-        console.result_json({"folder": str(folder.path), "video": str(folder.video), **record})
+        console.result_json({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
     else:
         console.result(str(folder.video))
 
 
-def recorded_config(file: Path, record: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run; raises ``LlragError`` for a record that cannot be gone on with."""
-    try:
-        script = [(int(start), str(prompt)) for start, prompt in record["script"]]
-        if not script or script[0][0] != 0 or not record["seconds"] > 0 or len(record["latent_shape"]) != 3:
-            raise ValueError
-        config = RunConfig.model_validate(record["config"])
-        for name in ("seed", "image", "dtype", "status", "prompt"):
-            record[name]
-    except (KeyError, TypeError, ValueError, ValidationError):
-        raise LlragError(
-            f"`{file}` does not say what it takes to go on",
-            hint="it was made by an older llrag, or changed; make the video anew with `--force`",
-        ) from None
-    return config
-
-
-def _require_as_said(request: ResumeRequest, record: Mapping[str, Any], config: RunConfig) -> None:
+def _require_as_said(request: ResumeRequest, record: RunRecord) -> None:
     """Raise an error if a setting was given on the command line that the run does not have."""
-    from llrag_cli.runs.maker import require_same
-
-    said = dict(request.said)
-    wrong = [f"`{name}`" for name in ("backbone", "method") if said.pop(name, _own(config, name)) != _own(config, name)]
-    if wrong:
-        raise UsageError(
-            f"`{request.run}` was begun with other settings: {', '.join(wrong)}",
-            hint="leave them out: a run goes on with the settings it has",
-        )
-    wanted = with_settings(config, said.pop("settings", ()))
-    require_same(record, {**record, **said, "config": wanted.model_dump(mode="json")}, request.run)
-
-
-def _own(config: RunConfig, name: str) -> str:
-    return config.name if name == "backbone" else config.method
+    said, config = dict(request.said), record.config
+    own = {"backbone": config.name, "method": config.method}
+    names = [name for name, value in own.items() if said.pop(name, value) != value]
+    if names:
+        raise RunDiffersError(request.run, names)
+    changes = {"config": with_settings(config, said.pop("settings", ())), **said}
+    if "prompt" in changes:
+        changes["prompt_schedule"] = (ScheduledPrompt(block=0, prompt=changes.pop("prompt")),)
+    require_same(record, record.model_copy(update=changes), request.run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.cli.options import Device, Dtype, Encoder, EngineName, GpusPerVideo, Json, Memory, Rag, Set
+from llrag_cli.cli.options import Device, Dtype, Encoder, EngineName, Json, Memory, Rag, Set
 
 
 def collect(
@@ -20,7 +20,6 @@ def collect(
     seconds: Annotated[float, typer.Option(help="Length of each video")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise, and of the share that is drawn")] = 0,
     ratio: Annotated[float, typer.Option(help="Share of the prompts to draw, at most 1")] = 1.0,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Be worker I of N that fill the same folder")] = "1/1",
     batch: Annotated[int, typer.Option(help="Videos made together; changes speed and memory only")] = 1,
     preview: Annotated[bool, typer.Option("--preview", help="Also write each video as mp4")] = False,
     preset: Annotated[Path | None, typer.Option(help="Preset file to use instead of a bundled one")] = None,
@@ -28,7 +27,6 @@ def collect(
     device: Device = "auto",
     dtype: Dtype = "auto",
     engine: EngineName = "local",
-    gpus_per_video: GpusPerVideo = None,
     as_json: Json = False,
 ) -> None:
     """Make videos of a prompt pool and keep their latents, to train the retrieval encoder on.
@@ -50,13 +48,11 @@ def collect(
             seconds=seconds,
             seed=seed,
             ratio=ratio,
-            shard=shard,
             batch=batch,
             preview=preview,
             device=device,
             dtype=dtype,
             engine=engine,
-            gpus_per_video=gpus_per_video,
             as_json=as_json,
         )
     )

@@ -43,7 +43,7 @@ def default_backbone() -> str:
     """What runs when no backbone is named: a real one if its weights and a GPU are here, else the embedded one."""
     if torch.cuda.is_available():
         for name in ("self-forcing", "longlive", "causal-forcing"):
-            config = load_config(name, method="retrieval")
+            config = load_config(name)
             if not family_of(config).missing(config, weights_folder()):
                 return name
     return "tiny"

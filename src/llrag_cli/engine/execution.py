@@ -30,7 +30,7 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanB
             offload_type="leaf_level",  # prompt and context are read outside of a block's forward
             use_stream=device.type == "cuda",
         )
-        backbone.offloaded_from(device)
+        backbone.set_offloaded(device)
     else:
         transformer.to(device)
     if how.attention is not None:
@@ -56,6 +56,6 @@ def set_attention(backbone: WanBackbone, name: str) -> None:
     """
     require_attention(name)
     try:
-        backbone.use_attention(name)
+        backbone.set_attention(name)
     except Exception as error:  # every backend fails in its own way
         raise AttentionError(name, str(error).splitlines()[0]) from error

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from llrag_cli.config import LATENT_SPACES, LatentSpace, MemoryConfig
 from llrag_cli.evaluation.encoder.ranking import share_near
-from llrag_cli.memory.context import retrievable
-from llrag_cli.runs.folder import Recalled, RunFolder
+from llrag_cli.memory.context import recallable
+from llrag_cli.runs.folder import BlockMemory, RunFolder
+from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.video import read_frames
 
 THUMBNAIL = 120  # pixels, the longer side
@@ -46,29 +47,19 @@ def latent_space(record: dict[str, Any]) -> LatentSpace:
     return LATENT_SPACES[record["config"]["backbone"]["family"]]
 
 
-def latent_fps(record: dict[str, Any]) -> float:
-    """Latent frames a second of a run."""
-    return float(record["fps"] / latent_space(record).temporal_ratio)
-
-
-def second_of(frame: int, fps: float) -> float:
-    """When the last video frame of a latent frame is shown, at so many latent frames a second."""
-    return frame / fps
-
-
-def habits(blocks: Sequence[Recalled], memory: MemoryConfig, *, fps: float) -> Habits | None:
-    """What the memory log says, at ``fps`` latent frames a second; None if nothing was recalled."""
-    recalling = [block for block in blocks if block.recalled]
+def habits(blocks: Sequence[BlockMemory], memory: MemoryConfig, *, fps: int) -> Habits | None:
+    """What the memory log says; None if nothing was recalled."""
+    recalling = [block for block in blocks if block.retrieved]
     if not recalling or memory.window is None:
         return None
-    counts = Counter(frame for block in recalling for frame in block.recalled)
+    counts = Counter(frame for block in recalling for frame in block.retrieved)
     pools = [
         retrievable(start=block.frame, window=memory.window, sink=memory.sink, guard=memory.guard)
         for block in recalling
     ]
-    again = [frame in before.recalled for before, block in itertools.pairwise(recalling) for frame in block.recalled]
-    lookback = [second_of(block.frame - frame, fps) for block in recalling for frame in block.recalled]
-    near = [share_near(block.recalled, pool[-1]) for block, pool in zip(recalling, pools, strict=True) if len(pool) > 0]
+    again = [frame in before.retrieved for before, block in itertools.pairwise(recalling) for frame in block.retrieved]
+    lookback = [second_of(block.frame - frame, fps) for block in recalling for frame in block.retrieved]
+    near = [share_near(block.retrieved, pool[-1]) for block, pool in zip(recalling, pools, strict=True) if pool]
     similar = [value for block in recalling for value in block.similarities]
     return Habits(
         blocks=len(blocks),
@@ -82,9 +73,9 @@ def habits(blocks: Sequence[Recalled], memory: MemoryConfig, *, fps: float) -> H
     )
 
 
-def moments(blocks: Sequence[Recalled], count: int = 6) -> list[Recalled]:
+def moments(blocks: Sequence[BlockMemory], count: int = 6) -> list[BlockMemory]:
     """Blocks worth showing: spread over those that recalled something, the last one among them."""
-    recalling = [block for block in blocks if block.recalled]
+    recalling = [block for block in blocks if block.retrieved]
     count = min(count, len(recalling))
     return [recalling[(place + 1) * len(recalling) // count - 1] for place in range(count)]
 
@@ -105,11 +96,11 @@ def thumbnails(video: Path, frames: set[int], *, ratio: int, side: int = THUMBNA
     return found
 
 
-def memory_map(record: dict[str, Any], blocks: Sequence[Recalled], pictures: dict[int, Tensor]) -> bytes:
+def memory_map(record: RunRecord, blocks: Sequence[BlockMemory], pictures: dict[int, Tensor]) -> bytes:
     """A PNG: time of the block against time of what it recalled, coloured by cosine; below, what that looks like."""
-    memory = MemoryConfig.model_validate(record["config"]["memory"])
-    fps, shown = latent_fps(record), moments(blocks)
-    columns = 1 + max((len(block.recalled) for block in shown), default=0)
+    memory = record.config.memory
+    fps, shown = record.fps, moments(blocks)
+    columns = 1 + max((len(block.retrieved) for block in shown), default=0)
     figure = Figure(figsize=(10, 5 + 1.35 * len(shown)), layout="constrained")
     heights = [5.0, 1.35 * len(shown)] if shown else [5.0]
     chart, *strip = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -117,7 +108,7 @@ def memory_map(record: dict[str, Any], blocks: Sequence[Recalled], pictures: dic
     points = [
         (second_of(block.frame, fps), second_of(frame, fps), cosine)
         for block in blocks
-        for frame, cosine in zip(block.recalled, block.similarities, strict=False)
+        for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
     ]
     end = second_of(blocks[-1].frame if blocks else 1, fps)
     if memory.window is not None:
@@ -143,7 +134,7 @@ def memory_map(record: dict[str, Any], blocks: Sequence[Recalled], pictures: dic
         for number, (row, block) in enumerate(zip(grid, shown, strict=True), start=1):
             for place, panel in enumerate(row):
                 panel.set_axis_off()
-                frame = block.frame if place == 0 else next(iter(block.recalled[place - 1 : place]), None)
+                frame = block.frame if place == 0 else next(iter(block.retrieved[place - 1 : place]), None)
                 if frame is None or frame not in pictures:
                     continue
                 panel.imshow(pictures[frame].numpy(), interpolation="nearest")
@@ -157,14 +148,14 @@ def memory_map(record: dict[str, Any], blocks: Sequence[Recalled], pictures: dic
 
 
 def page(
-    folder: RunFolder, record: dict[str, Any], blocks: Sequence[Recalled], found: Habits | None, picture: bytes
+    folder: RunFolder, record: RunRecord, blocks: Sequence[BlockMemory], found: Habits | None, picture: bytes
 ) -> str:
     """One HTML page, complete in itself: the numbers, the map, and every block's recalls."""
-    fps = latent_fps(record)
+    fps = record.fps
     rows = [
-        ("prompt", str(record.get("prompt", ""))),
-        ("status", str(record.get("status", ""))),
-        ("preset", f"{record['config'].get('name')} {record['config'].get('method')}"),
+        ("prompt", record.prompt),
+        ("status", record.status),
+        ("preset", f"{record.config.name} {record.config.method}"),
         *sentences(found),
     ]
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
@@ -172,11 +163,11 @@ def page(
         f"<tr><td>{second_of(block.frame, fps):.1f} s</td><td>"
         + ", ".join(
             f"{second_of(frame, fps):.1f} s ({cosine:.3f})"
-            for frame, cosine in zip(block.recalled, block.similarities, strict=False)
+            for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
         )
         + "</td></tr>"
         for block in blocks
-        if block.recalled
+        if block.retrieved
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -22,6 +22,7 @@ from llrag_cli.evaluation.run import Scored
 from llrag_cli.files.durable import replace_text
 from llrag_cli.formatting import counted
 from llrag_cli.runs.folder import RunFolder, read_run
+from llrag_cli.runs.record import RunRecord
 
 EMBEDDED_BYTES = 64 * 2**20  # of video that a page holds itself; more is linked
 PLOTS = {
@@ -95,7 +96,7 @@ def report(
     embedded = sum(folder.video.stat().st_size for folder in folders.values()) <= EMBEDDED_BYTES
     records = {cell: read_run(folder)[0] for cell, folder in folders.items()}
     configs = {
-        f"{cell.backbone} {cell.method}": {"config": record["config"], "versions": record["versions"]}
+        f"{cell.backbone} {cell.method}": {"config": record.config.model_dump(mode="json"), "versions": record.versions}
         for cell, record in records.items()
     }
     content = {
@@ -117,7 +118,7 @@ def report(
     return template.replace("/*PLOTLY*/", get_plotlyjs().replace("</script", "<\\/script")).replace("/*DATA*/", text)
 
 
-def plots(longest: Sequence[Scored], records: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def plots(longest: Sequence[Scored], records: Mapping[Cell, RunRecord]) -> list[dict[str, Any]]:
     """What is drawn over time: for each backbone and figure one series a method, mean and middle half."""
     drawn = []
     for backbone in dict.fromkeys(each.cell.backbone for each in longest):
@@ -128,7 +129,7 @@ def plots(longest: Sequence[Scored], records: Mapping[Cell, Mapping[str, Any]]) 
                 rows = [each.figures["per_clip"][name] for each in here]
                 if not rows:
                     continue
-                fps = records[here[0].cell]["fps"]
+                fps = records[here[0].cell].fps
                 table = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=float)
                 if np.isnan(table).all(axis=0).any():
                     continue
@@ -163,10 +164,9 @@ def _choice(
     for each in group:
         folder = folders[each.cell]
         record, blocks = read_run(folder)
-        fps = latent_fps(record)
-        wanted = {frame for block in blocks for frame in block.recalled}
-        ratio = latent_space(record).temporal_ratio
-        pictures = thumbnails(folder.video, wanted, ratio=ratio, side=64) if wanted else {}
+        fps = record.fps
+        wanted = {frame for block in blocks for frame in block.retrieved}
+        pictures = thumbnails(folder.video, wanted, side=64) if wanted else {}
         video = folder.video.read_bytes() if embedded else b""
         methods.append(
             {
@@ -181,11 +181,11 @@ def _choice(
                         "time": second_of(block.frame, fps),
                         "frames": [
                             {"frame": frame, "time": second_of(frame, fps), "cosine": cosine}
-                            for frame, cosine in zip(block.recalled, block.similarities, strict=False)
+                            for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
                         ],
                     }
                     for block in blocks
-                    if block.recalled
+                    if block.retrieved
                 ],
             }
         )

@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
-from llrag_cli.batch.jobs import Loading, VideoJob, make
+from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.errors import LlragError
 from llrag_cli.evaluation.grid import Cell, Grid, horizon_frames, method_config
 from llrag_cli.evaluation.metrics.backends import find_back_end
 from llrag_cli.evaluation.metrics.score import BackEnd, score
 from llrag_cli.files.durable import replace_text
 from llrag_cli.models.family import Family, family_of
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.maker import differing, make_video
+from llrag_cli.runs.maker import make_video
+from llrag_cli.runs.record import RunRecord, ScheduledPrompt, differing
 from llrag_cli.runs.video import open_video
 
 SCHEMA = 1
@@ -54,22 +56,24 @@ class Bench:
 
     def is_made(self, cell: Cell) -> bool:
         """Whether the video is there, complete, at least as long as asked, and made with these settings."""
-        folder = RunFolder(cell.folder(self.root))
+        return self._record(cell) is not None
+
+    def _record(self, cell: Cell) -> RunRecord | None:
+        """The record of a video that is made; None if it is not."""
+        folder, config = RunFolder(cell.folder(self.root)), self.config(cell)
         try:
-            record = json.loads(folder.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        config = self.config(cell)
-        try:
-            wanted = record | {"prompt": cell.prompt, "seed": cell.seed, "config": config.model_dump(mode="json")}
-            return (
-                record["status"] == "complete"
-                and not differing(record, wanted)
-                and record["video_frames"] >= horizon_frames(config, self.grid.seconds)
-                and folder.video.exists()
-            )
-        except (KeyError, TypeError, ValueError):  # no record of a run, or of an older one
-            return False
+            record = folder.read_record()
+        except LlragError:  # not a run, or one of another version
+            return None
+        schedule = (ScheduledPrompt(block=0, prompt=cell.prompt),)
+        wanted = record.model_copy(update={"prompt_schedule": schedule, "seed": cell.seed, "config": config})
+        made = (
+            record.is_complete
+            and folder.video.exists()
+            and not differing(record, wanted)
+            and record.video_frames >= horizon_frames(config, self.grid.seconds)
+        )
+        return record if made else None
 
     def missing(self) -> list[Cell]:
         """Videos to make."""
@@ -77,12 +81,11 @@ class Bench:
 
     def measured(self, cell: Cell) -> tuple[float, float] | None:
         """Seconds of work and bytes for each second of a finished video; None if there is none."""
-        folder = RunFolder(cell.folder(self.root))
-        if not self.is_made(cell):
+        record = self._record(cell)
+        if record is None:
             return None
-        record = json.loads(folder.record.read_text(encoding="utf-8"))
-        seconds = record["video_frames_written"] / record["fps"]
-        return record["seconds_of_work"] / seconds, folder.video.stat().st_size / seconds
+        seconds = record.video_frames_written / record.fps
+        return record.seconds_of_work / seconds, RunFolder(cell.folder(self.root)).video.stat().st_size / seconds
 
     def is_scored(self, cell: Cell, back_end: BackEnd) -> bool:
         """Whether a video is there, and its figures at every horizon are."""
@@ -93,9 +96,9 @@ class Bench:
     def job(self, cell: Cell, *, device: str, dtype: str, backend: str) -> CellJob:
         """A video as a job of an engine."""
         prompts = tuple(prompt for _, prompt in self.grid.prompts)
-        loading = Loading(self.config(cell), device, dtype, prompts=prompts)
+        spec = PipelineSpec(self.config(cell), device, dtype, prompts=prompts)
         folder = cell.folder(self.root).resolve()
-        video = VideoJob(loading, cell.prompt, folder, self.grid.seconds, cell.seed, existing="renew")
+        video = VideoJob(spec, cell.prompt, folder, self.grid.seconds, cell.seed, existing="renew")
         return CellJob(video, made=self.is_made(cell), horizons=self.grid.horizons, backend=backend)
 
     def make(self, device: str, dtype: str, on_block: Callable[[Cell, int], None]) -> Iterator[Cell]:
@@ -142,9 +145,9 @@ class CellJob:
 def make_and_score(job: CellJob) -> None:
     """Do a job; video and scores are left in its folder."""
     if not job.made:
-        make(job.video)
-    loading = job.video.loading
-    scores_of(job.video.folder, loading.config, job.horizons, kept_back_end(job.backend, loading.device))
+        generate_video(job.video)
+    spec = job.video.pipeline
+    scores_of(job.video.folder, spec.config, job.horizons, kept_back_end(job.backend, spec.device))
 
 
 kept_back_end = cache(find_back_end)  # a worker scores many videos

@@ -31,7 +31,9 @@ from llrag_cli.evaluation.statistics import interval
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.models.family import family_of
 from llrag_cli.planning import Budget, plan
-from llrag_cli.runs.video import VideoSink, VideoWriter
+from llrag_cli.runs.maker import decoder_stream
+from llrag_cli.runs.sink import VideoSink
+from llrag_cli.runs.video import VideoWriter
 
 GENERATING = {  # part of a block: laps of ``rollout`` that it is made of
     "denoise": ("denoise",),

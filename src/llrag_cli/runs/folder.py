@@ -1,28 +1,36 @@
-"""The folder of one run: the video, what it was made from, and what was recalled when."""
+"""The folder of one run: its files, its lock, and what can be read of it without torch."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from llrag_cli.config import MemoryConfig
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import (
+    DamagedRunError,
+    FolderNotEmptyError,
+    NotARunError,
+    RunExistsError,
+    RunLockedError,
+    UnwritableError,
+)
 from llrag_cli.files.durable import replace_text
+from llrag_cli.runs.record import Count, Record, RunRecord, first_problem, parse_record
 
 LOCKS = ("run.lock", "run.owner")
 
 
 class RunFolder:
-    """``video.mp4``, ``run.json`` (whose ``status`` tells whether it is complete), ``memory.jsonl``, and what it
-    takes to go on: ``latents.safetensors`` and ``commits.jsonl``."""
+    """``video.mp4``, ``run.json`` (the record), ``memory.jsonl`` (frames retrieved for each block), and what is
+    needed to resume: ``latents.safetensors`` and ``commits.jsonl``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,24 +38,22 @@ class RunFolder:
         self.record = path / "run.json"
         self.memory = path / "memory.jsonl"
         self.latents = path / "latents.safetensors"
+        self.commits = path / "commits.jsonl"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Have the folder, made if need be, to oneself; the system lets it go with the process, however that ends."""
+        """Hold an exclusive lock on the folder, which is created if needed; the OS releases it on exit."""
         lock, owner = FileLock(self.path / "run.lock"), self.path / "run.owner"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         except Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise UsageError(f"{who} is writing `{self.path}`", hint="wait for it, or choose another `--out`") from None
+            process = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise RunLockedError(self.path, process) from None
         except OSError as error:
             lock.release()
-            reason = (error.strerror or str(error)).lower()
-            raise UsageError(
-                f"`{self.path}` cannot be written: {reason}", hint="choose another folder with `--out`"
-            ) from error
+            raise UnwritableError(self.path, _reason(error)) from error
         try:
             yield
         finally:
@@ -55,85 +61,126 @@ class RunFolder:
             lock.release()
 
     def require_free(self) -> None:
-        """Raise an error if there is a run in the folder, or something else."""
+        """Raise an error if the folder contains a run, or other files."""
         if not self.path.is_dir() or all(path.name in LOCKS for path in self.path.iterdir()):
             return
-        if self.record.exists():
-            raise UsageError(
-                f"`{self.path}` holds a run",
-                hint=f"`llrag generate --resume {self.path}` goes on with it; or choose another `--out`, "
-                "or add `--force` to replace it",
-            )
-        raise UsageError(
-            f"`{self.path}` exists and is not empty",
-            hint="choose another `--out`, or add `--force`: files that are not a run's are left alone",
-        )
+        raise RunExistsError(self.path) if self.record.exists() else FolderNotEmptyError(self.path)
+
+    def require_writable(self) -> None:
+        """Raise an error unless the folder can be written, or created; leaves nothing behind."""
+        try:
+            existing = _nearest_existing(self.path)
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UnwritableError(self.path, _reason(error)) from error
 
     def clear(self) -> None:
         """Remove the files of a run, and no others."""
-        for file in (self.record, self.video, self.memory, self.latents, self.path / "commits.jsonl"):
+        for file in (self.record, self.video, self.memory, self.latents, self.commits):
             file.unlink(missing_ok=True)
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace ``run.json`` in one step, so that it is never half there."""
-        replace_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    def write_record(self, record: RunRecord) -> None:
+        """Replace ``run.json`` atomically."""
+        replace_text(self.record, record.to_json())
 
-    def read_record(self) -> dict[str, Any]:
-        """What ``run.json`` says; raises ``LlragError`` where there is no run, or it cannot be read."""
+    def read_record(self) -> RunRecord:
+        """The content of ``run.json``; raises ``LlragError`` if this is not a run folder, or it cannot be read."""
         if not self.path.is_dir():
-            raise UsageError(f"there is no run folder `{self.path}`", hint="give the folder that `llrag generate` made")
+            raise NotARunError(self.path)
         if not self.record.is_file():
-            raise UsageError(f"`{self.path}` is no run folder: it has no run.json", hint="`llrag generate` makes one")
+            raise NotARunError(self.path, missing=self.record.name)
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-            MemoryConfig.model_validate(record["config"]["memory"])
-            for name, value in (("fps", record["fps"]), ("latent_frames", record["latent_frames"])):
-                if not isinstance(value, int) or value < 1:
-                    raise ValueError(f"`{name}` is {value!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _unreadable(self.record, error) from None
-        assert isinstance(record, dict)
-        return record
+            content = self.record.read_bytes()
+        except OSError as error:
+            raise DamagedRunError(self.record, _reason(error)) from error
+        return parse_record(content, self.record)
+
+    def blocks_committed(self) -> int:
+        """How many blocks are committed, whether or not another process is writing the run."""
+        try:
+            return self.commits.read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def is_finished(self, record: RunRecord, *, seconds: float | None = None) -> bool:
+        """Whether nothing is left to generate of the run, or of one that lasts ``seconds``."""
+        config = record.config
+        frames = record.latent_frames if seconds is None else config.latent_frames(seconds)
+        return (
+            record.is_complete
+            and self.blocks_committed() * config.backbone.frames_per_block >= frames
+            and all(file.is_file() for file in (self.video, self.memory, self.latents))
+        )
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """What one block recalled: its first latent frame, the frames it saw again, most similar first, and cosines."""
+class BlockMemory:
+    """What one block retrieved: its own first latent frame, the frames, most similar first, and their cosines."""
 
     frame: int
-    recalled: tuple[int, ...]
+    retrieved: tuple[int, ...] = ()
+    similarities: tuple[float, ...] = ()
+
+
+class _MemoryLine(Record):
+    """A line of ``memory.jsonl``."""
+
+    block: Count
+    frame: Count
+    retrieved: tuple[Count, ...]
     similarities: tuple[float, ...]
 
 
-def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
-    """The record of a run and its memory log; a folder that holds none, or a damaged one, is an error.
+def memory_line(block: int, memory: BlockMemory) -> bytes:
+    """The line of ``memory.jsonl`` for a block."""
+    content = {
+        "block": block,
+        "frame": memory.frame,
+        "retrieved": memory.retrieved,
+        "similarities": [round(value, 6) for value in memory.similarities],
+    }
+    return (json.dumps(content) + "\n").encode()
 
-    A last line that was cut off when a run was killed is left out.
-    """
-    record, file = folder.read_record(), folder.memory
-    if not file.is_file():
-        raise UsageError(f"`{folder.path}` is no run folder: it has no {file.name}", hint="`llrag generate` makes one")
+
+def parse_memory(content: bytes) -> tuple[BlockMemory, ...]:
+    """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line."""
+    lines = [_MemoryLine.model_validate_json(line, strict=True) for line in content.split(b"\n")[:-1]]
+    return tuple(BlockMemory(line.frame, line.retrieved, line.similarities) for line in lines)
+
+
+def read_run(folder: RunFolder) -> tuple[RunRecord, tuple[BlockMemory, ...]]:
+    """The record and the memory log of a run; a folder that is not a run, or a damaged one, is an error."""
+    record = folder.read_record()
+    if not folder.memory.is_file():
+        raise NotARunError(folder.path, missing=folder.memory.name)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-        entries = [json.loads(line) for line in lines[:-1]]
-        blocks = [
-            Recalled(int(entry["frame"]), tuple(map(int, entry["recalled"])), tuple(map(float, entry["similarities"])))
-            for entry in entries
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(file, error) from None
-    return record, blocks
-
-
-def _unreadable(file: Path, error: Exception) -> LlragError:
-    return LlragError(
-        f"`{file}` cannot be read: {str(error).splitlines()[0]}", hint="it is damaged, or not made by llrag"
-    )
+        return record, parse_memory(folder.memory.read_bytes())
+    except OSError as error:
+        raise DamagedRunError(folder.memory, _reason(error)) from error
+    except ValidationError as error:
+        raise DamagedRunError(folder.memory, first_problem(error)) from None
 
 
 def unused_folder(parent: Path, name: str) -> Path:
-    """``parent/name``, or ``parent/name-2`` and so on if that is taken."""
+    """``parent/name``, or ``parent/name-2`` and so on if that exists."""
     path, number = parent / name, 2
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    for candidate in (path, *path.parents):
+        try:
+            candidate.stat()
+        except FileNotFoundError:
+            continue
+        return candidate
+    return path
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,48 +1,41 @@
-"""One prompt to one run folder: generate, decode, write and commit at the same time, and go on after anything."""
+"""One prompt to one run folder: generate, decode, write and commit concurrently, and resume after any interruption."""
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from llrag_cli.config import RunConfig, what_decides
+from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
-from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.runs.folder import RunFolder
+from llrag_cli.engine.session import Session
+from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
+from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
-from llrag_cli.runs.video import SegmentedVideo, VideoSink, ffmpeg
+from llrag_cli.runs.progress import OnProgress, Progress
+from llrag_cli.runs.record import (
+    RunRecord,
+    ScheduledPrompt,
+    differing,
+    first_problem,
+    require_length,
+    require_same,
+)
+from llrag_cli.runs.sink import VideoSink
+from llrag_cli.runs.statistics import ArchiveUse, peak_memory, versions
+from llrag_cli.runs.video import SegmentedVideo, ffmpeg
 
-# What becomes of a run that is there: an error; made anew; gone on with, which is an error if it was begun otherwise;
-# gone on with, or made anew if it was begun otherwise.
+# What to do if the folder contains a run: "refuse" raises an error, "replace" starts over, "resume" continues it and
+# raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
 Existing = Literal["refuse", "replace", "resume", "renew"]
-SEGMENT_SECONDS = 4.0  # of video that are encoded by themselves; a run that is killed has yet to write as much
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    blocks: int  # to make in all
-    before: int = 0  # of them, those that were made before it was interrupted
-    done: int = 0
-    seconds_of_video: float = 0.0
-    elapsed: float = 0.0  # wall seconds since the first new block began
-    speed: float = 0.0  # seconds of video made for each second of work
-    recalled: list[int] = field(default_factory=list)
-
-
-OnProgress = Callable[[Progress], None]
+SEGMENT_SECONDS = 4.0  # of video that are encoded together; a killed run has to encode at most as much again
 
 
 def _ignore(progress: Progress) -> None:
@@ -59,32 +52,29 @@ def make_video(
     existing: Existing = "refuse",
     image: Path | None = None,
     on_progress: OnProgress = _ignore,
-) -> dict[str, Any]:
-    """Make the video of a prompt; returns what was written to ``run.json``.
+) -> RunRecord:
+    """Generate the video of a prompt; returns the content of ``run.json``.
 
-    Interrupted or failed, the folder keeps a playable video of what was made, and all that it takes to go on.
+    If interrupted, the folder contains a playable video of the finished blocks, and the run can be resumed.
     """
     if not prompt.strip():
-        raise UsageError("the prompt is empty", hint="say in a sentence what the video shows")
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"a video of {seconds:g} seconds cannot be made", hint="`--seconds` must be more than 0")
+        raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
+    require_length(seconds)
     ffmpeg()
-    pipeline = pipeline.settled(seconds, scratch=folder.path)
-    wanted = _record(pipeline, ((0, prompt),), seconds=seconds, seed=seed, image=image)
+    pipeline = pipeline.with_archive(seconds, scratch=folder.path)
+    requested = _new_record(pipeline, prompt, seconds=seconds, seed=seed, image=image)
     if existing == "refuse":
         folder.require_free()
     with folder.lock():
         if existing in ("resume", "renew") and folder.record.exists():
             record = folder.read_record()
-            if existing == "renew" and differing(record, wanted):
-                folder.clear()
-                return _run(pipeline, folder, wanted, Committed(), on_progress)
-            require_same(record, wanted, folder.path)
-            return _go_on(pipeline, folder, record | {"seconds": max(seconds, record["seconds"])}, on_progress)
+            if existing == "resume" or not differing(record, requested):
+                require_same(record, requested, folder.path)
+                return _resume(pipeline, folder, record, seconds=max(seconds, record.seconds), on_progress=on_progress)
         if existing == "refuse":
-            folder.require_free()  # now that nobody else can write it
+            folder.require_free()  # again, now that no other process can write it
         folder.clear()
-        return _run(pipeline, folder, wanted, Committed(), on_progress)
+        return _run(pipeline, folder, requested, Committed(), on_progress)
 
 
 def resume_video(
@@ -94,292 +84,218 @@ def resume_video(
     seconds: float | None = None,
     prompt: str | None = None,
     on_progress: OnProgress = _ignore,
-) -> dict[str, Any]:
-    """Go on with the run of a folder, to its end or to a later one; returns what was written to ``run.json``.
+) -> RunRecord:
+    """Resume the run of a folder, to its end or to a longer one; returns the content of ``run.json``.
 
-    The finished files are those of a run that was never interrupted. With a ``prompt``, what is made beyond the
-    length that the run had follows that one.
+    The files are byte-identical to those of a run that was never interrupted. A ``prompt`` applies to what is
+    generated beyond the recorded length.
     """
     ffmpeg()
     with folder.lock():
         record = folder.read_record()
-        require_same(record, record | _settings(pipeline), folder.path)
-        seconds = record["seconds"] if seconds is None else seconds
-        if seconds < record["seconds"]:
-            raise UsageError(
-                f"`{folder.path}` is a run of {record['seconds']:g} s and cannot become one of {seconds:g} s",
-                hint="`--seconds` may only grow",
-            )
+        require_same(record, record.model_copy(update=_settings(pipeline)), folder.path)
+        seconds = record.seconds if seconds is None else seconds
+        require_length(seconds)
+        if seconds < record.seconds:
+            raise RunLengthError(folder.path, recorded=record.seconds, requested=seconds)
         if prompt is not None:
-            start = record["latent_frames"] // pipeline.config.backbone.frames_per_block
-            record["script"] = [*([at, said] for at, said in record["script"] if at < start), [start, prompt]]
-        pipeline = pipeline.settled(seconds, scratch=folder.path)
-        return _go_on(pipeline, folder, record | _settings(pipeline) | {"seconds": seconds}, on_progress)
-
-
-def _go_on(pipeline: Pipeline, folder: RunFolder, record: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    committed = read_committed(folder.path, shape=tuple(record["latent_shape"]), dtype=pipeline.backbone.dtype)
-    frames = pipeline.config.latent_frames(record["seconds"])
-    block = pipeline.config.backbone.frames_per_block
-    if record["status"] == "complete" and committed.blocks * block >= frames and folder.video.exists():
-        return record
-    record |= {"latent_frames": frames, "video_frames": pipeline.config.video_frames(frames)}
-    record["resumed_at"] = [*record.get("resumed_at", []), committed.blocks]
-    record.pop("error", None)
-    return _run(pipeline, folder, record, committed, on_progress)
-
-
-def _settings(pipeline: Pipeline) -> dict[str, Any]:
-    """What a loaded pipeline decides about a video."""
-    return {
-        "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
-        "config": pipeline.config.model_dump(mode="json"),
-    }
-
-
-def _record(
-    pipeline: Pipeline, script: tuple[tuple[int, str], ...], *, seconds: float, seed: int, image: Path | None
-) -> dict[str, Any]:
-    """``run.json`` of a new run."""
-    config, backbone = pipeline.config, pipeline.config.backbone
-    frames = config.latent_frames(seconds)
-    return {
-        "status": "running",
-        "prompt": script[0][1],
-        "script": [list(part) for part in script],
-        "unknown_words": pipeline.text.unknown_words(script[0][1]),
-        "seed": seed,
-        "seconds": seconds,
-        "image": None if image is None else str(image),
-        "latent_frames": frames,
-        "latent_shape": [pipeline.backbone.channels, backbone.height, backbone.width],
-        "video_frames": pipeline.config.video_frames(frames),
-        "fps": backbone.fps,
-        "device": str(pipeline.backbone.device),
-        "versions": versions(),
-        **_settings(pipeline),
-    }
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that two records of runs disagree on, dotted as in ``--set``."""
-    names = [name for name in ("prompt", "seed", "image", "dtype") if before.get(name) != now.get(name)]
-    old, new = (
-        what_decides(RunConfig.model_validate(record["config"]).model_dump(mode="json", exclude={"name", "about"}))
-        for record in (before, now)
-    )
-    return names + sorted(_unequal(old, new))
-
-
-def _unequal(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for name in old.keys() | new.keys():
-        one, other = old.get(name), new.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _unequal(one, other, f"{prefix}{name}.")
-        elif one != other:
-            yield f"{prefix}{name}"
-
-
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise an error unless a run would go on as it was begun."""
-    names = differing(before, now)
-    if names:
-        raise UsageError(
-            f"`{path}` was begun with other settings: {', '.join(f'`{name}`' for name in names)}",
-            hint="go on with the settings it has, choose another `--out`, or replace the run with `--force`",
-        )
+            kept = tuple(entry for entry in record.prompt_schedule if entry.block < record.blocks)
+            entry = ScheduledPrompt(block=record.blocks, prompt=prompt)
+            record = record.updated(prompt_schedule=(*kept, entry))
+        pipeline = pipeline.with_archive(seconds, scratch=folder.path)
+        return _resume(pipeline, folder, record, seconds=seconds, on_progress=on_progress)
 
 
 def segment_blocks(config: RunConfig) -> int:
-    """How many blocks are encoded together, whoever makes them and however often the run is interrupted."""
-    frames = 4 * config.backbone.frames_per_block
+    """How many blocks are encoded together; it depends on the configuration only, so that interruptions do not show."""
+    frames = config.video_frames(1 + config.backbone.frames_per_block) - 1
     return max(1, round(SEGMENT_SECONDS * config.backbone.fps / frames))
 
 
-def _run(
-    pipeline: Pipeline, folder: RunFolder, record: dict[str, Any], committed: Committed, on_progress: OnProgress
-) -> dict[str, Any]:
-    """Make what is missing of a run whose folder is locked."""
-    config, backbone = pipeline.config, pipeline.backbone
-    size = config.backbone.frames_per_block
-    progress = Progress(blocks=record["latent_frames"] // size, before=committed.blocks)
-    record["status"] = "running"
-    folder.write_record(record)
-    journal = Journal(folder.path, shape=tuple(record["latent_shape"]), dtype=backbone.dtype, committed=committed)
-    video = SegmentedVideo(
-        folder.video,
-        fps=record["fps"],
-        blocks=segment_blocks(config),
-        upscale=config.video.upscale,
-        crf=config.video.crf,
-        mark=committed.video,
-    )
-    written = committed.video.blocks  # of the blocks that are there, those in whole segments of the video
-    timings: dict[str, float] = dict(record.get("seconds_by_part", {}))
-    archive = ArchiveUse.after(record.get("archive"), tier=config.memory.archive)
-    worked = record.get("seconds_of_work", 0.0)
-    started = time.perf_counter()
-    record["status"] = "failed"
-    try:
-        before = None
-        if written and committed.latents is not None:
-            before = committed.latents[:, max(0, written * size - pipeline.decoder.reach) : written * size]
-        with VideoSink(pipeline.decoder.stream(), video, before=before) as sink:
-            for block in _blocks(pipeline, record, committed, scratch=folder.path):
-                if block.index < committed.blocks:
-                    _require_same_recall(block, committed, folder.path)
-                    if block.index >= written:
-                        sink.put(block.latents)
-                    started = time.perf_counter() if block.index + 1 == committed.blocks else started
-                else:
-                    sink.put(block.latents, commit=partial(_commit, journal, block, video))
-                    _account(timings, block)
-                    archive.count(block)
-                _advance(progress, block, config, elapsed=time.perf_counter() - started)
-                on_progress(progress)
-        record["status"] = "complete"
-    except KeyboardInterrupt:
-        record["status"] = "interrupted"
-        raise
-    except LlragError as error:
-        record["error"] = error.problem
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        problem = f"memory ran out in block {progress.done}"
-        record["error"] = problem
-        raise LlragError(
-            problem,
-            hint="a cheaper `--archive`, `--offload` or a smaller `--memory-budget` needs less; "
-            f"what was made is kept, `llrag generate --resume {folder.path}` goes on",
-        ) from error
-    finally:
-        elapsed = worked + time.perf_counter() - started
-        record |= {
-            "video_frames_written": video.frames,
-            "blocks_committed": journal.blocks,
-            "seconds_of_work": round(elapsed, 3),
-            "frames_per_second": round(video.frames / elapsed, 2),
-            "seconds_by_part": {name: round(value, 3) for name, value in timings.items()},
-            "archive": archive.record(),
-            "peak_memory_bytes": peak_memory(backbone.device),
-        }
-        _finish(folder, journal, record)
-    return record
-
-
-def _blocks(pipeline: Pipeline, record: Mapping[str, Any], committed: Committed, *, scratch: Path) -> Iterable[Block]:
-    """The blocks of a run from its first on; those that are committed pass through the backbone's clean pass again.
-
-    Latents, their keys and the noise of a block are the same whenever they are asked for, so keys and values are too.
-    """
-    given: Tensor | None = committed.latents
-    if given is None and record["image"] is not None:
-        given = pipeline.image_latent(Path(record["image"]))
-    starts = [int(start) for start, _ in record["script"]]
-    texts = [pipeline.text.encode([prompt]) for _, prompt in record["script"]]
-    return pipeline.blocks_of(
-        texts[0],
-        seconds=record["seconds"],
-        seed=record["seed"],
-        given=given,
-        later_prompts=dict(zip(starts[1:], texts[1:], strict=True)),
-        scratch=scratch,
-    )
-
-
-def _commit(journal: Journal, block: Block, video: SegmentedVideo, latents: Tensor) -> None:
-    journal.commit(block, latents, video.mark)
-
-
-def _require_same_recall(block: Block, committed: Committed, path: Path) -> None:
-    """Raise an error if a block that is made again recalls what it did not: then nothing after it would be the same."""
-    recalled = tuple(block.recalled[0]) if block.recalled else ()
-    if recalled != committed.recalled[block.index]:
-        raise LlragError(
-            f"`{path}` cannot be gone on with here: block {block.index} recalls other frames than it did",
-            hint="resume on the kind of machine, and with the versions, that run.json names",
-        )
-
-
-def _advance(progress: Progress, block: Block, config: RunConfig, *, elapsed: float) -> None:
-    fps = config.backbone.fps
-    progress.done = block.index + 1
-    progress.seconds_of_video = config.video_frames(block.start + block.latents.shape[1]) / fps
-    progress.elapsed = elapsed
-    before = config.video_frames(progress.before * block.latents.shape[1]) / fps if progress.before else 0.0
-    new = progress.done > progress.before
-    progress.speed = (progress.seconds_of_video - before) / elapsed if new and elapsed else 0.0
-    progress.recalled = block.recalled[0] if block.recalled else []
-
-
-def _finish(folder: RunFolder, journal: Journal, record: Mapping[str, Any]) -> None:
-    """Close a run's files; if that fails when the run itself did not, it is an error."""
-    try:
-        journal.close()
-        folder.write_record(record)
-    except LlragError:
-        if record["status"] == "complete":  # otherwise what stopped the run is the news
-            raise
-
-
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
+    """Whether an error means that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-@dataclass
-class ArchiveUse:
-    """How often a recalled frame's keys and values were on the device already."""
-
-    tier: str
-    recalled: int = 0
-    moved: int = 0
-
-    @classmethod
-    def after(cls, record: Mapping[str, Any] | None, *, tier: str) -> ArchiveUse:
-        """Going on from what ``run.json`` says, unless that was of another tier."""
-        if record is None or record["tier"] != tier:
-            return cls(tier)
-        return cls(tier, record["recalled"], record["moved"])
-
-    def count(self, block: Block) -> None:
-        """Take in a block."""
-        self.recalled += sum(map(len, block.recalled))
-        self.moved += block.moved
-
-    def record(self) -> dict[str, Any]:
-        """For ``run.json``: frames recalled, how many had to be brought or made anew, and the share that had not."""
-        rate = round(1 - self.moved / self.recalled, 4) if self.recalled else None
-        return {"tier": self.tier, "recalled": self.recalled, "moved": self.moved, "hit_rate": rate}
-
-
-def _account(timings: dict[str, float], block: Block) -> None:
-    for name, value in block.seconds.items():
-        timings[name] = timings.get(name, 0.0) + value
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most memory held so far, in bytes: on a GPU by torch, else by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def _new_record(pipeline: Pipeline, prompt: str, *, seconds: float, seed: int, image: Path | None) -> RunRecord:
+    backbone = pipeline.config.backbone
+    frames = pipeline.config.latent_frames(seconds)
     try:
-        import resource
-    except ImportError:  # Windows does not tell
+        return RunRecord(
+            status="running",
+            prompt_schedule=(ScheduledPrompt(block=0, prompt=prompt),),
+            unknown_words=tuple(pipeline.text.unknown_words(prompt)),
+            seed=seed,
+            seconds=seconds,
+            image=None if image is None else str(image),
+            latent_frames=frames,
+            latent_shape=(pipeline.backbone.channels, backbone.height, backbone.width),
+            video_frames=pipeline.config.video_frames(frames),
+            fps=backbone.fps,
+            device=str(pipeline.backbone.device),
+            versions=versions(),
+            **_settings(pipeline),
+        )
+    except ValidationError as error:
+        raise UsageError(f"this video cannot be generated: {first_problem(error)}", hint="change that value") from None
+
+
+def _settings(pipeline: Pipeline) -> dict[str, Any]:
+    """The settings of a run that come from its pipeline."""
+    return {"dtype": str(pipeline.backbone.dtype).removeprefix("torch."), "config": pipeline.config}
+
+
+def _resume(
+    pipeline: Pipeline, folder: RunFolder, record: RunRecord, *, seconds: float, on_progress: OnProgress
+) -> RunRecord:
+    if folder.is_finished(record, seconds=seconds):
+        return folder.read_record()
+    committed = read_committed(folder, shape=record.latent_shape, dtype=pipeline.backbone.dtype)
+    frames = record.config.latent_frames(seconds)
+    record = record.updated(
+        seconds=seconds,
+        latent_frames=frames,
+        video_frames=record.config.video_frames(frames),
+        resumed_at=(*record.resumed_at, committed.blocks),
+        error=None,
+        **_settings(pipeline),
+    )
+    return _run(pipeline, folder, record, committed, on_progress)
+
+
+def _run(
+    pipeline: Pipeline, folder: RunFolder, record: RunRecord, committed: Committed, on_progress: OnProgress
+) -> RunRecord:
+    """Generate the missing blocks of a run whose folder is locked."""
+    config, dtype = pipeline.config, pipeline.backbone.dtype
+    size = config.backbone.frames_per_block
+    record = record.updated(status="running")
+    folder.write_record(record)
+    journal = Journal(folder, shape=record.latent_shape, dtype=dtype, committed=committed)
+    video = SegmentedVideo(
+        folder.video,
+        fps=record.fps,
+        blocks=segment_blocks(config),
+        upscale=config.video.upscale,
+        crf=config.video.crf,
+        mark=committed.video,
+    )
+    written = committed.video.blocks  # committed blocks that are in whole segments of the video
+    before = None
+    if written and committed.latents is not None:
+        before = committed.latents[:, max(0, written * size - pipeline.decoder.reach) : written * size]
+    timings = dict(record.seconds_by_part)
+    archive = archive_use(record, config)
+    progress = Progress(blocks=record.blocks, resumed_at=committed.blocks)
+    outcome: dict[str, Any] = {"status": "failed"}
+    started = time.perf_counter()
+    try:
+        with VideoSink(pipeline.decoder.stream(), video, before=before) as sink:
+            for block in _session(pipeline, record, committed, scratch=folder.path):
+                memory = _memory_of(block)
+                if block.index < committed.blocks:
+                    if memory.retrieved != committed.memory[block.index].retrieved:
+                        raise RunDivergedError(folder.path, block.index)
+                    if block.index >= written:
+                        sink.put(block.latents)
+                    started = time.perf_counter() if block.index + 1 == committed.blocks else started
+                else:
+                    sink.put(block.latents, commit=partial(_commit, journal, memory, video))
+                    timings |= {name: timings.get(name, 0.0) + value for name, value in block.seconds.items()}
+                    if archive is not None:
+                        archive = archive.plus(retrieved=len(memory.retrieved), moved=block.moved)
+                progress = _after(progress, block, config, elapsed=time.perf_counter() - started)
+                on_progress(progress)
+        outcome = {"status": "complete"}
+    except KeyboardInterrupt:
+        outcome = {"status": "interrupted"}
+        raise
+    except LlragError as error:
+        outcome |= {"error": error.problem}
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        failure = OutOfMemoryError(folder.path, progress.done)
+        outcome |= {"error": failure.problem}
+        raise failure from error
+    finally:
+        elapsed = record.seconds_of_work + time.perf_counter() - started
+        record = record.updated(
+            **outcome,
+            blocks_committed=journal.blocks,
+            video_frames_written=video.frames,
+            seconds_of_work=round(elapsed, 3),
+            frames_per_second=round(video.frames / elapsed, 2),
+            seconds_by_part={name: round(value, 3) for name, value in timings.items()},
+            archive=archive,
+            peak_memory_bytes=peak_memory(pipeline.backbone.device),
+        )
+        _finish(folder, journal, record)
+    return record
+
+
+def _session(pipeline: Pipeline, record: RunRecord, committed: Committed, *, scratch: Path) -> Session:
+    """A session that generates a run from its first block; committed ones only pass through the backbone's clean pass.
+
+    Latents, their keys and the noise of a block do not depend on when they are computed, so neither do keys and values.
+    """
+    return pipeline.start(
+        record.prompt,
+        seconds=record.seconds,
+        seed=record.seed,
+        image=None if record.image is None else Path(record.image),
+        initial_latents=committed.latents,
+        prompt_schedule={entry.block: entry.prompt for entry in record.prompt_schedule[1:]},
+        scratch=scratch,
+    )
+
+
+def archive_use(record: RunRecord, config: RunConfig) -> ArchiveUse | None:
+    """How a run used its archive so far, if it has one; with another tier than before the count begins anew."""
+    if not isinstance(config.memory, RetrievalMemory):
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    tier = config.memory.archive
+    assert tier != "auto"  # chosen before the record was written
+    before = record.archive
+    return before if before is not None and before.tier == tier else ArchiveUse(tier=tier)
 
 
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    found = {"python": platform.python_version()}
-    for name in ("llrag", "torch", "diffusers", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+def _memory_of(block: Block) -> BlockMemory:
+    """What a block of one video retrieved."""
+    if not block.retrieved:
+        return BlockMemory(block.start)
+    return BlockMemory(block.start, tuple(block.retrieved[0]), tuple(block.similarities[0]))
+
+
+def _commit(journal: Journal, memory: BlockMemory, video: SegmentedVideo, latents: Tensor) -> None:
+    journal.commit(memory, latents, video.mark)  # the mark of the moment
+
+
+def _after(progress: Progress, block: Block, config: RunConfig, *, elapsed: float) -> Progress:
+    """The progress of a run after a block."""
+    size, fps = block.latents.shape[1], config.backbone.fps
+    seconds = config.video_frames(block.start + size) / fps
+    resumed_at = progress.resumed_at
+    before = config.video_frames(resumed_at * size) / fps if resumed_at else 0.0
+    return Progress(
+        blocks=progress.blocks,
+        resumed_at=resumed_at,
+        done=block.index + 1,
+        seconds_of_video=seconds,
+        new_seconds=max(0.0, seconds - before),
+        elapsed=elapsed,
+        retrieved=_memory_of(block).retrieved,
+    )
+
+
+def _finish(folder: RunFolder, journal: Journal, record: RunRecord) -> None:
+    """Close the files of a run; an error in that is raised only if the run itself did not fail."""
+    try:
+        journal.close()
+        folder.write_record(record)
+    except LlragError:
+        if record.is_complete:
+            raise

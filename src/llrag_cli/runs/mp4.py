@@ -1,4 +1,4 @@
-"""Fragmented mp4 (ISO/IEC 14496-12): what it takes to lay the fragments of several files one after the other."""
+"""Fragmented mp4 (ISO/IEC 14496-12): parsing, and moving fragments in time so that several files become one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Box:
-    """A box of an mp4: where its content lies in the file."""
+    """A box of an mp4, by offsets into the file."""
 
     kind: str
     start: int  # of its header
@@ -19,16 +19,16 @@ class Box:
 
 @dataclass(frozen=True)
 class Fragments:
-    """One fragmented mp4 of constant frame rate, taken apart."""
+    """The parts of a fragmented mp4 of constant frame rate."""
 
-    opening: bytes  # what says how to decode: ftyp and moov
-    body: bytes  # the fragments: moof and mdat, in turns
+    opening: bytes  # ftyp and moov, which describe the track
+    body: bytes  # the fragments: moof and mdat, alternating
     frames: int
     fragments: int
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
-    """The boxes of a stretch of bytes, one after the other; one that is cut off is a ``ValueError``."""
+    """The boxes in a range of bytes; raises ``ValueError`` for one that is cut off."""
     end = len(data) if end is None else end
     while start < end:
         if end - start < 8:
@@ -44,10 +44,10 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
         start += size
 
 
-def take_apart(data: bytes, *, frames_before: int = 0, fragments_before: int = 0) -> Fragments:
-    """Split a fragmented mp4, and let its fragments follow frames and fragments that came before.
+def split_fragments(data: bytes, *, frames_before: int = 0, fragments_before: int = 0) -> Fragments:
+    """Split a fragmented mp4, and renumber its fragments to follow earlier frames and fragments.
 
-    Raises ``ValueError`` for what is cut off, or is no fragmented mp4 of one track.
+    Raises ``ValueError`` for a file that is cut off, or is not a fragmented mp4 of one track.
     """
     opening, body = bytearray(), bytearray()
     frames = fragments = 0
@@ -68,7 +68,7 @@ def take_apart(data: bytes, *, frames_before: int = 0, fragments_before: int = 0
 
 
 def _moved(moof: bytes, *, frames_before: int, number: int) -> tuple[bytes, int]:
-    """A fragment's header at its new time, and how many frames the fragment holds."""
+    """A fragment's header with its new time, and the number of frames in the fragment."""
     moved, frames = bytearray(moof), 0
     (top,) = boxes(moof)
     inner = {box.kind: box for box in boxes(moof, top.content, top.end)}
@@ -88,10 +88,10 @@ def _moved(moof: bytes, *, frames_before: int, number: int) -> tuple[bytes, int]
 
 
 def _frame_duration(moof: bytes, header: Box) -> int:
-    """In ticks of the track, from a track fragment header that states it for all its frames."""
+    """Duration of a frame in ticks of the track, from the default in the track fragment header."""
     (flags,) = struct.unpack_from(">I", moof, header.content)
     if not flags & 0x08:
         raise ValueError("the frame rate is not constant")
-    place = header.content + 8 + (8 if flags & 0x01 else 0) + (4 if flags & 0x02 else 0)
-    (duration,) = struct.unpack_from(">I", moof, place)
+    offset = header.content + 8 + (8 if flags & 0x01 else 0) + (4 if flags & 0x02 else 0)
+    (duration,) = struct.unpack_from(">I", moof, offset)
     return int(duration)

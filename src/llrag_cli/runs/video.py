@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +15,10 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
-from llrag_cli.models.vae import DecoderStream
 from llrag_cli.runs.journal import VideoMark
-from llrag_cli.runs.mp4 import take_apart
+from llrag_cli.runs.mp4 import split_fragments
 
-Commit = Callable[[Tensor], None]
-
-KEPT = "what was made before is kept; make room, or choose another folder"
+KEPT = "what was written before is kept; free some space, or choose another folder"
 
 
 def ffmpeg() -> str:
@@ -35,17 +29,15 @@ def ffmpeg() -> str:
         executable: str = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError:
         raise LlragError(
-            "there is no ffmpeg program", hint="reinstall imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to one"
+            "ffmpeg not found", hint="reinstall imageio-ffmpeg, or set the variable IMAGEIO_FFMPEG_EXE to its path"
         ) from None
     if not Path(executable).exists() and "/" in executable:
-        raise LlragError(
-            f"there is no ffmpeg program at `{executable}`", hint="mend or unset the variable IMAGEIO_FFMPEG_EXE"
-        )
+        raise LlragError(f"ffmpeg not found at `{executable}`", hint="correct or unset the variable IMAGEIO_FFMPEG_EXE")
     return executable
 
 
 class VideoWriter:
-    """An H.264 mp4 that grows frame by frame; it is made of fragments, so it plays wherever writing stops."""
+    """Writes an H.264 mp4 frame by frame; it consists of fragments, so an unfinished file plays."""
 
     def __init__(self, path: Path, *, fps: int, upscale: int = 1, crf: int = 18) -> None:
         self.path = path
@@ -64,10 +56,7 @@ class VideoWriter:
                 self.frames += 1
         except OSError as error:
             self._pipe = None
-            raise LlragError(
-                f"`{self.path}` could not be written: {self.cause(error)}",
-                hint=KEPT,
-            ) from error
+            raise LlragError(f"`{self.path}` could not be written: {self.cause(error)}", hint=KEPT) from error
 
     def close(self) -> None:
         """Finish the file."""
@@ -76,9 +65,9 @@ class VideoWriter:
             pipe.close()
 
     def cause(self, error: OSError) -> str:
-        """What ffmpeg's broken pipe most likely means."""
+        """The most likely cause of a broken pipe to ffmpeg."""
         if not self.path.parent.is_dir():
-            return "its folder is not there"
+            return "its folder does not exist"
         if shutil.disk_usage(self.path.parent).free < 2**16:
             return "the disk is full"
         return (error.strerror or "ffmpeg stopped").lower()
@@ -107,10 +96,10 @@ class VideoWriter:
 
 
 class SegmentedVideo:
-    """An H.264 mp4 that can be broken off and taken up again: every few blocks are encoded by themselves.
+    """Writes an H.264 mp4 in segments of a few blocks, each encoded by itself, so that writing can be resumed.
 
-    A segment is appended once it is whole, so the file plays at any time, and ends the same however often
-    its making was interrupted. ``mark`` tells where it stands after whole segments.
+    A segment is appended once it is complete, so the file plays at any time, and its bytes do not depend on
+    interruptions. ``mark`` is its length after whole segments.
     """
 
     def __init__(
@@ -123,10 +112,10 @@ class SegmentedVideo:
         crf: int = 18,
         mark: VideoMark | None = None,
     ) -> None:
-        """Go on with a file from ``mark``; a segment has as many ``blocks``."""
+        """Continue a file after ``mark``, in segments of so many ``blocks``."""
         self.path = path
         self.mark = mark or VideoMark()
-        self.frames = self.mark.frames  # written so far, those of an unfinished segment too
+        self.frames = self.mark.frames  # written so far, including those of an unfinished segment
         self._blocks, self._settings = blocks, (fps, upscale, crf)
         self._file = AppendFile(path, length=self.mark.bytes)
         for stale in path.parent.glob(f"{path.stem}.*.part.mp4"):
@@ -152,7 +141,7 @@ class SegmentedVideo:
             self.mark = self._append()
 
     def close(self) -> None:
-        """Append what there is of the last segment, and let the file go."""
+        """Append the last segment, even if it is incomplete, and close the file."""
         try:
             if self._segment is not None:
                 self._append()
@@ -160,13 +149,13 @@ class SegmentedVideo:
             self._file.close()
 
     def _append(self) -> VideoMark:
-        """Finish the segment; returns where the file stands after it."""
+        """Finish the segment; returns the length of the file after it."""
         assert self._segment is not None
         segment, blocks = self._segment, self._pending
         self._segment, self._pending = None, 0
         try:
             segment.close()
-            part = take_apart(
+            part = split_fragments(
                 segment.path.read_bytes(), frames_before=self.mark.frames, fragments_before=self.mark.fragments
             )
             if part.frames != segment.frames:
@@ -185,92 +174,9 @@ class SegmentedVideo:
         )
 
 
-class FrameWriter(Protocol):
-    """Where the frames of a video go."""
-
-    def write(self, frames: Tensor) -> None:
-        """Append frames [T, 3, H, W] in [-1, 1]."""
-        ...
-
-    def close(self) -> None:
-        """Finish."""
-        ...
-
-
-class VideoSink:
-    """Decodes latents and writes their frames on a thread of its own, while the next block is computed.
-
-    On a GPU it decodes on a stream of its own, so that neither waits for the other's kernels. A video that goes on
-    starts from the latents ``before`` [1, F, C, h, w], so that the decoder knows what it must of the past.
-    """
-
-    def __init__(self, decoder: DecoderStream, writer: FrameWriter, *, before: Tensor | None = None) -> None:
-        self.writer = writer
-        self._decoder = decoder
-        self._before = before
-        self._queue: queue.Queue[tuple[Tensor, Any, Commit | None] | None] = queue.Queue(maxsize=2)  # flat memory
-        self._stream: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="video", daemon=True)
-
-    def __enter__(self) -> VideoSink:
-        if self._before is not None:
-            self._decoder.decode(self._before)
-        self._thread.start()
-        return self
-
-    def put(self, latents: Tensor, *, commit: Commit | None = None) -> None:
-        """Hand over the next latents [1, T, C, h, w]; raises what went wrong with earlier ones.
-
-        ``commit`` is called first, on the thread, with the latents on the CPU.
-        """
-        if self._error is not None:
-            raise self._error
-        ready = torch.cuda.current_stream().record_event() if latents.is_cuda else None
-        self._queue.put((latents, ready, commit))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write out all that was handed over and finish the file, also after an error elsewhere."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def _work(self) -> None:
-        try:
-            try:
-                while (handed := self._queue.get()) is not None:
-                    self._take(*handed)
-            finally:
-                self.writer.close()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that generates
-            self._error = error
-            while handed is not None:  # until told to stop, so that nobody waits for room
-                handed = self._queue.get()
-
-    def _take(self, latents: Tensor, ready: Any, commit: Commit | None) -> None:
-        """Commit latents and write their frames, once the event of their making has passed."""
-        if ready is None:
-            if commit is not None:
-                commit(latents)
-            self.writer.write(self._decoder.decode(latents)[0])
-            return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(latents.device)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            latents.record_stream(self._stream)
-            if commit is not None:
-                commit(latents.cpu())  # waits for this stream alone
-            frames = self._decoder.decode(latents).cpu()
-        self.writer.write(frames[0])
-
-
 @dataclass(frozen=True)
 class OpenVideo:
-    """A video file being read: frames [3, H, W] in [0, 1], once, in order."""
+    """A video file that is being read: ``frames`` [3, H, W] in [0, 1], in order, once."""
 
     fps: float
     width: int
@@ -283,7 +189,7 @@ class OpenVideo:
 
 
 def open_video(path: Path) -> OpenVideo:
-    """Open a video file; one that has no picture to show is an error, here or when it ends too soon."""
+    """Open a video file; one without frames is an error, here or when it ends too soon."""
     import imageio_ffmpeg
 
     ffmpeg()

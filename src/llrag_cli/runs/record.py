@@ -1,0 +1,158 @@
+"""``run.json``: what a run was made from, how far it is and what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from llrag_cli.cache.tiers import EXACT
+from llrag_cli.config import RunConfig
+from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
+from llrag_cli.runs.statistics import ArchiveUse
+
+SCHEMA: Literal[2] = 2
+LONGEST = 10.0**7  # seconds of video
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Duration = Annotated[float, Field(ge=0, le=10.0**12)]
+
+
+class Record(BaseModel):
+    """Base of what is recorded: immutable, unknown keys, NaN and infinity are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScheduledPrompt(Record):
+    """A prompt and the block from which it applies."""
+
+    block: Count
+    prompt: str
+
+
+class RunRecord(Record):
+    """The content of ``run.json``."""
+
+    schema_version: Literal[2] = SCHEMA
+    status: Literal["running", "complete", "interrupted", "failed"]
+    error: str | None = Field(default=None, description="why the run failed")
+    prompt_schedule: tuple[ScheduledPrompt, ...] = Field(min_length=1, description="by block, the first at block 0")
+    unknown_words: tuple[str, ...] = Field(default=(), description="words that the embedded model does not know")
+    seed: int = Field(ge=-(2**63), lt=2**64)
+    seconds: float = Field(gt=0, le=LONGEST, description="requested length")
+    image: str | None = Field(description="path of the picture that the video starts from")
+    latent_frames: int = Field(ge=1, le=2**40)
+    latent_shape: tuple[Size, Size, Size] = Field(description="of a latent frame: channels, height, width")
+    video_frames: int = Field(ge=1, le=2**48)
+    fps: int = Field(ge=1, le=1000)
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    versions: dict[str, str] = Field(description="of Python and packages")
+    config: RunConfig
+    resumed_at: tuple[Count, ...] = Field(default=(), description="blocks at which the run was resumed")
+    blocks_committed: Count = 0
+    video_frames_written: Count = 0
+    seconds_of_work: Duration = 0.0
+    frames_per_second: Duration = Field(default=0.0, description="video frames per second of work")
+    seconds_by_part: dict[str, Duration] = Field(default_factory=dict, description="wall time by part of a block")
+    archive: ArchiveUse | None = None
+    peak_memory_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        blocks = [entry.block for entry in self.prompt_schedule]
+        if blocks[0] != 0 or any(after <= before for before, after in pairwise(blocks)):
+            raise ValueError("the blocks of `prompt_schedule` must start at 0 and increase")
+        backbone = self.config.backbone
+        if self.latent_frames % backbone.frames_per_block:
+            raise ValueError(f"{self.latent_frames} latent frames are not whole blocks of {backbone.frames_per_block}")
+        if self.latent_shape[1:] != (backbone.height, backbone.width) or self.fps != backbone.fps:
+            raise ValueError("`latent_shape` and `fps` are not those of `config.backbone`")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that the video starts with."""
+        return self.prompt_schedule[0].prompt
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the whole video."""
+        return self.latent_frames // self.config.backbone.frames_per_block
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole video was generated."""
+        return self.status == "complete"
+
+    def updated(self, **changes: Any) -> RunRecord:
+        """A validated copy with some fields changed."""
+        return RunRecord.model_validate({**dict(self), **changes})
+
+    def to_json(self) -> str:
+        """The text of ``run.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def require_length(seconds: float) -> None:
+    """Raise an error unless a video can last ``seconds``."""
+    if not 0 < seconds <= LONGEST:
+        raise UsageError(
+            f"a video cannot last {seconds:g} seconds", hint=f"its length is more than 0 and at most {LONGEST:g} s"
+        )
+
+
+def parse_record(text: str | bytes, path: Path) -> RunRecord:
+    """The record in the text of the file ``path``; raises ``LlragError`` for a damaged one or another schema."""
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and "config" in content:
+            schema = content.get("schema_version", 1)
+            if type(schema) is int and schema != SCHEMA:
+                raise RunSchemaError(path, schema=schema, supported=SCHEMA)
+        return RunRecord.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise DamagedRunError(path, first_problem(error)) from None
+    except (ValueError, RecursionError):
+        raise DamagedRunError(path, "not valid JSON") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that validation found, with the name of its field."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"`{field}`: {message}" if field else message
+
+
+def differing(before: RunRecord, now: RunRecord) -> list[str]:
+    """Names of the settings that two records disagree on, dotted as in a preset: ``memory.guard``.
+
+    Settings that do not change the video are left out: the preset's name, and which exact tier the archive is on.
+    """
+    names = [name for name in ("prompt", "seed", "image", "dtype") if getattr(before, name) != getattr(now, name)]
+    return names + sorted(set(_differing(before.config, now.config)) - {"name", "about"})
+
+
+def _differing(before: BaseModel, now: BaseModel, prefix: str = "") -> Iterator[str]:
+    for name in type(before).model_fields.keys() & type(now).model_fields.keys():
+        one, other = getattr(before, name), getattr(now, name)
+        if isinstance(one, BaseModel) and isinstance(other, BaseModel):
+            yield from _differing(one, other, f"{prefix}{name}.")
+        elif one != other and not (name == "archive" and {one, other} <= {"auto", *EXACT}):
+            yield f"{prefix}{name}"
+
+
+def require_same(before: RunRecord, now: RunRecord, path: Path) -> None:
+    """Raise an error if two records disagree on a setting that changes the video."""
+    names = differing(before, now)
+    if names:
+        raise RunDiffersError(path, names)

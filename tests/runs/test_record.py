@@ -1,0 +1,187 @@
+"""``run.json``: read back as it was written, refused by name otherwise, and compared setting by setting."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llrag_cli.config import TIERS
+from llrag_cli.errors import (
+    DamagedRunError,
+    FolderNotEmptyError,
+    LlragError,
+    NotARunError,
+    RunDiffersError,
+    RunExistsError,
+    RunSchemaError,
+    UnwritableError,
+)
+from llrag_cli.presets import load_config
+from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.record import RunRecord, ScheduledPrompt, differing, parse_record, require_same
+from runs.records import record_of
+
+FILE = Path("run/run.json")
+
+
+def content(**changes: Any) -> str:
+    return json.dumps(json.loads(record_of().to_json()) | changes)
+
+
+def test_a_record_is_read_back(tmp_path: Path) -> None:
+    folder, record = RunFolder(tmp_path), record_of()
+    folder.write_record(record)
+    assert folder.read_record() == record
+    assert json.loads(folder.record.read_text())["archive"]["hit_rate"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{half", "not valid JSON"),
+        ("[]", "input should be an object"),
+        ("{}", "`status`: field required"),
+        ("9" * 5000, "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        (content(seconds=float("inf")), "`seconds`"),
+        (content(seconds=float("nan")), "`seconds`"),
+        (content(seconds=-1), "`seconds`"),
+        (content(fps=0), "`fps`"),
+        (content(fps=True), "`fps`"),
+        (content(latent_frames=10**30), "`latent_frames`"),
+        (content(latent_shape=[8, 8, 10**9]), "`latent_shape.2`"),
+        (content(latent_shape=[8, 9, 8]), "not those of `config.backbone`"),
+        (content(latent_frames=7), "7 latent frames are not whole blocks of 3"),
+        (content(video_frames_written=-5), "`video_frames_written`"),
+        (content(resumed_at=[-1]), "`resumed_at.0`"),
+        (content(status="done"), "`status`"),
+        (content(dtype="int8"), "`dtype`"),
+        (content(prompt_schedule=[]), "`prompt_schedule`"),
+        (content(prompt_schedule=[{"block": 1, "prompt": "a cat"}]), "must start at 0 and increase"),
+        (content(prompt_schedule=[{"block": 0, "prompt": "a"}, {"block": 0, "prompt": "b"}]), "must start at 0"),
+        (content(speed=3), "`speed`: extra inputs are not permitted"),
+    ],
+)
+def test_a_damaged_record_is_one_sentence(text: str, problem: str) -> None:
+    with pytest.raises(DamagedRunError) as raised:
+        parse_record(text, FILE)
+    assert raised.value.problem.startswith("`run/run.json` is damaged: ")
+    assert problem in raised.value.problem and "\n" not in raised.value.problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema_version": 1}, "has schema 1, written by an earlier version; this version reads schema 2"),
+        ({"schema_version": 3}, "has schema 3, written by a later version; this version reads schema 2"),
+    ],
+)
+def test_a_record_of_another_schema_is_refused_by_name(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RunSchemaError, match=f"`run/run.json` {problem}"):
+        parse_record(content(**changes), FILE)
+
+
+def test_a_record_without_a_schema_is_of_the_first_one() -> None:
+    old = json.loads(content())
+    del old["schema_version"]
+    with pytest.raises(RunSchemaError, match="has schema 1"):
+        parse_record(json.dumps(old), FILE)
+
+
+def test_changes_are_validated() -> None:
+    assert record_of().updated(status="failed").status == "failed"
+    with pytest.raises(ValueError, match="seconds"):
+        record_of().updated(seconds=-1)
+
+
+def test_differing_settings_are_named() -> None:
+    before = record_of()
+    config = load_config("tiny", method="retrieval", settings=["memory.guard=1", "sampler.steps=[1000]"])
+    schedule = (ScheduledPrompt(block=0, prompt="a dog"),)
+    now = before.updated(prompt_schedule=schedule, seed=1, image="a.png", dtype="bfloat16", config=config)
+    names = ["prompt", "seed", "image", "dtype", "memory.guard", "sampler.steps"]
+    assert differing(before, now) == names
+    with pytest.raises(RunDiffersError, match="`run` was started with other settings: `prompt`, `seed`") as raised:
+        require_same(before, now, Path("run"))
+    assert raised.value.names == tuple(names)
+
+
+def test_what_does_not_change_the_video_does_not_differ() -> None:
+    before = record_of()
+    later = before.updated(
+        prompt_schedule=(*before.prompt_schedule, ScheduledPrompt(block=2, prompt="a dog")),
+        status="failed",
+        seconds=9.0,
+        device="cuda:0",
+        config=before.config.model_copy(update={"name": "mine", "about": "the same"}),
+    )
+    assert differing(before, later) == []
+
+
+def test_exact_tiers_of_the_archive_give_the_same_video() -> None:
+    records: dict[str, RunRecord] = {
+        tier: record_of(config=load_config("tiny", method="retrieval", settings=[f"memory.archive={tier}"]))
+        for tier in ("auto", *TIERS)
+    }
+    exact = {"auto", "device", "host", "disk"}
+    for one, before in records.items():
+        for other, now in records.items():
+            same = one == other or {one, other} <= exact
+            assert differing(before, now) == ([] if same else ["memory.archive"])
+
+
+def test_folders_are_checked_before_work(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.require_free()
+    folder.require_writable()
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    with pytest.raises(NotARunError, match="no run folder"):
+        folder.read_record()
+    folder.path.mkdir()
+    folder.require_free()
+    with pytest.raises(NotARunError, match=r"it has no run\.json"):
+        folder.read_record()
+    (folder.path / "notes.txt").write_text("mine")
+    with pytest.raises(FolderNotEmptyError):
+        folder.require_free()
+    folder.write_record(record_of())
+    with pytest.raises(RunExistsError):
+        folder.require_free()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / ("x" * 300)):
+        with pytest.raises(UnwritableError, match="cannot be written: "):
+            RunFolder(path).require_writable()
+
+
+def test_a_folder_that_cannot_be_created_is_refused() -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    with pytest.raises(UnwritableError):
+        RunFolder(Path("/proc/run")).require_writable()
+
+
+def test_records_and_folders_need_no_torch() -> None:
+    modules = ("runs.folder", "runs.record", "runs.progress", "runs.statistics", "batch.executors", "files.prompts")
+    imports = "; ".join(f"import llrag_cli.{module}" for module in modules)
+    check = f"{imports}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_errors_of_the_library_name_no_flag() -> None:
+    errors: list[LlragError] = [
+        RunExistsError(FILE),
+        FolderNotEmptyError(FILE),
+        UnwritableError(FILE, "reason"),
+        NotARunError(FILE),
+        DamagedRunError(FILE, "reason"),
+        RunSchemaError(FILE, schema=1, supported=2),
+        RunDiffersError(FILE, ["seed"]),
+    ]
+    for error in errors:
+        assert error.problem and error.hint
+        assert "--" not in error.problem + error.hint and "llrag " not in error.problem + error.hint
