@@ -25,6 +25,7 @@ class LatentSpace:
     channels: int  # of the released models
     spatial_ratio: int  # pixels along a side of a latent pixel
     temporal_ratio: int  # video frames of each latent frame but the first, which holds one
+    patch_size: int = 2  # latent pixels along a side of a token
 
     def video_frames(self, latent_frames: int) -> int:
         """Video frames that the first latent frames of a video decode to."""

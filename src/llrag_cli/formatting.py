@@ -1,6 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers as people read and write them."""
 
 from __future__ import annotations
+
+import re
+
+from llrag_cli.errors import UsageError
 
 
 def human(amount: float) -> str:
@@ -14,3 +18,16 @@ def human(amount: float) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def parse_bytes(text: str) -> int:
+    """``8GB``, ``500 MB`` or ``1.5e9`` as bytes; GB is 10**9, GiB 2**30."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE)
+    try:
+        amount = float(match[1]) if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if match is None or not 1 <= amount < float("inf"):
+        raise UsageError(f"`{text}` is not an amount of memory", hint="for example `8GB` or `500MB`")
+    power = 1 + "kmgt".index(match[2].lower()) if match[2] else 0
+    return int(amount * (1024 if match[3] else 1000) ** power)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from llrag_cli.cache.archive import slots_of
 from llrag_cli.cache.pages import Layout
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
 from llrag_cli.config import LOCATIONS, Location, ModelShape, RunConfig
-from llrag_cli.errors import DoesNotFitError, Remedy, UsageError
+from llrag_cli.errors import DoesNotFitError, Remedy
 from llrag_cli.files.resources import free_disk, free_memory
 from llrag_cli.formatting import human
 from llrag_cli.memory.encoder import EncoderConfig, embedding_size
@@ -232,16 +231,3 @@ def _history(config: RunConfig, encoder: Path | None, sizes: TransformerSizes, *
     if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
         size = EncoderConfig().latent_dim if encoder is None or not encoder.exists() else embedding_size(encoder)
     return Part("keys of the history", 4 * size * config.latent_frames(seconds) * batch, "device")
-
-
-def parse_bytes(text: str) -> int:
-    """``8GB``, ``500 MB`` or ``1.5e9`` as bytes; GB is 10**9, GiB 2**30."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE)
-    try:
-        amount = float(match[1]) if match else 0.0
-    except ValueError:
-        amount = 0.0
-    if match is None or not 1 <= amount < float("inf"):
-        raise UsageError(f"`{text}` is not an amount of memory", hint="for example `8GB` or `500MB`")
-    power = 1 + "kmgt".index(match[2].lower()) if match[2] else 0
-    return int(amount * (1024 if match[3] else 1000) ** power)

@@ -1,146 +1,139 @@
-"""``llrag collect``: latents of a prompt pool, for training the retrieval encoder."""
+"""``llrag collect``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from llrag_cli.batch.executors import Engine, parse_engine
-from llrag_cli.cli import console
-from llrag_cli.cli.gather import gather, require_all
+import typer
+
+from llrag_cli.cli.options import (
+    BackboneName,
+    Device,
+    Dtype,
+    Encoder,
+    EngineName,
+    Json,
+    Memory,
+    Rag,
+    Seconds,
+    Set,
+    configuration,
+)
 from llrag_cli.errors import UsageError
-from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.formatting import counted
-from llrag_cli.presets import Method, asked_for, load_config, memory_settings
-from llrag_cli.runs.record import require_length
-
-if TYPE_CHECKING:
-    from llrag_cli.batch.collect import NumberedPrompt
-    from llrag_cli.batch.jobs import PipelineSpec
 
 
-@dataclass(frozen=True)
-class CollectRequest:
-    """What was asked for on the command line."""
+def collect(
+    prompts: Annotated[Path, typer.Argument(help="Text file with one prompt per line")],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; repeating the command continues")],
+    backbone: BackboneName = None,
+    rag: Rag = False,
+    memory: Memory = None,
+    encoder: Encoder = None,
+    seconds: Annotated[float, typer.Option(help="Length of each video", **Seconds)] = 30.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the share that is drawn")] = 0,
+    ratio: Annotated[float, typer.Option(help="Share of the prompts to draw, at most 1")] = 1.0,
+    batch: Annotated[int, typer.Option(help="Videos generated together; affects speed and memory only")] = 1,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write each video as mp4")] = False,
+    settings: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    engine: EngineName = "local",
+    as_json: Json = False,
+) -> None:
+    """Generate videos of a prompt pool and keep their latents, as training data for the retrieval encoder.
 
-    prompts: Path
-    out: Path
-    backbone: str | None
-    preset: Path | None
-    method: Method
-    memory: str | None
-    encoder: Path | None
-    settings: tuple[str, ...]
-    seconds: float
-    seed: int
-    ratio: float
-    batch: int
-    preview: bool
-    device: str
-    dtype: str
-    as_json: bool
-    engine: str = "local"
+    One safetensors file per video, latent_000012.safetensors, with prompt, seed
+    and backbone in its metadata. The original's corpus was LongLive without
+    retrieval, sink 3, 90 latent frames, ratio 0.1.
+    """
+    import hashlib
 
+    from llrag_cli.batch.executors import parse_engine
+    from llrag_cli.cli import console
+    from llrag_cli.cli.gather import gather, require_all
+    from llrag_cli.files.prompts import read_prompt_file
+    from llrag_cli.formatting import counted
+    from llrag_cli.runs.folder import RunFolder
+    from llrag_cli.runs.record import require_length
 
-def run(request: CollectRequest) -> None:
-    """Make the videos of a request and keep their latents."""
-    prompts = read_prompt_file(request.prompts)
-    require_length(request.seconds)
-    if not 0 < request.ratio <= 1:
-        raise UsageError(f"a share of {request.ratio:g} cannot be drawn", hint="`--ratio` is more than 0, at most 1")
-    if request.batch < 1:
-        raise UsageError(f"a batch of {request.batch} cannot be made", hint="`--batch` is at least 1")
-    engine = parse_engine(request.engine)
-    named = asked_for(backbone=request.backbone, preset=request.preset)
-    settings = (*memory_settings(request.method, recall=request.memory, encoder=request.encoder), *request.settings)
-    load_config(named or "tiny", method=request.method, settings=settings)  # a typo is reported here
+    texts = read_prompt_file(prompts)
+    require_length(seconds)
+    if not 0 < ratio <= 1:
+        raise UsageError(f"a share of {ratio:g} cannot be drawn", hint="`--ratio` is more than 0 and at most 1")
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} cannot be generated", hint="`--batch` is at least 1")
+    where = parse_engine(engine)
+    rag = None if memory is not None and not rag else rag  # a strategy implies retrieval
+    config = configuration(
+        backbone, rag=rag, memory=memory, encoder=encoder, settings=settings or ()
+    )
+    RunFolder(out).require_writable()
     with console.working("loading"):
-        from llrag_cli.batch.collect import collect, draw_prompts
-        from llrag_cli.batch.jobs import PipelineSpec
-        from llrag_cli.engine.pipeline import Pipeline, default_backbone, memory_plan
+        from llrag_cli.batch.collect import collect as collect_videos
+        from llrag_cli.batch.collect import draw_prompts
+        from llrag_cli.batch.jobs import LatentsJob, PipelineSpec, collect_latents
+        from llrag_cli.engine.devices import default_backbone
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan
         from llrag_cli.runs.latents import LatentFolder
 
-        config = load_config(named or default_backbone(), method=request.method, settings=settings)
-        chosen = draw_prompts(prompts, ratio=request.ratio, seed=request.seed)
-        folder = LatentFolder(request.out)
+        if backbone is None and (name := default_backbone()) != "tiny":
+            config = configuration(
+                name, rag=rag, memory=memory, encoder=encoder, settings=settings or ()
+            )
+        drawn = draw_prompts(texts, ratio=ratio, seed=seed)
+        folder = LatentFolder(out)
         folder.begin(
             {
                 "config": config.model_dump(mode="json"),
-                "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-                "prompts": len(prompts),
-                "ratio": request.ratio,
-                "seconds": request.seconds,
-                "seed": request.seed,
-                "latent_frames": config.latent_frames(request.seconds),
+                "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+                "prompts": len(texts),
+                "ratio": ratio,
+                "seconds": seconds,
+                "seed": seed,
+                "latent_frames": config.latent_frames(seconds),
             }
         )
-        missing = [each for each in chosen if not folder.file(each.number).exists()]
+        missing = [prompt for prompt in drawn if not folder.file(prompt.number).exists()]
         if missing:
-            budget = memory_plan(
-                config, device=request.device, dtype=request.dtype, seconds=request.seconds, batch=request.batch
-            )
+            budget = memory_plan(config, device=device, dtype=dtype, seconds=seconds, batch=batch)
             console.note(budget.sentence())
             budget.require()
             config = budget.config
-            prompts = [each.prompt for each in missing]
-            if engine is None:
-                pipeline = Pipeline.load(config, device=request.device, dtype=request.dtype, prompts=prompts)
-    console.note(f"{counted(len(missing), 'video')} to make, {len(chosen) - len(missing)} here; into {request.out}")
-    if missing and engine is not None:
-        spec = PipelineSpec(config, request.device, request.dtype, prompts=tuple(prompts))
-        _collect_elsewhere(request, engine, spec, missing)
+    console.note(f"{counted(len(missing), 'video')} to generate, {len(drawn) - len(missing)} present; into {out}")
+    needed = tuple(prompt.prompt for prompt in missing)
+    if missing and where is not None:
+        spec = PipelineSpec(config, device, dtype, prompts=needed)
+        jobs = [
+            LatentsJob(spec, tuple(missing[first : first + batch]), out.resolve(), seconds, seed, preview)
+            for first in range(0, len(missing), batch)
+        ]
+        outcomes = gather(
+            where,
+            collect_latents,
+            jobs,
+            title=f"collecting {config.label}, {engine}",
+            total=len(missing),
+            completed=lambda ended: sum(outcome.result or 0 for outcome in ended),
+        )
+        require_all(outcomes, [", ".join(str(prompt.number) for prompt in job.prompts) for job in jobs])
     elif missing:
-        blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
+        with console.working("loading"):
+            pipeline = Pipeline.load(config, device=device, dtype=dtype, prompts=needed)
+        blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
         with console.counting(
-            f"collecting {config.name} {config.method}", total=len(missing) * blocks, goes_on="the same command"
+            f"collecting {config.label}", total=len(missing) * blocks, resume_with="the same command"
         ) as advance:
-            for _ in collect(
-                pipeline,
-                chosen,
-                folder,
-                seconds=request.seconds,
-                seed=request.seed,
-                batch=request.batch,
-                preview=request.preview,
-                on_block=advance,
+            for _ in collect_videos(
+                pipeline, drawn, folder, seconds=seconds, seed=seed, batch=batch, preview=preview, on_block=advance
             ):
                 pass
-    if request.as_json:
-        rows = [
-            {"number": each.number, "prompt": each.prompt, "file": str(folder.file(each.number))} for each in chosen
-        ]
-        console.result(json.dumps(rows, indent=2, ensure_ascii=False))
-    else:
-        console.result(str(request.out))
-
-
-def _collect_elsewhere(
-    request: CollectRequest, engine: Engine, spec: PipelineSpec, missing: Sequence[NumberedPrompt]
-) -> None:
-    """Make what is missing as jobs of an engine, a batch each."""
-    from llrag_cli.batch.jobs import LatentsJob, collect_latents
-
-    jobs = [
-        LatentsJob(
-            spec,
-            tuple(missing[first : first + request.batch]),
-            request.out.resolve(),
-            request.seconds,
-            request.seed,
-            request.preview,
+    if as_json:
+        console.result_json(
+            [
+                {"number": prompt.number, "prompt": prompt.prompt, "file": str(folder.file(prompt.number))}
+                for prompt in drawn
+            ]
         )
-        for first in range(0, len(missing), request.batch)
-    ]
-    outcomes = gather(
-        engine,
-        collect_latents,
-        jobs,
-        title=f"collecting {spec.config.name} {spec.config.method}, {request.engine}",
-        total=len(missing),
-        made=lambda ended: sum(outcome.result or 0 for outcome in ended),
-    )
-    require_all(outcomes, [", ".join(str(each.number) for each in job.prompts) for job in jobs])
+    else:
+        console.result(str(out))

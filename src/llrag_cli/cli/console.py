@@ -25,40 +25,40 @@ _stderr = Console(stderr=True, highlight=False)
 
 
 def silence() -> None:
-    """Say nothing more: of several processes at one task, one speaks."""
+    """Print nothing from now on: of several processes at one task, only one prints."""
     _stderr.quiet = True
 
 
 def result(text: str) -> None:
-    """A result, for people and pipes."""
+    """Print a result to stdout."""
     if not _stderr.quiet:
         sys.stdout.write(text + "\n")
 
 
 def result_json(value: Any) -> None:
-    """A result, for programs."""
+    """Print a result as JSON."""
     result(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def result_table(table: Table) -> None:
-    """A result as a table; wide enough for its content when piped."""
+    """Print a table to stdout; when piped it is wide enough for its content."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
 
 
 def note(text: str) -> None:
-    """Something worth knowing, on stderr."""
+    """Print information to stderr."""
     _stderr.print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """Something that may not be what was meant."""
+    """Print a warning to stderr."""
     _stderr.print(Text("warning: ", style="yellow").append(text, style="default"))
 
 
 @contextmanager
 def library_warnings() -> Iterator[None]:
-    """Show each warning of the library as one of the command line's own."""
+    """Print the library's warnings as the command line's own."""
     with warnings.catch_warnings():
         shown_otherwise = warnings.showwarning
 
@@ -95,23 +95,23 @@ class _Numbers(rich.progress.ProgressColumn):
 
 
 @contextmanager
-def _stopped(goes_on: str | None) -> Iterator[None]:
-    """On Ctrl-C, say which command goes on."""
+def _stopped(resume_with: str | None) -> Iterator[None]:
+    """On Ctrl-C, name the command that continues."""
     try:
         yield
     except KeyboardInterrupt:
-        if goes_on is not None:
-            note(f"stopped; {goes_on} goes on from here")
+        if resume_with is not None:
+            note(f"stopped; {resume_with} continues from here")
         raise
 
 
 @contextmanager
 def generation(description: str, *, blocks: int, frame_rate: int, folder: Path) -> Iterator[Any]:
-    """A live line on stderr while a video is made; yields the function to call with each ``Progress``."""
+    """A live line on stderr while a video is generated; yields the function to call with each ``Progress``."""
     numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=8), numbers)
-    goes_on = f"`llrag generate --resume {folder}`"
-    with _stopped(goes_on), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
+    resume_with = f"`llrag generate --resume {folder}`"
+    with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 
         def update(state: Progress) -> None:
@@ -157,22 +157,22 @@ def download(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
 
 
 @contextmanager
-def counting(description: str, *, total: int, goes_on: str | None = None) -> Iterator[Any]:
-    """One live line on stderr while something is done in equal steps; yields ``advance(steps, what to say)``.
+def counting(description: str, *, total: int, resume_with: str | None = None) -> Iterator[Any]:
+    """One live line on stderr for work in equal steps; yields ``advance(steps, status)``.
 
-    ``goes_on`` names the command that goes on after Ctrl-C, if one does.
+    ``resume_with`` names the command that continues after Ctrl-C, if there is one.
     """
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[said]}"),
+        rich.progress.TextColumn("{task.fields[status]}"),
     )
-    with _stopped(goes_on), rich.progress.Progress(*columns, console=_stderr) as display:
-        task = display.add_task(description, total=total, said="")
+    with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr) as display:
+        task = display.add_task(description, total=total, status="")
 
-        def advance(steps: int, said: str = "") -> None:
-            display.update(task, advance=steps, said=said)
+        def advance(steps: int, status: str = "") -> None:
+            display.update(task, advance=steps, status=status)
 
         yield advance

@@ -1,60 +1,87 @@
-"""``llrag doctor``: what this machine can run, before it is tried."""
+"""``llrag doctor``."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from llrag_cli.cli import console
-from llrag_cli.config import EXACT, LOCATIONS, TIERS
-from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.paths import weights_folder
-from llrag_cli.formatting import human
-from llrag_cli.presets import Method, load_config, preset_names
+from llrag_cli.cli.options import Device, Dtype, Json, MemoryBudget, Rag, Seconds, configuration
+from llrag_cli.errors import LlragError
 
 if TYPE_CHECKING:
     from llrag_cli.planning import Budget
 
-
-@dataclass(frozen=True)
-class DoctorRequest:
-    """What was asked for on the command line."""
-
-    seconds: float
-    backbone: str | None
-    method: Method
-    memory_budget: str | None
-    device: str
-    dtype: str
-    offload: bool
-    as_json: bool
+Plan = Callable[[str, Sequence[str]], "Budget"]  # of a backbone, with settings
 
 
-def run(request: DoctorRequest) -> None:
-    """Look around and report; problems are part of the report, not errors."""
-    if not 0 < request.seconds < float("inf"):
-        raise UsageError(
-            f"memory for {request.seconds:g} seconds cannot be planned", hint="`--seconds` must be more than 0"
+def doctor(
+    seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for", **Seconds)] = 30.0,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show the whole plan of one backbone, for each archive tier")
+    ] = None,
+    rag: Rag = None,
+    memory_budget: MemoryBudget = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Annotated[bool, typer.Option("--offload", help="Plan with the weights kept on the host")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show this machine, the weights that are present, and whether each backbone fits into memory."""
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import parse_bytes
+    from llrag_cli.runs.record import require_length
+
+    require_length(seconds)
+    limit = None if memory_budget is None else parse_bytes(memory_budget)
+    if backbone is not None:
+        configuration(backbone, rag=rag)  # an unknown name is an error before torch is imported
+
+    def plan(name: str, settings: Sequence[str]) -> Budget:
+        from llrag_cli.engine.devices import find_device, find_dtype
+        from llrag_cli.files.paths import weights_folder
+        from llrag_cli.models.family import family_of
+        from llrag_cli.planning import plan as plan_memory
+
+        config = configuration(name, rag=rag, settings=settings)
+        target = find_device(device)
+        return plan_memory(
+            config,
+            weights_folder(),
+            device=target,
+            dtype=find_dtype(dtype, target, family=family_of(config)),
+            seconds=seconds,
+            offload=offload,
+            limit=limit,
+            scratch=Path("runs"),
         )
-    if request.backbone is not None:
-        _show_plans(request, request.backbone)
+
+    if backbone is not None:
+        _show_plans(backbone, plan, seconds=seconds, as_json=as_json)
         return
+    from llrag_cli.presets import preset_names
+
     with console.working("looking"):
-        machine = _machine(request.device)
-        rows = [_backbone(name, request) for name in preset_names()]
-    if request.as_json:
+        machine = _machine(device)
+        rows = [_backbone_row(name, plan, rag=rag, device=device) for name in preset_names()]
+    if as_json:
         console.result_json({"machine": machine, "backbones": rows})
-        return
+    else:
+        _show_machine(machine, rows, seconds=seconds)
+
+
+def _show_machine(machine: dict[str, str], rows: Sequence[dict[str, Any]], *, seconds: float) -> None:
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import human
+
     for name, value in machine.items():
         console.result(f"{name:<9}{value}")
     console.result("")
-    table = Table("backbone", "weights", f"memory for {request.seconds:g} s", "", box=None, pad_edge=False)
+    table = Table("backbone", "weights", f"memory for {seconds:g} s", "", box=None, pad_edge=False)
     for row in rows:
         needs = [f"{human(row['device_bytes'])} on {row['device']}"]
         if row["host_bytes"]:
@@ -65,66 +92,74 @@ def run(request: DoctorRequest) -> None:
     console.result_table(table)
 
 
-def _show_plans(request: DoctorRequest, name: str) -> None:
+def _show_plans(name: str, plan: Plan, *, seconds: float, as_json: bool) -> None:
     """The plan of one backbone with each tier of the archive: parts in rows, tiers in columns."""
+    from rich.table import Table
+
+    from llrag_cli.cache.tiers import EXACT, TIERS
+    from llrag_cli.cli import console
+    from llrag_cli.config import LOCATIONS
+    from llrag_cli.formatting import human
+
     with console.working("planning"):
-        budgets = _plans(request, name)
-        auto = _plan(request, name, settings=("memory.archive=auto",))
-        chosen = auto.config.memory.archive if auto.short is None else None
-    rows = {tier: _row(budget) for tier, budget in budgets.items()}
-    if request.as_json:
-        seconds = request.seconds
+        own = plan(name, ())
+        if own.config.memory.retrieves:
+            budgets = {str(tier): plan(name, [f"memory.archive={tier}"]) for tier in TIERS}
+            auto = plan(name, ["memory.archive=auto"])
+            chosen = _archive(auto) if auto.short is None else None
+        else:
+            budgets, chosen = {"no archive": own}, None
+    rows = {title: _row(budget) for title, budget in budgets.items()}
+    if as_json:
         console.result_json({"backbone": name, "seconds": seconds, "chosen": chosen, "archives": rows})
         return
-    titles = [f"{tier} *" if tier == chosen and len(budgets) > 1 else tier for tier in budgets]
-    table = Table(f"{name}, {request.seconds:g} s", *titles, box=None, pad_edge=False)
+    titles = [f"{tier} *" if tier == chosen else tier for tier in budgets]
+    table = Table(f"{name}, {seconds:g} s", *titles, box=None, pad_edge=False)
     parts = dict.fromkeys((part.location, part.name) for budget in budgets.values() for part in budget.parts)
     for location in LOCATIONS:
         if not any(budget.total(location) for budget in budgets.values()):
             continue
         for where, part in parts:
             if where == location:
-                found = [
+                sizes = [
                     sum(each.bytes for each in budget.parts if (each.location, each.name) == (location, part))
                     for budget in budgets.values()
                 ]
-                table.add_row(part, *(human(size) if size else "" for size in found))
-        first = next(iter(budgets.values()))
-        room = first.room(location)
-        title = f"on {first.name_of(location)}" + ("" if room is None else f", of {human(room)}")
+                table.add_row(part, *(human(size) if size else "" for size in sizes))
+        room = own.room(location)
+        title = f"on {own.name_of(location)}" + ("" if room is None else f", of {human(room)}")
         table.add_row(f"[bold]{title}[/]", *(f"[bold]{human(each.total(location))}[/]" for each in budgets.values()))
         table.add_row()
     table.add_row("", *("fits" if row["verdict"] == "fits" else "does not fit" for row in rows.values()))
     console.result_table(table)
     if len(budgets) > 1:
-        taken = "* what `--archive auto` takes" if chosen else "nothing that `--archive auto` tries fits"
-        console.result(f"{taken}; {', '.join(EXACT)} write the same video, the others nearly the same")
-
-
-def _plans(request: DoctorRequest, name: str) -> dict[str, Budget]:
-    tiers = TIERS if _plan(request, name, settings=()).config.memory.recalls else ("device",)
-    return {tier: _plan(request, name, settings=(f"memory.archive={tier}",)) for tier in tiers}
+        taken = "* chosen by `--archive auto`" if chosen else "nothing that `--archive auto` tries fits"
+        console.result(f"{taken}; {', '.join(EXACT)} give the same video, the others nearly the same")
 
 
 def _machine(device: str) -> dict[str, str]:
+    import os
+    import shutil
+
     import torch
 
     from llrag_cli.engine.devices import find_device
+    from llrag_cli.files.paths import weights_folder
     from llrag_cli.files.resources import free_memory
-    from llrag_cli.runs.maker import versions
+    from llrag_cli.formatting import human
+    from llrag_cli.runs.statistics import versions
     from llrag_cli.runs.video import ffmpeg
 
     try:
         encoder = ffmpeg()
     except LlragError as error:
         encoder = f"not found: {error.problem}"
-    folder = weights_folder()
-    there = folder
-    while not there.exists():
-        there = there.parent
+    folder = existing = weights_folder()
+    while not existing.exists():
+        existing = existing.parent
     host = free_memory(None)
     memory = "free memory unknown" if host is None else f"{human(host)} free"
-    found = {
+    machine = {
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "ffmpeg": encoder,
         "device": str(find_device(device)),
@@ -132,35 +167,26 @@ def _machine(device: str) -> dict[str, str]:
     }
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {human(free)} free of {human(total)}"
-    found["weights"] = f"{folder}, {human(shutil.disk_usage(there).free)} free on its disk"
-    return found
+        machine[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {human(free)} free of {human(total)}"
+    machine["weights"] = f"{folder}, {human(shutil.disk_usage(existing).free)} free on its disk"
+    return machine
 
 
-def _plan(request: DoctorRequest, name: str, *, settings: Sequence[str]) -> Budget:
-    from llrag_cli.engine.devices import find_device, find_dtype
-    from llrag_cli.models.family import family_of
-    from llrag_cli.planning import parse_bytes, plan
+def _archive(budget: Budget) -> str | None:
+    from llrag_cli.memory.strategies import RetrievalMemory
 
-    config = load_config(name, method=request.method, settings=settings)
-    device = find_device(request.device)
-    return plan(
-        config,
-        weights_folder(),
-        device=device,
-        dtype=find_dtype(request.dtype, device, family=family_of(config)),
-        seconds=request.seconds,
-        offload=request.offload,
-        limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
-        scratch=Path("runs"),
-    )
+    memory = budget.config.memory
+    return memory.archive if isinstance(memory, RetrievalMemory) else None
 
 
 def _row(budget: Budget) -> dict[str, Any]:
-    """What a plan takes, and whether there is as much."""
+    """What a plan needs, and whether it fits."""
+    from llrag_cli.config import LOCATIONS
+    from llrag_cli.formatting import human
+
     row: dict[str, Any] = {f"{location}_bytes": budget.total(location) for location in LOCATIONS}
     row["parts"] = [{"name": part.name, "bytes": part.bytes, "location": part.location} for part in budget.parts]
-    row["archive"] = budget.config.memory.archive
+    row["archive"] = _archive(budget)
     row["verdict"] = "fits"
     if (short := budget.short) is not None:
         largest = max((part for part in budget.parts if part.location == short), key=lambda part: part.bytes)
@@ -168,21 +194,22 @@ def _row(budget: Budget) -> dict[str, Any]:
     return row
 
 
-def _backbone(name: str, request: DoctorRequest) -> dict[str, Any]:
+def _backbone_row(name: str, plan: Plan, *, rag: bool | None, device: str) -> dict[str, Any]:
     from llrag_cli.engine.devices import find_device
+    from llrag_cli.files.paths import weights_folder
     from llrag_cli.models.family import family_of
 
-    config = load_config(name, method=request.method)
-    row: dict[str, Any] = {"backbone": name, "device": str(find_device(request.device)), "missing": []}
-    nothing = {"device_bytes": 0, "host_bytes": 0, "disk_bytes": 0, "parts": []}
+    config = configuration(name, rag=rag)
+    row: dict[str, Any] = {"backbone": name, "device": str(find_device(device)), "missing": []}
     try:
         missing = family_of(config).missing(config, weights_folder())
         row["missing"] = [str(path) for path in missing.values()]
         row["weights"] = "in the package" if family_of(config).bundled else "present"
         if missing:
             row["weights"] = f"{len(missing)} missing"
-        row |= _row(_plan(request, name, settings=()))
+        row |= _row(plan(name, ()))
     except LlragError as error:
+        nothing = {"device_bytes": 0, "host_bytes": 0, "disk_bytes": 0, "parts": []}
         return row | nothing | {"weights": "damaged", "verdict": error.problem}
     if row["verdict"] == "fits" and missing:
         row["verdict"] = f"fits; `llrag download weights {name}` first"

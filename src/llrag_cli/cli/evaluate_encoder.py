@@ -1,155 +1,139 @@
-"""``llrag evaluate-encoder``: which keys find what matters, side by side."""
+"""``llrag evaluate-encoder``."""
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from rich.table import Table
+import typer
 
-from llrag_cli.cli import console
-from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.formatting import counted
+from llrag_cli.cli.options import Json, Seconds
+from llrag_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llrag_cli.evaluation.encoder.quality import Quality
-    from llrag_cli.models.embedded.vae import TinyDecoder
 
 
-@dataclass(frozen=True)
-class EvaluateEncoderRequest:
-    """What was asked for on the command line."""
+def evaluate_encoder(
+    encoders: Annotated[
+        list[Path] | None, typer.Argument(help="Encoders to compare; default: the embedded one")
+    ] = None,
+    latents: Annotated[
+        Path | None, typer.Option(help="Evaluate on these latents, without ground truth; default: the sprite world")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table (JSON) and the figure")] = None,
+    videos: Annotated[int, typer.Option(help="Videos to evaluate on")] = 24,
+    seconds: Annotated[float, typer.Option(help="Length of each, in the sprite world", **Seconds)] = 160.0,
+    count: Annotated[int, typer.Option(help="K: frames retrieved for each query")] = 6,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval accuracy of encoders, beside average pooling and random projection."""
+    import json
+    from dataclasses import asdict
 
-    encoders: tuple[Path, ...]
-    latents: Path | None
-    out: Path | None
-    videos: int
-    seconds: float
-    count: int
-    vision: str | None
-    seed: int
-    as_json: bool
+    from llrag_cli.cli import console
+    from llrag_cli.errors import UnwritableError
 
-
-def run(request: EvaluateEncoderRequest) -> None:
-    """Judge every descriptor on the same videos."""
-    if request.videos < 1 or request.count < 1 or not 10 <= request.seconds <= 3600:
+    if videos < 1 or count < 1 or not 10 <= seconds <= 3600:
         raise UsageError(
-            f"{request.videos} videos of {request.seconds:g} s with {request.count} recalled cannot be judged",
+            f"cannot evaluate on {videos} videos of {seconds:g} s with {count} retrieved frames",
             hint="`--videos` and `--count` are at least 1, `--seconds` from 10 to 3600",
         )
-    for path in request.encoders:
+    for path in encoders or ():
         if not path.is_file():
-            raise UsageError(f"there is no file `{path}`", hint="`llrag train-encoder` makes one")
+            raise UsageError(f"no such file: `{path}`", hint="`llrag train-encoder` trains a retrieval encoder")
     with console.working("loading"):
-        from llrag_cli.evaluation.encoder.descriptors import encoder_descriptor, plain_descriptors, vision_descriptor
+        from llrag_cli.evaluation.encoder.descriptors import encoder_descriptor, plain_descriptors
+        from llrag_cli.evaluation.encoder.figure import encoder_comparison
         from llrag_cli.evaluation.encoder.quality import Geometry, quality
         from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 
-        sets = _sets(request)
+        sets = _sprite_sets(videos, seconds, seed) if latents is None else _latent_sets(latents, videos)
         first = next(iter(sets.values())).videos[0]
         shape = (first.shape[1], first.shape[2], first.shape[3])
         descriptors = plain_descriptors()
-        if request.vision is not None:
-            descriptors[Path(request.vision).name] = vision_descriptor(request.vision, _decoder(shape))
-        encoders = request.encoders or ((EMBEDDED.bundled_encoder,) if request.latents is None else ())
-        for path in encoders:
-            descriptors["embedded encoder" if path == EMBEDDED.bundled_encoder else str(path)] = encoder_descriptor(
-                path, shape
-            )
-    judged: dict[str, dict[str, Quality]] = {title: {} for title in sets}
-    with console.counting("judging", total=len(descriptors) * len(sets)) as advance:
-        for title, each in sets.items():
+        bundled = EMBEDDED.bundled_encoder
+        for path in encoders or ([bundled] if latents is None else []):
+            descriptors["embedded encoder" if path == bundled else str(path)] = encoder_descriptor(path, shape)
+    tables: dict[str, dict[str, Quality]] = {title: {} for title in sets}
+    with console.counting("evaluating", total=len(descriptors) * len(sets)) as advance:
+        for title, videos_ in sets.items():
             for name, describe in descriptors.items():
-                keys = [describe(video) for video in each.videos]
-                judged[title][name] = quality(keys, Geometry(count=request.count), each.labels)
+                keys = [describe(video) for video in videos_.videos]
+                tables[title][name] = quality(keys, Geometry(count=count), videos_.labels)
                 advance(1, name)
-    if request.latents is None and not all(found.queries for table in judged.values() for found in table.values()):
-        raise UsageError("the videos are too short for anything to come back", hint="raise `--seconds`")
-    if request.out is not None:
-        _write(request.out, judged, request.count)
-    if request.as_json:
-        told = {title: {name: asdict(found) for name, found in table.items()} for title, table in judged.items()}
-        console.result_json(told)
+    if latents is None and not all(row.queries for table in tables.values() for row in table.values()):
+        raise UsageError("the videos are too short for any object to return", hint="increase `--seconds`")
+    content = {title: {name: asdict(row) for name, row in table.items()} for title, table in tables.items()}
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "encoders.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            (out / "encoders.png").write_bytes(encoder_comparison(tables, count))
+        except OSError as error:
+            raise UnwritableError(out, (error.strerror or str(error)).lower()) from error
+    if as_json:
+        console.result_json(content)
         return
-    for title, table_ in judged.items():
-        console.result_table(table(title, table_, request.count))
+    for title, table in tables.items():
+        console.result_table(quality_table(title, table, count))
         console.result("")
 
 
-@dataclass(frozen=True)
-class _Set:
-    """Videos to judge on, and what each of their frames shows, where that is known."""
+class _Videos(NamedTuple):
+    """Latents [F, C, H, W] of videos, and the object that each frame shows [F], where that is known."""
 
     videos: list[Tensor]
     labels: list[Tensor] | None
 
 
-def _sets(request: EvaluateEncoderRequest) -> dict[str, _Set]:
-    """What to judge on, by title."""
-    if request.latents is not None:
-        from llrag_cli.training.encoder.data import LatentPool
+def _latent_sets(folder: Path, count: int) -> dict[str, _Videos]:
+    from llrag_cli.formatting import counted
+    from llrag_cli.training.encoder.data import LatentPool
 
-        pool = LatentPool(request.latents)
-        videos = [pool.frames(video) for video in range(min(request.videos, len(pool)))]
-        return {f"{counted(len(videos), 'video')} of {request.latents}": _Set(videos, None)}
+    pool = LatentPool(folder)
+    videos = [pool.frames(video) for video in range(min(count, len(pool)))]
+    return {f"{counted(len(videos), 'video')} of {folder}": _Videos(videos, None)}
+
+
+def _sprite_sets(count: int, seconds: float, seed: int) -> dict[str, _Videos]:
+    from itertools import product
+
+    from llrag_cli.formatting import counted
     from llrag_cli.models.embedded.model import load_embedded
     from llrag_cli.world.panorama import WORLDS, make_panorama
 
     vae = load_embedded()[2]
     sets = {}
-    for world, changing in itertools.product(WORLDS, (False, True)):
-        seeds = range(request.videos * request.seed, request.videos * (request.seed + 1))
-        made = [
-            make_panorama(vae.encode, world, seconds=request.seconds, seed=seed, changing_light=changing)
-            for seed in seeds
+    for world, changing in product(WORLDS, (False, True)):
+        panoramas = [
+            make_panorama(vae.encode, world, seconds=seconds, seed=number, changing_light=changing)
+            for number in range(count * seed, count * (seed + 1))
         ]
         light = "changing light" if changing else "steady light"
-        title = f"objects differ in {world}, {light}: {counted(len(made), 'video')} of {request.seconds:g} s"
-        sets[title] = _Set([each.latents for each in made], [each.labels for each in made])
+        title = f"objects differ in {world}, {light}: {counted(count, 'video')} of {seconds:g} s"
+        sets[title] = _Videos([each.latents for each in panoramas], [each.labels for each in panoramas])
     return sets
 
 
-def _decoder(shape: tuple[int, int, int]) -> TinyDecoder:
-    from llrag_cli.models.embedded.model import LATENT, load_embedded
-    from llrag_cli.models.embedded.vae import TinyDecoder
+def quality_table(title: str, rows: Mapping[str, Quality], count: int) -> Any:
+    """The results of one set of videos as a table."""
+    from rich.table import Table
 
-    if shape != LATENT:
-        raise LlragError("only latents of the embedded model can be decoded here", hint="leave `--vision` out")
-    return TinyDecoder(load_embedded()[2])
-
-
-def table(title: str, judged: Mapping[str, Quality], count: int) -> Table:
-    """The results for people."""
-    rows = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-    rows.add_column("keys")
+    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table.add_column("keys")
     for heading in (f"recall@{count}", "unguarded", "MRR", "cos 1 apart", "cos 8 apart", "near guard", "rank"):
-        rows.add_column(heading, justify="right")
-    for name, found in judged.items():
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
         recall = "-"
-        if found.recall is not None and found.recall_interval is not None:
-            recall = "{:.3f} [{:.2f}, {:.2f}]".format(found.recall, *found.recall_interval)
-        answers = [found.unguarded_recall, found.reciprocal_rank]
-        cells = [recall, *("-" if value is None else f"{value:.3f}" for value in answers)]
-        cells += [f"{found.similarity[lag]:.3f}" if lag in found.similarity else "-" for lag in (1, 8)]
-        rows.add_row(name, *cells, f"{100 * found.near_guard:.0f} %", f"{found.effective_rank:.1f}")
-    return rows
-
-
-def _write(folder: Path, judged: Mapping[str, Mapping[str, Quality]], count: int) -> None:
-    from llrag_cli.training.encoder.report import encoder_comparison
-
-    content = {title: {name: asdict(found) for name, found in table.items()} for title, table in judged.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "encoders.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / "encoders.png").write_bytes(encoder_comparison(judged, count))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"`{folder}` cannot be written: {reason}", hint="choose another `--out`") from error
+        if row.recall is not None and row.recall_interval is not None:
+            recall = "{:.3f} [{:.2f}, {:.2f}]".format(row.recall, *row.recall_interval)
+        accuracy = [row.unguarded_recall, row.reciprocal_rank]
+        cells = [recall, *("-" if value is None else f"{value:.3f}" for value in accuracy)]
+        cells += [f"{row.similarity[lag]:.3f}" if lag in row.similarity else "-" for lag in (1, 8)]
+        table.add_row(name, *cells, f"{100 * row.near_guard:.0f} %", f"{row.effective_rank:.1f}")
+    return table

@@ -1,4 +1,4 @@
-"""Jobs of an engine, with one live line of how far they are."""
+"""Jobs of an engine, with one live line of progress."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def gather(
     *,
     title: str,
     total: int,
-    made: Callable[[Sequence[Outcome[Result]]], int],
+    completed: Callable[[Sequence[Outcome[Result]]], int],
 ) -> list[Outcome[Result]]:
-    """What came of the jobs, in their order.
+    """The outcomes of the jobs, in their order.
 
-    ``made`` tells how many of the ``total`` steps are done, from the jobs that have ended and what else it can see.
+    ``completed`` returns how many of the ``total`` steps are done, given the jobs that have ended.
     """
     outcomes: list[Outcome[Result]] = []
-    told = 0
-    with console.counting(title, total=total, goes_on="the same command") as advance:
+    shown = 0
+    with console.counting(title, total=total, resume_with="the same command") as advance:
 
-        def look() -> None:
-            nonlocal told
-            done = made(outcomes)
-            advance(done - told, f"{len(outcomes)}/{len(jobs)} done")
-            told = done
+        def update() -> None:
+            nonlocal shown
+            done = completed(outcomes)
+            advance(done - shown, f"{len(outcomes)}/{len(jobs)} done")
+            shown = done
 
-        for outcome in engine.run(work, jobs, on_tick=look):
+        for outcome in engine.run(work, jobs, on_tick=update):
             outcomes.append(outcome)
-            look()
+            update()
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
@@ -44,9 +44,9 @@ def require_all(outcomes: Sequence[Outcome[Any]], names: Sequence[str]) -> None:
     """Name the jobs that failed, and why; raise an error if there are any."""
     failed = [outcome for outcome in outcomes if outcome.problem is not None]
     for outcome in failed:
-        console.warn(f"{names[outcome.number]}: {outcome.problem} ({outcome.hint})")
+        console.warn(f"{names[outcome.number]}: {outcome.problem}" + (f" ({outcome.hint})" if outcome.hint else ""))
     if failed:
         raise LlragError(
             f"{len(failed)} of {counted(len(outcomes), 'job')} failed",
-            hint="what was made is kept; the same command goes on",
+            hint="finished work is kept; the same command continues",
         )

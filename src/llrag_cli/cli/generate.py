@@ -1,251 +1,297 @@
-"""``llrag generate``: parse the request, run it, show it."""
+"""``llrag generate``."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from llrag_cli.batch.executors import Engine, parse_engine
-from llrag_cli.cli import console
-from llrag_cli.cli.gather import gather, require_all
-from llrag_cli.config import EXACT, RunConfig
+import typer
+
+from llrag_cli.cli.options import (
+    MANY,
+    Archive,
+    Attention,
+    BackboneName,
+    Compile,
+    Device,
+    Dtype,
+    Encoder,
+    EngineName,
+    Json,
+    Memory,
+    MemoryBudget,
+    Offload,
+    Rag,
+    Seconds,
+    Set,
+    Size,
+    configuration,
+    given,
+)
 from llrag_cli.errors import UsageError
-from llrag_cli.files.prompts import read_prompt_file
-from llrag_cli.presets import Method, archive_settings, asked_for, load_config, memory_settings
-from llrag_cli.runs.folder import RunFolder, unused_folder
-from llrag_cli.runs.record import require_length
 
 if TYPE_CHECKING:
-    from llrag_cli.runs.maker import Existing
+    from llrag_cli.batch.executors import Engine
+    from llrag_cli.config import RunConfig
+    from llrag_cli.engine.execution import Execution
 
 
-@dataclass(frozen=True)
-class GenerateRequest:
-    """What was asked for on the command line."""
+def generate(
+    context: typer.Context,
+    prompt: Annotated[list[str] | None, typer.Argument(help="What the video shows, in a quoted sentence")] = None,
+    backbone: BackboneName = None,
+    rag: Rag = None,
+    memory: Memory = None,
+    encoder: Encoder = None,
+    seconds: Annotated[
+        float, typer.Option(help="Length of the video: 30, 90s, 2m, 1:30; rounded up to a whole block", **Seconds)
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
+    size: Size = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Picture that the video starts from; for frame-wise backbones")
+    ] = None,
+    archive: Archive = None,
+    memory_budget: MemoryBudget = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt per line; one run folder each", **MANY)
+    ] = None,
+    settings: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+    attention: Attention = None,
+    compile_: Compile = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run; --seconds may be longer")
+    ] = None,
+    engine: EngineName = "local",
+    as_json: Json = False,
+) -> None:
+    """Generate a long video from a text prompt.
 
-    prompt: str | None
-    prompts: Path | None
-    backbone: str | None
-    preset: Path | None
-    method: Method
-    memory: str | None
-    encoder: Path | None
-    archive: str | None
-    memory_budget: str | None
-    settings: tuple[str, ...]
-    seconds: float
-    seed: int
-    image: Path | None
-    out: Path | None
-    device: str
-    dtype: str
-    offload: bool
-    attention: str | None
-    compile: bool
-    force: bool
-    as_json: bool
-    resume: Path | None = None
-    engine: str = "local"
-    said: frozenset[str] = frozenset()  # names of the options that were given, not left at their defaults
+    The run folder contains video.mp4, run.json (settings, versions, timings),
+    memory.jsonl (frames retrieved for each block) and latents.safetensors.
 
+    --resume continues an interrupted run. With --prompts and --out, repeating
+    the command does.
+    """
+    text = one_prompt(prompt)
+    if resume is not None:
+        from llrag_cli.cli.extend import continue_run
 
-def run(request: GenerateRequest) -> None:
-    """Make the videos of a request."""
-    if request.resume is not None:
-        _resume(request, request.resume)
+        for name in given(context, "prompts", "out", "force", "size", "engine"):
+            raise UsageError(f"`--{name}` cannot be combined with `--resume`", hint="a run keeps its folder and size")
+        repeated: dict[str, Any] = {name: context.params[name] for name in given(context, "seed", "dtype")}
+        if text is not None:
+            repeated["prompt"] = text
+        if image is not None:
+            repeated["image"] = str(image)
+        continue_run(
+            resume,
+            seconds=seconds if given(context, "seconds") else None,
+            repeated=repeated,
+            backbone=backbone,
+            rag=rag,
+            memory=memory,
+            encoder=encoder,
+            settings=settings or (),
+            archive=archive,
+            memory_budget=memory_budget,
+            device=device,
+            offload=offload,
+            attention=attention,
+            compile=compile_,
+            as_json=as_json,
+        )
         return
-    prompts = read_prompts(request)
-    require_length(request.seconds)
-    _config(request, default="tiny")  # a typo is reported here, before torch loads
-    engine = parse_engine(request.engine)
-    existing: Existing = "replace" if request.force else "resume" if request.prompts and request.out else "refuse"
-    out = RunFolder(request.out or Path("runs"))
-    out.require_writable()
-    if request.out is not None and existing == "refuse":
-        out.require_free()
-    if engine is not None:
-        _generate_elsewhere(request, prompts, engine)
-        return
+
+    # everything that can be checked early, before torch is imported
+    from llrag_cli.batch.executors import parse_engine
+    from llrag_cli.cli import console
+    from llrag_cli.files.image import open_image
+    from llrag_cli.files.prompts import read_prompt_file
+    from llrag_cli.formatting import parse_bytes
+    from llrag_cli.runs.folder import RunFolder, unused_folder
+    from llrag_cli.runs.record import require_length
+
+    if (text is None) == (prompts is None):
+        raise UsageError(
+            "a prompt is missing" if text is None else "a prompt and `--prompts` cannot be combined",
+            hint='for example `llrag generate "a red circle bounces around on a striped blue wall"`',
+        )
+    texts = [text] if text is not None else read_prompt_file(prompts) if prompts is not None else []
+    require_length(seconds)
+
+    def configured(default: str) -> RunConfig:
+        return configuration(
+            backbone,
+            default=default,
+            rag=rag,
+            memory=memory,
+            encoder=encoder,
+            archive=archive,
+            size=size,
+            settings=settings or (),
+        )
+
+    config = configured("tiny")
+    limit = None if memory_budget is None else parse_bytes(memory_budget)
+    where = parse_engine(engine)
+    parent = RunFolder(out or Path("runs"))
+    parent.require_writable()
+    if prompts is None:
+        folders = [RunFolder(out or unused_folder(Path("runs"), slug(texts[0])))]
+        if out is not None and not force:
+            folders[0].require_free()
+    else:
+        names = [f"{number:0{max(3, len(str(len(texts))))}d}-{slug(text)}" for number, text in enumerate(texts, 1)]
+        folders = [RunFolder(parent.path / name if out else unused_folder(parent.path, name)) for name in names]
+    if image is not None:
+        config.require_framewise()
+        open_image(image)
     with console.working("loading"):
         from llrag_cli.engine.devices import default_backbone
         from llrag_cli.engine.execution import Execution
-        from llrag_cli.engine.pipeline import Pipeline, memory_plan, require_framewise
-        from llrag_cli.files.image import open_image
-        from llrag_cli.planning import NOT_EXACT, parse_bytes
-        from llrag_cli.runs.maker import make_video
 
-        config = _config(request, default=default_backbone())
-        if request.image is not None:
-            require_framewise(config)
-            open_image(request.image)  # a bad picture is reported here, before weights are read
+        if backbone is None and (name := default_backbone()) != "tiny":
+            config = configured(name)
+        how = Execution(offload=offload, attention=attention, compile=compile_)
+    if where is not None:
+        if prompts is None or out is None:
+            raise UsageError(
+                f"the engine `{engine}` generates many videos", hint="give them with `--prompts FILE --out FOLDER`"
+            )
+        if limit is not None:
+            raise UsageError(
+                "`--memory-budget` is planned on this machine, but jobs may run on others",
+                hint="choose the `--archive` instead; each worker takes the first tier that fits",
+            )
+        _run_jobs(
+            where, config, texts, folders, seconds, seed, image, device=device, dtype=dtype, how=how, force=force,
+            title=f"{config.label}, {engine}", as_json=as_json,
+        )  # fmt: skip
+        return
+
+    with console.working("loading"):
+        from llrag_cli.cache.tiers import EXACT
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan
+        from llrag_cli.memory.strategies import RetrievalMemory
+        from llrag_cli.planning import NOT_EXACT
+        from llrag_cli.runs.maker import Existing, make_video
+
         budget = memory_plan(
-            config,
-            device=request.device,
-            dtype=request.dtype,
-            seconds=request.seconds,
-            offload=request.offload,
-            limit=None if request.memory_budget is None else parse_bytes(request.memory_budget),
-            scratch=request.out or Path("runs"),
+            config, device=device, dtype=dtype, seconds=seconds, offload=offload, limit=limit, scratch=parent.path
         )
         console.note(budget.sentence())
         budget.require()
-        if config.memory.archive == "auto" and budget.config.memory.archive not in EXACT:
-            console.warn(f"nothing else fits: {NOT_EXACT[budget.config.memory.archive]}")
+        chosen = budget.config.memory
+        if isinstance(chosen, RetrievalMemory) and chosen != config.memory and chosen.archive not in EXACT:
+            console.warn(f"no exact archive fits: {NOT_EXACT[chosen.archive]}")
         config = budget.config
-        pipeline = Pipeline.load(
-            config,
-            device=request.device,
-            dtype=request.dtype,
-            how=Execution(offload=request.offload, attention=request.attention, compile=request.compile),
-            prompts=prompts,
-        )
-    records = []
-    for number, prompt in enumerate(prompts, start=1):
-        for word in pipeline.text.unknown_words(prompt):
-            console.warn(f"`{word}` is outside the vocabulary of the embedded model and is left out")
-        folder = RunFolder(_folder(request, prompt, number, len(prompts)))
-        blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
-        title = f"{config.name} {config.method}" + (f" {number}/{len(prompts)}" if len(prompts) > 1 else "")
+        pipeline = Pipeline.load(config, device=device, dtype=dtype, how=how, prompts=texts)
+    existing: Existing = "replace" if force else "resume" if prompts is not None and out is not None else "refuse"
+    blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
+    results = []
+    for number, (text, folder) in enumerate(zip(texts, folders, strict=True), start=1):
+        warn_of_unknown_words(pipeline.text.unknown_words(text))
+        title = config.label + (f" {number}/{len(texts)}" if len(texts) > 1 else "")
         with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
             record = make_video(
                 pipeline,
-                prompt,
+                text,
                 folder,
-                seconds=request.seconds,
-                seed=request.seed,
+                seconds=seconds,
+                seed=seed,
                 existing=existing,
-                image=request.image,
+                image=image,
                 on_progress=update,
             )
-        records.append({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
-        if not request.as_json:
+        results.append({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
+        if not as_json:
             console.result(str(folder.video))
-    if request.as_json:
-        console.result_json(records if request.prompts else records[0])
+    if as_json:
+        console.result_json(results[0] if prompts is None else results)
 
 
-def _generate_elsewhere(request: GenerateRequest, prompts: list[str], engine: Engine) -> None:
-    """Make the videos of a request as jobs of an engine."""
-    if request.prompts is None or request.out is None:
-        raise UsageError(
-            f"the engine `{request.engine}` makes many videos at once",
-            hint="give them with `--prompts FILE --out FOLDER`",
-        )
-    if request.memory_budget is not None:
-        raise UsageError(
-            "`--memory-budget` plans for this machine, and workers may run on others",
-            hint="name the `--archive` instead; each worker takes the first that fits it",
-        )
-    with console.working("loading"):
-        from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
-        from llrag_cli.engine.pipeline import Execution, default_backbone
+def _run_jobs(
+    engine: Engine,
+    config: RunConfig,
+    texts: list[str],
+    folders: list[Any],
+    seconds: float,
+    seed: int,
+    image: Path | None,
+    *,
+    device: str,
+    dtype: str,
+    how: Execution,
+    force: bool,
+    title: str,
+    as_json: bool,
+) -> None:
+    """Generate videos as jobs of an engine."""
+    from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
+    from llrag_cli.cli import console
+    from llrag_cli.cli.gather import gather, require_all
 
-        config = _config(request, default=default_backbone())
-        how = Execution(offload=request.offload, attention=request.attention, compile=request.compile)
-        spec = PipelineSpec(config, request.device, request.dtype, how, tuple(prompts))
-        folders = [
-            RunFolder(_folder(request, prompt, number, len(prompts)).resolve())
-            for number, prompt in enumerate(prompts, start=1)
-        ]
-        if request.force:
-            for folder in folders:
-                with folder.lock():
-                    folder.clear()
-    image = None if request.image is None else request.image.resolve()
+    if force:
+        for folder in folders:
+            with folder.lock():
+                folder.clear()
+    spec = PipelineSpec(config, device, dtype, how, tuple(texts))
+    picture = None if image is None else image.resolve()
     jobs = [
-        VideoJob(spec, prompt, folder.path, request.seconds, request.seed, image)
-        for prompt, folder in zip(prompts, folders, strict=True)
+        VideoJob(spec, text, folder.path.resolve(), seconds, seed, picture)
+        for text, folder in zip(texts, folders, strict=True)
     ]
-    blocks = config.latent_frames(request.seconds) // config.backbone.frames_per_block
+    blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
     outcomes = gather(
         engine,
         generate_video,
         jobs,
-        title=f"{config.name} {config.method}, {request.engine}",
+        title=title,
         total=len(jobs) * blocks,
-        made=lambda _: sum(min(blocks, folder.blocks_committed()) for folder in folders),
+        completed=lambda _: sum(min(blocks, folder.blocks_committed()) for folder in folders),
     )
-    made = [(folders[each.number], each.result) for each in outcomes if each.result is not None]
-    if request.as_json:
+    finished = [(folders[outcome.number], outcome.result) for outcome in outcomes if outcome.result is not None]
+    if as_json:
         console.result_json(
             [
-                {"folder": str(one.path), "video": str(one.video), **record.model_dump(mode="json")}
-                for one, record in made
+                {"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")}
+                for folder, record in finished
             ]
         )
     else:
-        for folder, _ in made:
+        for folder, _ in finished:
             console.result(str(folder.video))
     require_all(outcomes, [folder.path.name for folder in folders])
 
 
-def _resume(request: GenerateRequest, folder: Path) -> None:
-    """Go on with a run; what else was said must be what it was begun with."""
-    from llrag_cli.cli.resume import ResumeRequest
-    from llrag_cli.cli.resume import run as resume
-
-    for name in ("prompts", "out", "force"):
-        if name in request.said:
-            raise UsageError(
-                f"`--{name}` does not go with `--resume`", hint="a run goes on in its folder, with what it has"
-            )
-    said: dict[str, Any] = {
-        name: getattr(request, name) for name in ("prompt", "seed", "dtype") if name in request.said
-    }
-    if request.image is not None:
-        said["image"] = str(request.image)
-    if source := asked_for(backbone=request.backbone, preset=request.preset):
-        said["backbone"] = Path(source).stem
-    if "rag" in request.said:
-        said["method"] = request.method
-    memory = memory_settings(request.method, recall=request.memory, encoder=request.encoder)
-    resume(
-        ResumeRequest(
-            run=folder,
-            seconds=request.seconds if "seconds" in request.said else None,
-            said={**said, "settings": (*memory, *request.settings)},
-            archive=request.archive,
-            memory_budget=request.memory_budget,
-            device=request.device,
-            offload=request.offload,
-            attention=request.attention,
-            compile=request.compile,
-            as_json=request.as_json,
-        )
-    )
-
-
-def _config(request: GenerateRequest, *, default: str) -> RunConfig:
-    source = asked_for(backbone=request.backbone, preset=request.preset) or default
-    memory = memory_settings(request.method, recall=request.memory, encoder=request.encoder)
-    archive = archive_settings(request.method, archive=request.archive)
-    return load_config(source, method=request.method, settings=(*memory, *archive, *request.settings))
-
-
-def read_prompts(request: GenerateRequest) -> list[str]:
-    """The prompts of a request: the argument, or the lines of a file."""
-    if (request.prompt is None) == (request.prompts is None):
+def one_prompt(words: list[str] | None) -> str | None:
+    """The prompt of a command line; several arguments are a prompt without quotes."""
+    if not words:
+        return None
+    if len(words) > 1:
         raise UsageError(
-            "there is no prompt" if request.prompt is None else "a prompt and `--prompts` were both given",
-            hint='for example `llrag generate "a red circle bounces around on a striped blue wall"`',
+            f"{len(words)} arguments instead of one prompt", hint=f'quote the prompt: `llrag generate "{" ".join(words)}"`'
         )
-    if request.prompt is not None:
-        if not request.prompt.strip():
-            raise UsageError("the prompt is empty", hint="say in a sentence what the video shows")
-        return [request.prompt]
-    assert request.prompts is not None
-    return read_prompt_file(request.prompts)
+    if not words[0].strip():
+        raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
+    return words[0]
 
 
-def _folder(request: GenerateRequest, prompt: str, number: int, count: int) -> Path:
-    name = slug(prompt)
-    if request.prompts is not None:
-        parent = request.out or Path("runs")
-        numbered = f"{number:0{max(3, len(str(count)))}d}-{name}"
-        return parent / numbered if request.out else unused_folder(parent, numbered)
-    return request.out or unused_folder(Path("runs"), name)
+def warn_of_unknown_words(words: list[str]) -> None:
+    """Name the words of a prompt that the model does not know."""
+    from llrag_cli.cli import console
+
+    for word in words:
+        console.warn(f"`{word}` is outside the vocabulary of the embedded model and is ignored")
 
 
 def slug(text: str) -> str:

@@ -1,46 +1,80 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they mean together."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from llrag_cli.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from llrag_cli.config import RunConfig
 
 # Headings of help pages.
 MEMORY: Any = {"rich_help_panel": "Memory"}
 COMPUTING: Any = {"rich_help_panel": "Computing"}
 MANY: Any = {"rich_help_panel": "Many videos"}
 
+
+def parse_seconds(text: str) -> float:
+    """``90``, ``90s``, ``2m``, ``1m30s`` or ``1:30`` as seconds."""
+    clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    units = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    match = clock or units
+    if match is not None and any(match.groups()):
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"`{text}` is not a length of time", hint="for example `30`, `90s`, `2m` or `1:30`") from None
+
+
+Seconds: Any = {"parser": parse_seconds, "metavar": "TIME"}
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Bundled preset (tiny, self-forcing, causal-forcing, longlive; more in `llrag presets`) or a YAML file",
+    ),
+]
+Size = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Size of the picture in pixels, for example 832x480")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Backend = Annotated[
     str,
-    typer.Option(help="What measures: offline (models inside packages) or official (VBench-Long's, downloaded)"),
+    typer.Option(help="Models of the metrics: offline (included in packages) or official (VBench-Long's, downloaded)"),
 ]
 
 Rag = Annotated[
-    bool, typer.Option("--rag/--no-rag", help="Recall past frames, or see the plain sliding window only", **MEMORY)
+    bool | None,
+    typer.Option("--rag/--no-rag", help="Retrieve past frames, or use the plain sliding window", **MEMORY),
 ]
 Memory = Annotated[
     str | None,
     typer.Option(
-        metavar="POLICY",
-        help="What is recalled: nearest, successor, prompt, diverse, gate, uniform, random, deep-sink",
+        metavar="STRATEGY",
+        help="Memory strategy instead of the preset's; `llrag presets strategies` lists them",
         **MEMORY,
     ),
 ]
 Encoder = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Retrieval encoder that past frames are found by", **MEMORY)
+    Path | None, typer.Option(metavar="FILE", help="Retrieval encoder used to look up past frames", **MEMORY)
 ]
 Archive = Annotated[
     str | None,
     typer.Option(
         metavar="TIER",
-        help="Where the keys and values of past frames go: device, host, disk (the same video), host-int8, recompute "
-        "(nearly the same); auto takes the first that fits",
+        help="Where keys and values of past frames are kept: device, host, disk (exact), host-int8, recompute "
+        "(approximate); auto takes the first exact one that fits",
         **MEMORY,
     ),
 ]
@@ -48,22 +82,22 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Most memory to take, on the device and on the host each: 8GB; picks --archive",
+        help="Upper limit of memory on the device, and on the host, for example 8GB; chooses --archive",
         **MEMORY,
     ),
 ]
 
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, else the CPU", **COMPUTING)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto suits backbone and device", **COMPUTING)]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, or else the CPU", **COMPUTING)]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16 or float16; auto depends on backbone and device", **COMPUTING)
+]
 Offload = Annotated[
     bool,
-    typer.Option(
-        "--offload", help="Keep weights on the host, bring them to the GPU layer by layer: slower", **COMPUTING
-    ),
+    typer.Option("--offload", help="Keep weights on the host and copy them to the GPU layer by layer", **COMPUTING),
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(metavar="BACKEND", help="Attention back end of diffusers: native, flash, sage, ...", **COMPUTING),
+    typer.Option(metavar="BACKEND", help="Attention backend of diffusers: native, flash, sage, ...", **COMPUTING),
 ]
 Compile = Annotated[
     bool,
@@ -79,3 +113,94 @@ EngineName = Annotated[
         **MANY,
     ),
 ]
+
+
+def configuration(
+    backbone: str | None,
+    *,
+    default: str = "tiny",
+    rag: bool | None = None,
+    memory: str | None = None,
+    encoder: Path | None = None,
+    archive: str | None = None,
+    size: str | None = None,
+    settings: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration that options ask for; does not import torch. Raises ``UsageError`` for any wrong name."""
+    from llrag_cli.memory.strategies import RetrievalMemory
+    from llrag_cli.presets import load_config, with_settings
+
+    if rag is False:
+        if memory not in (None, "none"):
+            raise UsageError(f"`--no-rag` and `--memory {memory}` contradict each other", hint="give one of them")
+        memory = "none"
+    config = load_config(backbone or default, memory=memory)
+    if size is not None:
+        config = with_settings(config, size_settings(config, size, keys_chosen=_chooses_keys(encoder, settings)))
+    config = with_settings(config, [*encoder_settings(encoder), *archive_settings(archive), *settings])
+    if rag and not isinstance(config.memory, RetrievalMemory):
+        raise UsageError(
+            f"`--rag` retrieves frames, and the memory strategy of `{config.name}` is `{config.memory.strategy}`",
+            hint="name a strategy with `--memory`, for example `--memory nearest`",
+        )
+    return config
+
+
+def _chooses_keys(encoder: Path | None, settings: Sequence[str]) -> bool:
+    return encoder is not None or any(setting.startswith(("memory.keys", "memory.encoder")) for setting in settings)
+
+
+def size_settings(config: RunConfig, size: str, *, keys_chosen: bool) -> list[str]:
+    """What ``--size`` changes: height and width, and how frames are compared where the encoder does not fit."""
+    from llrag_cli.cli import console
+    from llrag_cli.memory.strategies import RetrievalMemory
+
+    step = config.latent_space.spatial_ratio * config.latent_space.patch_size
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not width or not height or width % step or height % step:
+        raise UsageError(
+            f"`--size {size}` is not a valid size of `{config.name}`",
+            hint=f"width and height are multiples of {step} pixels, for example {config.width}x{config.height}",
+        )
+    if (width, height) == (config.width, config.height):
+        return []
+    changes = [
+        f"backbone.height={height // config.latent_space.spatial_ratio}",
+        f"backbone.width={width // config.latent_space.spatial_ratio}",
+    ]
+    if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder" and not keys_chosen:
+        console.note(
+            f"the retrieval encoder takes frames of {config.width}x{config.height}; at {size} frames are compared by "
+            "average pooling (`memory.keys=average`)"
+        )
+        changes.append("memory.keys=average")
+    return changes
+
+
+def encoder_settings(encoder: Path | None) -> list[str]:
+    """What ``--encoder`` changes."""
+    import json
+
+    if encoder is None:
+        return []
+    if not encoder.is_file():
+        raise UsageError(f"no such file: `{encoder}`", hint="`llrag train-encoder` trains a retrieval encoder")
+    return ["memory.keys=encoder", f"memory.encoder={json.dumps(str(encoder.resolve()))}"]
+
+
+def archive_settings(archive: str | None) -> list[str]:
+    """What ``--archive`` changes."""
+    from llrag_cli.cache.tiers import TIERS
+
+    if archive is None:
+        return []
+    if archive not in ("auto", *TIERS):
+        raise UsageError(f"unknown archive `{archive}`", hint=closest(archive, ("auto", *TIERS)))
+    return [f"memory.archive={archive}"]
+
+
+def given(context: typer.Context, *names: str) -> list[str]:
+    """Which of the named parameters were given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]

@@ -1,44 +1,87 @@
-"""``llrag presets``: what there is."""
+"""``llrag presets``: bundled presets, their settings, and the memory strategies."""
 
 from __future__ import annotations
 
-import yaml
-from rich.table import Table
+from typing import Annotated
 
-from llrag_cli.cli import console
-from llrag_cli.presets import METHODS, Method, load_config, preset_names
+import typer
+
+from llrag_cli.cli.options import Encoder, Json, Memory, Rag, Set, configuration
+
+presets_app = typer.Typer(help="List the bundled presets, or show one.", invoke_without_command=True)
 
 
-def list_presets(*, as_json: bool) -> None:
-    """One line a configuration: preset and method."""
-    configs = [load_config(name, method=method) for name in preset_names() for method in METHODS]
+@presets_app.callback()
+def presets(context: typer.Context, as_json: Json = False) -> None:
+    """List the bundled presets, or show one."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.memory.strategies import RetrievalMemory
+    from llrag_cli.presets import load_config, preset_names
+
+    configs = [load_config(name) for name in preset_names()]
     if as_json:
         console.result_json([config.model_dump(mode="json") for config in configs])
         return
-    table = Table("preset", "method", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False)
+    table = Table("preset", "memory", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False)
     for config in configs:
-        memory, backbone = config.memory, config.backbone
-        recalls = memory.policy == "retrieval"
-        table.add_row(
-            config.name,
-            config.method,
-            str(memory.window),
-            str(memory.sink),
-            str(memory.retrieved) if recalls else "-",
-            str(memory.guard) if recalls else "-",
-            memory.keys if recalls else "-",
-            f"{config.width}x{config.height}, {backbone.fps} fps",
-            config.about,
-        )
+        memory, fps = config.memory, config.backbone.fps
+        retrieval = ["-"] * 3
+        if isinstance(memory, RetrievalMemory):
+            retrieval = [str(memory.retrieved), str(memory.guard), memory.keys]
+        video = f"{config.width}x{config.height}, {fps} fps"
+        window = [memory.strategy, str(memory.window), str(memory.sink)]
+        table.add_row(config.name, *window, *retrieval, video, config.about)
     console.result_table(table)
 
 
-def show(name: str, *, method: Method, settings: tuple[str, ...], as_json: bool) -> None:
-    """Every setting of one configuration: as a preset file that `--preset` reads, or as JSON."""
-    config = load_config(name, method=method, settings=settings).model_dump(mode="json")
+@presets_app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A bundled preset, or a YAML file")],
+    rag: Rag = None,
+    memory: Memory = None,
+    encoder: Encoder = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print every setting of one preset, as a file that --backbone reads."""
+    import yaml
+
+    from llrag_cli.cli import console
+
+    config = configuration(name, rag=rag, memory=memory, encoder=encoder, settings=settings or ())
+    content = config.model_dump(mode="json")
     if as_json:
-        console.result_json(config)
+        console.result_json(content)
         return
-    preset = {key: config[key] for key in ("about", "backbone", "sampler", "video")}
-    preset["methods"] = {method: config["memory"]}
-    console.result(yaml.safe_dump(preset, sort_keys=False).rstrip())
+    del content["name"]
+    console.result(yaml.safe_dump(content, sort_keys=False).rstrip())
+
+
+@presets_app.command("strategies")
+def strategies(as_json: Json = False) -> None:
+    """List the memory strategies and their own parameters."""
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.memory.strategies import STRATEGIES, MemoryConfig, RetrievalMemory
+
+    shared = {*MemoryConfig.model_fields, *RetrievalMemory.model_fields}
+    rows = []
+    for name, strategy in STRATEGIES.items():
+        about = (strategy.__doc__ or "").strip().splitlines()[0]
+        own = {field: info for field, info in strategy.model_fields.items() if field not in shared}
+        parameters = {field: f"{info.description} (default {info.default})" for field, info in own.items()}
+        rows.append({"strategy": name, "about": about, "parameters": parameters})
+    if as_json:
+        console.result_json(rows)
+        return
+    table = Table("strategy", "attends to", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(str(row["strategy"]), str(row["about"]))
+        for field, text in dict(row["parameters"]).items():
+            table.add_row("", f"memory.{field}: {text}")
+    console.result_table(table)

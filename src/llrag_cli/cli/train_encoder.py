@@ -1,107 +1,106 @@
-"""``llrag train-encoder``: latents become the encoder that frames are recalled by."""
+"""``llrag train-encoder``."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
-from llrag_cli.cli import console
+import typer
+
+from llrag_cli.cli.options import Json, Set
 from llrag_cli.errors import UsageError, closest
-from llrag_cli.formatting import counted
-from llrag_cli.presets import load_training
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb")
 
 
-@dataclass(frozen=True)
-class TrainEncoderRequest:
-    """What was asked for on the command line."""
+def train_encoder(
+    latents: Annotated[Path, typer.Option(help="Folder filled by `llrag collect`, or of the original's latent_*.pt")],
+    out: Annotated[Path, typer.Option(help="File of the best encoder, .safetensors; a folder beside it has the rest")],
+    preset: Annotated[
+        str | None, typer.Option(help="wan, tiny or a YAML file; default: by the size of the latents")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the videos; default: the preset's")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier training")] = False,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16; auto is bf16 on a GPU that supports it")] = "auto",
+    track: Annotated[str | None, typer.Option(help="Also report to tensorboard or wandb")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto is the GPU if there is one")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train the retrieval encoder: reconstruction, Window Temporal Delta Loss and smoothness.
 
-    latents: Path
-    out: Path
-    preset: str | None
-    epochs: int | None
-    settings: tuple[str, ...]
-    resume: bool
-    force: bool
-    precision: str
-    track: str | None
-    device: str
-    as_json: bool
+    With several GPUs: `accelerate launch -m llrag_cli train-encoder ...`.
+    """
+    import os
 
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import counted
+    from llrag_cli.training.encoder.config import load_training
 
-def run(request: TrainEncoderRequest) -> None:
-    """Train, and say how it goes."""
     if os.environ.get("RANK", "0") != "0":
-        console.silence()  # of several processes, the first one speaks
-    settings = list(request.settings)
-    if request.epochs is not None:
-        settings.append(f"epochs={request.epochs}")
-    load_training(request.preset or "wan", settings=settings)  # a typo is reported here, before torch loads
-    if request.out.suffix != ".safetensors":
-        raise UsageError(f"`{request.out}` is no name for an encoder", hint="`--out` ends in .safetensors")
+        console.silence()  # of several processes, only the first one prints
+    changes = [*(settings or ()), *([] if epochs is None else [f"epochs={epochs}"])]
+    load_training(preset or "wan", settings=changes)  # a wrong name is an error before torch is imported
+    if out.suffix != ".safetensors":
+        raise UsageError(f"`{out}` is not a name for an encoder", hint="`--out` ends in .safetensors")
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision `{precision}`", hint=closest(precision, PRECISIONS))
+    if track is not None and track not in TRACKERS:
+        raise UsageError(f"unknown tracker `{track}`", hint=closest(track, TRACKERS))
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device
         from llrag_cli.runs.latents import LatentFolder
-        from llrag_cli.training.encoder.data import LatentPool, size
-        from llrag_cli.training.encoder.trainer import EncoderTrainer, Precision, Tracker, TrainingFolder
+        from llrag_cli.training.encoder.data import LatentPool, shape_text
+        from llrag_cli.training.encoder.trainer import EncoderTrainer, TrainingFolder
 
-        if request.precision not in get_args(Precision):
-            raise UsageError(
-                f"there is no precision `{request.precision}`", hint=closest(request.precision, get_args(Precision))
-            )
-        if request.track is not None and request.track not in get_args(Tracker):
-            raise UsageError(f"there is no tracker `{request.track}`", hint=closest(request.track, get_args(Tracker)))
-        find_device(request.device)
-    with console.counting("reading latents", total=len(LatentFolder(request.latents).files())) as advance:
-        pool = LatentPool(request.latents, on_file=lambda: advance(1))
-    preset = request.preset or ("tiny" if max(pool.shape[1:]) <= 16 else "wan")
-    training = load_training(preset, settings=settings)
-    folder = TrainingFolder(request.out)
-    folder.create(resume=request.resume, force=request.force)
+        find_device(device)
+    with console.counting("reading latents", total=len(LatentFolder(latents).files())) as advance:
+        pool = LatentPool(latents, on_file=lambda: advance(1))
+    preset = preset or ("tiny" if max(pool.shape[1:]) <= 16 else "wan")
+    training = load_training(preset, settings=changes)
+    folder = TrainingFolder(out)
+    folder.create(resume=resume, force=force)
     trainer = EncoderTrainer(
         pool,
         training,
         folder,
-        device=request.device,
-        precision=request.precision,  # type: ignore[arg-type]
-        tracker=request.track,  # type: ignore[arg-type]
-        resume=request.resume,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        tracker=track,  # type: ignore[arg-type]
+        resume=resume,
     )
     short = sum(length < training.chunk for length in pool.lengths)
     if short:
         console.warn(
-            f"{counted(short, 'video')} shorter than a chunk of {training.chunk} frames: their last frame is repeated"
+            f"{counted(short, 'video')} shorter than a chunk of {training.chunk} frames: the last frame is repeated"
         )
     console.note(
-        f"{counted(len(trainer.learnt), 'video')} to learn from, {len(trainer.held_out)} held out, latents of "
-        f"{size(pool.shape)} to {training.latent_dim}, preset `{preset}`; into {request.out} and {folder.path}/"
+        f"{counted(len(trainer.training_videos), 'video')} for training, {len(trainer.validation_videos)} for "
+        f"validation, latents of {shape_text(pool.shape)} to {training.latent_dim}, preset `{preset}`; into {out} and "
+        f"{folder.path}/"
     )
     if trainer.epochs_done:
-        console.note(f"going on after epoch {trainer.epochs_done}")
-    todo = max(0, training.epochs - trainer.epochs_done)
+        console.note(f"resuming after epoch {trainer.epochs_done}")
     try:
-        with console.counting("training", total=todo) as advance:
+        with console.counting("training", total=max(0, training.epochs - trainer.epochs_done)) as advance:
 
-            def told(record: Mapping[str, Any]) -> None:
-                advance(1, _said(record))
+            def report(record: Mapping[str, Any]) -> None:
+                loss = record["validation"]
+                advance(1, f"loss {loss['total']:.4f} (delta {loss['delta']:.4f})")
 
-            records = trainer.run(told)
+            records = trainer.run(report)
     except KeyboardInterrupt:
-        console.note(f"{counted(trainer.epochs_done, 'epoch')} done; `--resume` goes on")
+        console.note(f"{counted(trainer.epochs_done, 'epoch')} done; `--resume` continues")
         raise
     best = records[trainer.best_epoch - 1]
     console.note(
-        f"best in epoch {best['epoch']}: validation {best['validation']['total']:.4f}; curves in {folder.curves}, "
+        f"best in epoch {best['epoch']}: validation loss {best['validation']['total']:.4f}; curves in {folder.curves}, "
         f"summary in {folder.summary}"
     )
-    if request.as_json:
-        console.result_json({"encoder": str(request.out), "folder": str(folder.path), **best})
+    if as_json:
+        console.result_json({"encoder": str(out), "folder": str(folder.path), **best})
     else:
-        console.result(str(request.out))
-
-
-def _said(record: Mapping[str, Any]) -> str:
-    loss = record["validation"]
-    return f"loss {loss['total']:.4f} (delta {loss['delta']:.4f})"
+        console.result(str(out))

@@ -1,0 +1,148 @@
+"""``llrag extend``, and ``llrag generate --resume``: continue a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llrag_cli.cli.options import (
+    Archive,
+    Attention,
+    Compile,
+    Device,
+    Json,
+    MemoryBudget,
+    Offload,
+    Seconds,
+    archive_settings,
+    encoder_settings,
+)
+from llrag_cli.errors import UsageError
+
+
+def extend(
+    run: Annotated[Path, typer.Argument(help="Run folder of the video")],
+    seconds: Annotated[float, typer.Option(help="Length to add", **Seconds)] = 30.0,
+    prompt: Annotated[str | None, typer.Option(help="What the new part shows; default: the prompt of the run")] = None,
+    archive: Archive = None,
+    memory_budget: MemoryBudget = None,
+    device: Device = "auto",
+    offload: Offload = False,
+    attention: Attention = None,
+    compile_: Compile = False,
+    as_json: Json = False,
+) -> None:
+    """Extend a finished video, with its whole memory, under its prompt or a new one."""
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty", hint="describe in a sentence what the new part shows, or omit it")
+    continue_run(
+        run,
+        added=seconds,
+        prompt=prompt,
+        archive=archive,
+        memory_budget=memory_budget,
+        device=device,
+        offload=offload,
+        attention=attention,
+        compile=compile_,
+        as_json=as_json,
+    )
+
+
+def continue_run(
+    path: Path,
+    *,
+    seconds: float | None = None,
+    added: float | None = None,
+    prompt: str | None = None,
+    repeated: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
+    rag: bool | None = None,
+    memory: str | None = None,
+    encoder: Path | None = None,
+    settings: Sequence[str] = (),
+    archive: str | None,
+    memory_budget: str | None,
+    device: str,
+    offload: bool,
+    attention: str | None,
+    compile: bool,
+    as_json: bool,
+) -> None:
+    """Generate what is missing of a run, up to ``seconds`` in all or with some ``added``.
+
+    Settings that are ``repeated`` on the command line, and those after it, must be those of the run.
+    """
+    from llrag_cli.cli import console
+    from llrag_cli.cli.generate import warn_of_unknown_words
+    from llrag_cli.errors import RunDiffersError, RunLengthError
+    from llrag_cli.formatting import parse_bytes
+    from llrag_cli.memory.strategies import RetrievalMemory
+    from llrag_cli.presets import with_settings
+    from llrag_cli.runs.folder import RunFolder
+    from llrag_cli.runs.record import ScheduledPrompt, require_length, require_same
+
+    for length in (seconds, added):
+        if length is not None:
+            require_length(length)
+    limit = None if memory_budget is None else parse_bytes(memory_budget)
+    folder = RunFolder(path)
+    record = folder.read_record()
+    config = record.config
+    if backbone is not None and Path(backbone).stem != config.name:
+        raise RunDiffersError(path, ["backbone"])
+    changes = dict(repeated or {})
+    if "prompt" in changes:
+        changes["prompt_schedule"] = (ScheduledPrompt(block=0, prompt=changes.pop("prompt")),)
+    strategy = "none" if rag is False else memory
+    requested = with_settings(config, [*encoder_settings(encoder), *settings], memory=strategy)
+    require_same(record, record.model_copy(update={**changes, "config": requested}), path)
+
+    total = seconds or record.seconds + (added or 0.0)
+    if total < record.seconds:
+        raise RunLengthError(path, recorded=record.seconds, requested=total)
+    if folder.is_finished(record, seconds=total):
+        console.note(f"`{path}` is already complete")
+    else:
+        folder.require_writable()
+        if isinstance(config.memory, RetrievalMemory):
+            config = with_settings(config, archive_settings(archive or _renewed(config.memory.archive)))
+        with console.working("loading"):
+            from llrag_cli.engine.execution import Execution
+            from llrag_cli.engine.pipeline import Pipeline, memory_plan
+            from llrag_cli.runs.maker import resume_video
+
+            budget = memory_plan(
+                config,
+                device=device,
+                dtype=record.dtype,
+                seconds=total,
+                offload=offload,
+                limit=limit,
+                scratch=path,
+            )
+            console.note(budget.sentence())
+            budget.require()
+            config = budget.config
+            prompts = [entry.prompt for entry in record.prompt_schedule] + ([prompt] if prompt else [])
+            how = Execution(offload=offload, attention=attention, compile=compile)
+            pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
+        if prompt is not None:
+            warn_of_unknown_words(pipeline.text.unknown_words(prompt))
+        blocks = config.latent_frames(total) // config.backbone.frames_per_block
+        with console.generation(config.label, blocks=blocks, frame_rate=config.backbone.fps, folder=path) as update:
+            record = resume_video(pipeline, folder, seconds=total, prompt=prompt, on_progress=update)
+    if as_json:
+        console.result_json({"folder": str(path), "video": str(folder.video), **record.model_dump(mode="json")})
+    else:
+        console.result(str(folder.video))
+
+
+def _renewed(tier: str) -> str:
+    """The exact tiers give the same video, so one that fits now is chosen again."""
+    from llrag_cli.cache.tiers import EXACT
+
+    return "auto" if tier in EXACT else tier
