@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LlragError(Exception):
@@ -20,6 +21,24 @@ class LlragError(Exception):
 
 class UsageError(LlragError):
     """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
+
+
+class MissingMetricModel(LlragError):
+    """The official backend lacks a file of one of its models."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the official backend lacks a model: there is no `{path}`",
+            hint="fetch its models into the weights folder, or use the backend `offline`, which needs none",
+        )
+        self.path = path
+
+
+class InvalidMetricModel(LlragError):
+    """A file of the official backend is damaged or holds another model."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, hint="replace it with the released file")
 
 
 class LlragWarning(UserWarning):

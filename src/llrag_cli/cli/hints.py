@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import InvalidMetricModel, LlragError, MissingMetricModel
 
-HINTS: dict[type[LlragError], Callable[[Any], str]] = {}
+HINTS: dict[type[LlragError], Callable[[Any], str]] = {
+    InvalidMetricModel: lambda error: "`llrag download metrics --force` fetches the released files again",
+    MissingMetricModel: lambda error: (
+        "`llrag download metrics` fetches them; LLRAG_WEIGHTS names the weights folder; "
+        "`--backend offline` needs no download"
+    ),
+}
 
 
 def hint_for(error: LlragError) -> str:
