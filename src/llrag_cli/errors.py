@@ -23,7 +23,7 @@ class UsageError(LlragError):
     """An invalid request: an unknown name, a value out of range, a file that is not what it should be."""
 
 
-class MissingMetricModel(LlragError):
+class MissingMetricModelError(LlragError):
     """The official backend lacks a file of one of its models."""
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class MissingMetricModel(LlragError):
         self.path = path
 
 
-class InvalidMetricModel(LlragError):
+class InvalidMetricModelError(LlragError):
     """A file of the official backend is damaged or holds another model."""
 
     def __init__(self, problem: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,21 @@ def result_table(table: Table) -> None:
     """A result as a table; wide enough for its content when piped."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
+
+
+def number(value: float | None) -> str:
+    """A metric in a table."""
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def result_not_measured(backend: Mapping[str, Any]) -> None:
+    """Metrics that a backend cannot compute, and why; those with the same reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in backend["unavailable"].items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        result(f"not measured: {', '.join(names)}: {reason}")
+    result(backend["not_measured"])
 
 
 def note(text: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llrag_cli.errors import InvalidMetricModel, LlragError, MissingMetricModel
+from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError
 
 HINTS: dict[type[LlragError], Callable[[Any], str]] = {
-    InvalidMetricModel: lambda error: "`llrag download metrics --force` fetches the released files again",
-    MissingMetricModel: lambda error: (
+    InvalidMetricModelError: lambda error: "`llrag download metrics --force` fetches the released files again",
+    MissingMetricModelError: lambda error: (
         "`llrag download metrics` fetches them; LLRAG_WEIGHTS names the weights folder; "
         "`--backend offline` needs no download"
     ),

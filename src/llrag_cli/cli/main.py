@@ -11,6 +11,7 @@ import typer
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.download import download_app
 from llrag_cli.cli.hints import hint_for
+from llrag_cli.cli.inspect import inspect
 from llrag_cli.cli.options import (
     MANY,
     Archive,
@@ -184,20 +185,7 @@ def extend(
 app.command()(collect)
 app.command("train-encoder")(train_encoder)
 app.command("evaluate-encoder")(evaluate_encoder)
-
-
-@app.command()
-def inspect(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `llrag generate` made")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for memory.png and memory.html; default: the run's own")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what a run recalled when: a map, thumbnails, and how it used its memory."""
-    from llrag_cli.cli.inspect import InspectRequest, run
-
-    run(InspectRequest(run=run_folder, out=out, as_json=as_json))
+app.command()(inspect)
 
 
 @app.command()

@@ -18,7 +18,7 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Backend = Annotated[
     str,
-    typer.Option(help="What measures: offline (models inside packages) or official (VBench-Long's, downloaded)"),
+    typer.Option(help="Models of the metrics: offline (inside packages) or official (VBench-Long's, downloaded)"),
 ]
 
 Rag = Annotated[

@@ -48,7 +48,8 @@ class Case:
 
     def folder(self, root: Path) -> Path:
         """Its run folder."""
-        return root / "videos" / self.backbone / self.memory / f"{self.number:03d}-seed{self.seed}"
+        backbone = Path(self.backbone).name.removesuffix(".yaml").removesuffix(".yml")
+        return root / "videos" / backbone / self.memory / f"{self.number:03d}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,7 @@ def _compare_memories(
         memory: {name: [table[pair].metrics.get(name) for pair in pairs] for name in METRICS}
         for memory, table in tables.items()
     }
-    means = {
-        memory: {name: mean_of(column) for name, column in metrics.items()} for memory, metrics in columns.items()
-    }
+    means = {memory: {name: mean_of(column) for name, column in metrics.items()} for memory, metrics in columns.items()}
     ranks, not_ranked = _ranks(means, ranked)
     entries: dict[str, dict[str, Any]] = {}
     for memory in tables:

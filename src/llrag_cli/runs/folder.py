@@ -97,15 +97,15 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """What one block recalled: its first latent frame, the frames it saw again, most similar first, and cosines."""
+class BlockMemory:
+    """What one block retrieved: its own first latent frame, the retrieved frames, most similar first, and cosines."""
 
     frame: int
-    recalled: tuple[int, ...]
+    retrieved: tuple[int, ...]
     similarities: tuple[float, ...]
 
 
-def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
+def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[BlockMemory]]:
     """The record of a run and its memory log; a folder that holds none, or a damaged one, is an error.
 
     A last line that was cut off when a run was killed is left out.
@@ -117,7 +117,9 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], list[Recalled]]:
         lines = file.read_text(encoding="utf-8").split("\n")
         entries = [json.loads(line) for line in lines[:-1]]
         blocks = [
-            Recalled(int(entry["frame"]), tuple(map(int, entry["recalled"])), tuple(map(float, entry["similarities"])))
+            BlockMemory(
+                int(entry["frame"]), tuple(map(int, entry["recalled"])), tuple(map(float, entry["similarities"]))
+            )
             for entry in entries
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:

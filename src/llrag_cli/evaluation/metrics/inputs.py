@@ -78,4 +78,3 @@ class Video:
     clip_seconds: float
     backend: Backend
     sprites: Consistency | None = None  # of a video of the sprite world
-

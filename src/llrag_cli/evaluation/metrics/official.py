@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 from transformers.utils import logging
 
-from llrag_cli.errors import InvalidMetricModel, LlragError, MissingMetricModel
+from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError
 from llrag_cli.evaluation.metrics.consistency import MappingTable
 from llrag_cli.evaluation.metrics.features import TOGETHER
 from llrag_cli.evaluation.metrics.inputs import Backend, Features, Flow
@@ -169,14 +169,14 @@ def raft_flow(path: Path, device: torch.device) -> tuple[Flow | None, str | None
 def read_mapping(path: Path) -> MappingTable:
     """VBench-Long's table from a score across clips to one within: both rising, in 0..1."""
     if not path.exists():
-        raise MissingMetricModel(path)
+        raise MissingMetricModelError(path)
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
         pairs = sorted((float(score), float(mapped)) for score, mapped in table.items())
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError):
         pairs = []
     if not pairs or pairs[0][0] != 0 or pairs[-1][0] != 1:
-        raise InvalidMetricModel(f"`{path}` is not a mapping table")
+        raise InvalidMetricModelError(f"`{path}` is not a mapping table")
     return MappingTable(tuple(score for score, _ in pairs), tuple(mapped for _, mapped in pairs))
 
 
@@ -187,7 +187,7 @@ def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
     """
     path = folder / "pytorch_model.bin"
     if not (folder / "config.json").exists():
-        raise MissingMetricModel(folder / "config.json")
+        raise MissingMetricModelError(folder / "config.json")
     state = {
         name: tensor
         for name, tensor in _read(path).items()
@@ -198,10 +198,10 @@ def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InvalidMetricModel(f"`{folder / 'config.json'}` cannot be read: {reason}") from None
+            raise InvalidMetricModelError(f"`{folder / 'config.json'}` cannot be read: {reason}") from None
         config = config.vision_config if isinstance(config, CLIPConfig) else config
         if not isinstance(config, kind.config_class):
-            raise InvalidMetricModel(f"`{folder / 'config.json'}` is of another model: `{config.model_type}`")
+            raise InvalidMetricModelError(f"`{folder / 'config.json'}` is of another model: `{config.model_type}`")
         model, loaded = kind.from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -213,25 +213,25 @@ def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict, from a file that may be missing, cut short or something else."""
     if not path.exists():
-        raise MissingMetricModel(path)
+        raise MissingMetricModelError(path)
     try:
         state = read_file(path)
     except LlragError as error:
-        raise InvalidMetricModel(error.problem) from error
+        raise InvalidMetricModelError(error.problem) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InvalidMetricModel(f"`{path}` holds no weights")
+        raise InvalidMetricModelError(f"`{path}` holds no weights")
     return state
 
 
-def _other(path: Path, name: str, error: RuntimeError) -> InvalidMetricModel:
-    return InvalidMetricModel(f"`{path}` is not {name}: {str(error).splitlines()[1].strip()}")
+def _other(path: Path, name: str, error: RuntimeError) -> InvalidMetricModelError:
+    return InvalidMetricModelError(f"`{path}` is not {name}: {str(error).splitlines()[1].strip()}")
 
 
 def _require_same(path: Path, name: str, *, missing: set[str], unknown: set[str]) -> None:
     if missing or unknown:
         problems = [f"lacks `{min(missing)}`"] if missing else []
         problems += [f"has unknown `{min(unknown)}`"] if unknown else []
-        raise InvalidMetricModel(f"`{path}` is not {name}: it {' and '.join(problems)}")
+        raise InvalidMetricModelError(f"`{path}` is not {name}: it {' and '.join(problems)}")
 
 
 @contextmanager

@@ -52,8 +52,8 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
     for pictures in clips_of(observed(), length=length):
         clip = clip_inputs(pictures, fps=fps, backend=backend, before=clip)
         clips += 1
-        for name, each in series.items():
-            per_clip[name].append(each.measure(clip))
+        for name, one in series.items():
+            per_clip[name].append(one.measure(clip))
     values: dict[str, float | None] = {}
     kept = _sprite_consistency(looks) if len(looks) > 1 else None
     video = Video(per_clip, values, length / fps, backend, kept)
