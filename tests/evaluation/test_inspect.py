@@ -57,7 +57,7 @@ def test_a_run_is_mapped(llrag: Llrag, tmp_path: Path) -> None:
     assert told.stdout.endswith("run/memory.png\nrun/memory.html\n")
     assert (tmp_path / "run/memory.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "run/memory.html").read_text(encoding="utf-8")
-    assert "a red circle" in page and "Every block" in page and "http" not in page
+    assert "a red circle" in page and "Every block" in page and "://" not in page
     with (tmp_path / "run/memory.jsonl").open("a") as file:
         file.write('{"block": 99, "fra')  # killed in the middle of a line
     again = json.loads(llrag("inspect", "run", "--out", "elsewhere", "--json").stdout)
