@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
+from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWindow, parse_memory
 
@@ -140,9 +141,27 @@ class RunConfig(Config):
         block = self.backbone.frames_per_block
         return block * math.ceil(self.backbone.latent_space.latent_frames(video_frames) / block)
 
+    @property
+    def latent_space(self) -> LatentSpace:
+        """How latent frames relate to video."""
+        return self.backbone.latent_space
+
     def video_frames(self, latent_frames: int) -> int:
         """Video frames that latent frames decode to."""
-        return self.backbone.latent_space.video_frames(latent_frames)
+        return self.latent_space.video_frames(latent_frames)
+
+    def second_of(self, latent_frame: int) -> float:
+        """Time in seconds at which the last video frame of a latent frame is shown, or a difference of such times."""
+        return self.latent_space.temporal_ratio * latent_frame / self.backbone.fps
+
+    def require_framewise(self) -> None:
+        """Raise ``UsageError`` unless videos can start from a picture, which is one latent frame."""
+        block = self.backbone.frames_per_block
+        if block != 1:
+            raise UsageError(
+                f"`{self.name}` generates blocks of {block} latent frames, so it cannot start from one picture",
+                hint="use a frame-wise backbone, for example `causal-forcing-framewise`",
+            )
 
     @property
     def width(self) -> int:

@@ -114,6 +114,22 @@ class DoesNotFitError(LlragError):
         super().__init__(problem, hint="; ".join(words[remedy] for remedy in remedies))
         self.remedies = tuple(remedies)
         self.tiers = tuple(tiers)
+class MissingMetricModelError(LlragError):
+    """The official backend lacks a file of one of its models."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the official backend lacks a model: there is no `{path}`",
+            hint="fetch its models into the weights folder, or use the backend `offline`, which needs none",
+        )
+        self.path = path
+
+
+class InvalidMetricModelError(LlragError):
+    """A file of the official backend is damaged or holds another model."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, hint="replace it with the released file")
 
 
 class LlragWarning(UserWarning):

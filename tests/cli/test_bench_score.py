@@ -23,19 +23,21 @@ def write(path: Path, frames: int, *, size: int = 64, fps: int = 8, seed: int = 
 
 
 def test_a_folder_of_videos_is_scored(llrag: Llrag, tmp_path: Path) -> None:
-    for method in ("native", "retrieval"):
+    for memory in ("none", "nearest"):
         for number in (1, 2):
-            write(tmp_path / f"all/{method}/{number}.mp4", 20, seed=number)
-    done = llrag("bench", "score", "all", "--json", "--group-by", "folder")
+            write(tmp_path / f"all/{memory}/{number}.mp4", 20, seed=number)
+    done = llrag("bench", "score", "all", "--json", "--rank-folders")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["schema"] == 1 and told["back_end"].startswith("offline: ")
+    assert told["schema"] == 2 and told["backend"].startswith("offline: ")
     assert [video["frames"] for video in told["videos"]] == [20] * 4
-    assert all(0.5 < video["consistency_within"] <= 1 for video in told["videos"])
-    assert {group["average_rank"] for group in told["groups"].values()} == {1.5}  # the same videos
-    assert "needs MUSIQ" in told["unavailable"]["imaging_quality"]
-    table = llrag("bench", "score", "all/native/1.mp4", "all/retrieval").stdout
-    assert "all/native/1.mp4" in table and "across" in table
+    assert all(0.5 < video["metrics"]["consistency_within"] <= 1 for video in told["videos"])
+    assert {folder["average_rank"] for folder in told["folders"].values()} == {1.5}  # the same videos
+    assert told["unavailable"]["aesthetic_quality"] == "needs CLIP and the LAION head"
+    assert "imaging quality (MUSIQ" in told["not_measured"]
+    table = llrag("bench", "score", "all/none/1.mp4", "all/nearest", "--rank-folders").stdout
+    assert "all/none/1.mp4" in table and "across" in table and "average rank" in table
+    assert table.count("MUSIQ") == 1
 
 
 def broken(folder: Path) -> dict[str, bytes]:
@@ -43,7 +45,7 @@ def broken(folder: Path) -> dict[str, bytes]:
     return {"text.mp4": b"not a video at all", "empty.mp4": b"", "head.mp4": whole[:300]}
 
 
-def test_what_is_no_video_is_named_and_left_out_or_refused(llrag: Llrag, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_skipped_or_refused(llrag: Llrag, tmp_path: Path) -> None:
     for name, content in broken(tmp_path).items():
         (tmp_path / name).write_bytes(content)
     done = llrag("bench", "score", ".", "--json")
@@ -51,7 +53,7 @@ def test_what_is_no_video_is_named_and_left_out_or_refused(llrag: Llrag, tmp_pat
     told = json.loads(done.stdout)
     assert [video["video"] for video in told["videos"]] == ["whole.mp4"]
     assert told["left_out"] == ["empty.mp4", "head.mp4", "text.mp4"]
-    assert done.stderr.count("cannot be read as a video: left out") == 3
+    assert done.stderr.count("cannot be read as a video: skipped") == 3
     strict = llrag("bench", "score", ".", "--strict")
     assert strict.returncode == 1
     assert "`empty.mp4` cannot be read as a video" in strict.stderr
@@ -71,12 +73,11 @@ def test_a_video_cut_short_is_scored_as_far_as_it_goes(llrag: Llrag, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.mp4"], "there is no video `nowhere.mp4`"),
-        (["void"], "there is no mp4 in `void`"),
-        (["a", "--group-by", "size"], "videos cannot be grouped by `size`"),
-        (["a", "--group-by", "folder"], "all videos lie in one folder"),
-        (["a", "b", "--group-by", "folder"], "videos of different sizes are not ranked: 48x48, 64x64"),
-        (["a", "c", "--group-by", "folder"], "these cannot be ranked: `c` has no consistency_across"),
+        (["nowhere.mp4"], "there is no file `nowhere.mp4`"),
+        (["void"], "`void` contains no mp4 file"),
+        (["a", "--rank-folders"], "all videos are in one folder"),
+        (["a", "b", "--rank-folders"], "videos of different sizes cannot be ranked: 48x48, 64x64"),
+        (["a", "c", "--rank-folders"], "the folders cannot be ranked: `c` has no consistency_across"),
     ],
 )
 def test_bad_requests_get_a_sentence(llrag: Llrag, tmp_path: Path, arguments: list[str], said: str) -> None:

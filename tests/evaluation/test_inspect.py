@@ -9,12 +9,11 @@ import pytest
 
 from conftest import Llrag
 from llrag_cli.config import MemoryConfig
-from llrag_cli.evaluation.inspect import habits, moments
-from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, read_run
-from runs.records import record_of
+from llrag_cli.evaluation.inspect import example_blocks, memory_stats
+from llrag_cli.runs.folder import BlockMemory, RunFolder, read_run
 
 MEMORY = MemoryConfig(policy="retrieval", window=6, sink=1, retrieved=2, guard=1)
-LOG = [  # frames 1 .. start - 7 can be recalled
+LOG = [  # frames 1 .. start - 7 can be retrieved
     BlockMemory(0, (), ()),
     BlockMemory(3, (), ()),
     BlockMemory(6, (), ()),
@@ -25,27 +24,27 @@ LOG = [  # frames 1 .. start - 7 can be recalled
 
 
 def test_numbers_of_a_known_log() -> None:
-    found = habits(LOG, MEMORY, fps=2)
-    assert found is not None
-    assert (found.blocks, found.recalling) == (6, 3)
-    assert found.coverage == pytest.approx(3 / 8)  # 1, 2 and 5, of 1 .. 8
-    assert found.repeated == pytest.approx(2 / 4)  # 2 after 2, twice
-    assert found.most_recalled[0] == (1.0, 3)
-    assert found.lookback == pytest.approx(4.0)  # of 8, 7, 10, 7, 13 and 14 frames, the lower middle is 8
-    assert found.near_guard == pytest.approx(1.0)
-    assert found.similarity == pytest.approx(0.7)
+    stats = memory_stats(LOG, MEMORY, fps=8)
+    assert stats is not None
+    assert (stats.blocks, stats.retrieving) == (6, 3)
+    assert stats.coverage == pytest.approx(3 / 8)  # 1, 2 and 5, of 1 .. 8
+    assert stats.repeated == pytest.approx(2 / 4)  # 2 after 2, twice
+    assert stats.most_retrieved[0] == (1.0, 3)
+    assert stats.lookback == pytest.approx(4.0)  # of 8, 7, 10, 7, 13 and 14 frames, the lower middle is 8
+    assert stats.near_guard == pytest.approx(1.0)
+    assert stats.similarity == pytest.approx(0.7)
 
 
-def test_nothing_recalled_has_no_habits() -> None:
-    assert habits(LOG[:3], MEMORY, fps=2) is None
-    assert moments(LOG[:3]) == []
+def test_nothing_retrieved_has_no_statistics() -> None:
+    assert memory_stats(LOG[:3], MEMORY, fps=8) is None
+    assert example_blocks(LOG[:3]) == []
 
 
-def test_moments_end_with_the_last_block() -> None:
+def test_example_blocks_end_with_the_last_block() -> None:
     blocks = [BlockMemory(3 * number, (1,), (0.5,)) for number in range(100)]
-    shown = moments(blocks, 6)
+    shown = example_blocks(blocks, 6)
     assert len(shown) == 6 and shown[-1] is blocks[-1]
-    assert len(moments(blocks[:2], 6)) == 2
+    assert len(example_blocks(blocks[:2], 6)) == 2
 
 
 def test_a_run_is_mapped(llrag: Llrag, tmp_path: Path) -> None:
@@ -53,23 +52,23 @@ def test_a_run_is_mapped(llrag: Llrag, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = llrag("inspect", "run")
     assert told.returncode == 0, told.stderr
-    assert "of which 5 recalled something" in told.stdout
+    assert "of which 5 retrieved frames" in told.stdout
     assert told.stdout.endswith("run/memory.png\nrun/memory.html\n")
     assert (tmp_path / "run/memory.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "run/memory.html").read_text(encoding="utf-8")
-    assert "a red circle" in page and "Every block" in page and "http" not in page
+    assert "a red circle" in page and "Every block" in page and "://" not in page
     with (tmp_path / "run/memory.jsonl").open("a") as file:
         file.write('{"block": 99, "fra')  # killed in the middle of a line
     again = json.loads(llrag("inspect", "run", "--out", "elsewhere", "--json").stdout)
     assert again["files"] == ["elsewhere/memory.png", "elsewhere/memory.html"]
-    assert again["recalling"] == 5
+    assert again["retrieving"] == 5
 
 
-def test_a_native_run_recalls_nothing(llrag: Llrag) -> None:
+def test_a_run_without_memory_retrieves_nothing(llrag: Llrag) -> None:
     llrag("generate", "a red circle", "--seconds", "2", "--no-rag", "--out", "run")
     told = llrag("inspect", "run")
     assert told.returncode == 0, told.stderr
-    assert "nothing: the native window" in told.stdout
+    assert "nothing: the plain sliding window" in told.stdout
 
 
 RECORD = record_of("native")
@@ -103,8 +102,5 @@ def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str,
 def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
     folder, blocks = RunFolder(tmp_path), (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.write_record(RECORD)
-    folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
-    assert folder.memory.read_text().splitlines()[1] == (
-        '{"block": 1, "frame": 3, "retrieved": [2, 1], "similarities": [0.5, 0.25]}'
-    )
-    assert read_run(folder) == (RECORD, blocks)
+    folder.memory.write_text('{"block": 0, "frame": 0, "recalled": [3], "similarities": [0.5]}\n')
+    assert read_run(folder) == (RECORD, [BlockMemory(0, (3,), (0.5,))])

@@ -56,7 +56,7 @@ def test_any_shape_is_measured_without_weights(llrag: Llrag, small: Path) -> Non
     done = llrag("bench", "speed", "--config", "small.yaml", *FEW, "--blocks", "3", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["schema"], told["backbone"], told["weights"]) == (1, "self-forcing", "random")
+    assert (told["schema"], told["backbone"], told["weights"]) == (2, "self-forcing", "random")
     assert (told["width"], told["height"], told["fps"]) == (48, 32, 16)
     assert (told["blocks"], told["warmup"], told["steps"]) == (
         3,
@@ -65,17 +65,17 @@ def test_any_shape_is_measured_without_weights(llrag: Llrag, small: Path) -> Non
     )  # until frame 24 the memory recalls fewer than 6
     assert 2e4 < told["parameters"] < 1e5
     assert told["peak_memory_bytes"] > 1e8
-    assert list(told["methods"]) == ["native", "retrieval"] and told["baseline"] == "native"
-    for method in told["methods"].values():
-        assert set(method["shares"]) == set(PARTS)
-        assert sum(method["shares"].values()) == pytest.approx(1)
-        assert method["first_frames_seconds"] > 0
-        for rates in (method["generation"], method["end_to_end"]):
+    assert list(told["memories"]) == ["none", "nearest"] and told["baseline"] == "none"
+    for memory in told["memories"].values():
+        assert set(memory["shares"]) == set(PARTS)
+        assert sum(memory["shares"].values()) == pytest.approx(1)
+        assert memory["first_frames_seconds"] > 0
+        for rates in (memory["generation"], memory["end_to_end"]):
             assert rates["pixel_fps"] == pytest.approx(4 * rates["latent_fps"])
             assert rates["block_seconds"] > 0
-    assert told["methods"]["retrieval"]["shares"]["retrieval"] > 0
-    assert list(told["ratios"]) == ["retrieval"]
-    for found in told["ratios"]["retrieval"].values():
+    assert told["memories"]["nearest"]["shares"]["retrieval"] > 0
+    assert list(told["ratios"]) == ["nearest"]
+    for found in told["ratios"]["nearest"].values():
         assert found["quarter"] <= found["median"] <= found["three_quarters"]
         assert found["low"] <= found["mean"] <= found["high"]
     assert not list(Path.cwd().glob("*.mp4"))
@@ -88,16 +88,16 @@ def test_the_embedded_model_is_measured_with_its_weights(llrag: Llrag) -> None:
     assert done.returncode == 0, done.stderr
     assert "tiny, loaded weights, " in done.stdout and ", 64x64, float32 on cpu" in done.stdout
     assert "1 blocks of 3 latent frames after 1" in done.stdout
-    assert "retrieval / native: " in done.stdout and "share: clean pass" in done.stdout
-    assert "warning: a block costs what later ones cost only after 7 of them; 1 are left out" in done.stderr
+    assert "nearest / none: " in done.stdout and "share: clean pass" in done.stdout
+    assert "warning: block times are stable only after 7 blocks; the warm-up has 1" in done.stderr
 
 
-def test_methods_are_those_of_bench(llrag: Llrag, small: Path) -> None:
-    options = ("--method", "random", "--method", "native", "--blocks", "1", "--warmup", "0", "--json")
+def test_memories_are_those_of_bench(llrag: Llrag, small: Path) -> None:
+    options = ("--memory", "random", "--memory", "none", "--blocks", "1", "--warmup", "0", "--json")
     told = json.loads(llrag("bench", "speed", "--config", str(small), *FEW, *options).stdout)
-    assert told["baseline"] == "random" and list(told["ratios"]) == ["native"]
+    assert told["baseline"] == "random" and list(told["ratios"]) == ["none"]
     alone = json.loads(llrag("bench", "speed", "--config", str(small), *FEW, *options[2:]).stdout)
-    assert alone["ratios"] == {} and list(alone["methods"]) == ["native"]
+    assert alone["ratios"] == {} and list(alone["memories"]) == ["none"]
 
 
 class AtOnce:
@@ -143,7 +143,7 @@ def test_warmup_is_left_out(small: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert measured.generating == measured.whole == measured.parts["denoise"] == [steady, steady]
         assert measured.shares == {part: float(part == "denoise") for part in PARTS}
     told = summary(configs["native"], found)
-    assert told["methods"]["retrieval"]["generation"] == {"latent_fps": 1.5, "pixel_fps": 6.0, "block_seconds": 2.0}
+    assert told["memories"]["retrieval"]["generation"] == {"latent_fps": 1.5, "pixel_fps": 6.0, "block_seconds": 2.0}
     assert set(told["ratios"]["retrieval"]["with_decoding"].values()) == {2.0}
     assert len(read_video(tmp_path / "native.mp4")) == 45  # four blocks of three latent frames
 
@@ -233,17 +233,17 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
     done = llrag("bench", "speed", "--backbone", "self-forcing", "--random-weights", "--device", "cpu")
     assert done.returncode == 1
     assert "error: this run needs " in done.stderr and "has 1 GB free; the most goes to " in done.stderr
-    assert "hint: one `--method`" in done.stderr and "Traceback" not in done.stderr
+    assert "hint: one `--memory`" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--backbone", "tinny"], "there is no preset `tinny`"),
-        (["--method", "nativ"], "there is no method `nativ`"),
+        (["--memory", "nearst"], "unknown memory strategy `nearst`"),
         (["--blocks", "0"], "there is nothing to time"),
         (["--warmup", "-1"], "there is nothing to time"),
-        (["--backbone", "tiny", "--random-weights"], "the embedded model has one size, and its weights are here"),
+        (["--backbone", "tiny", "--random-weights"], "the embedded model has one size and comes with its weights"),
         (["--config", "no.yaml"], "there is no file `no.yaml`"),
         (["--config", "bad.yaml"], "`bad.yaml`, line 2: unknown key `num_layer`"),
         (["--config", "none.yaml"], "`none.yaml`, line 1: `num_layers`: input should be greater than 0, not `0`"),
@@ -271,4 +271,4 @@ def test_missing_weights_are_named_with_the_way_to_do_without(llrag: Llrag) -> N
     done = llrag("bench", "speed", "--backbone", "self-forcing")
     assert done.returncode == 1
     assert "the weights of `self-forcing` are not all there" in done.stderr
-    assert "hint: `--random-weights` measures the same sizes without them" in done.stderr
+    assert "hint: `--random-weights` measures the same shape without them" in done.stderr

@@ -11,7 +11,6 @@ import torch
 
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.runs.latents import LatentFolder
-from llrag_cli.runs.maker import decoder_stream
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import VideoWriter
 
@@ -51,7 +50,7 @@ def collect(
     for first in range(0, len(missing), batch):
         together = missing[first : first + batch]
         parts = []
-        for block in pipeline.blocks(
+        for block in pipeline.start(
             [prompt.prompt for prompt in together],
             seconds=seconds,
             seed=seed,

@@ -1,149 +1,309 @@
-"""``llrag bench`` and its subcommands."""
+"""``llrag bench``: memories compared on the same prompts and seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llrag_cli.cli.options import Attention, Backend, Compile, Device, Dtype, EngineName, Json, Set
+from llrag_cli.cli.bench_score import bench_score
+from llrag_cli.cli.bench_speed import bench_speed
+from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Set
+
+if TYPE_CHECKING:
+    from llrag_cli.batch.executors import Engine
+    from llrag_cli.evaluation.grid import Case, Grid
+    from llrag_cli.evaluation.run import Bench
+
+DEFAULT_PROMPTS = 8  # of the embedded model
 
 bench_app = typer.Typer(invoke_without_command=True)
+bench_app.command("score")(bench_score)
+bench_app.command("speed")(bench_speed)
 
 
 @bench_app.callback()
 def bench(
     context: typer.Context,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Backbone to compare on; repeatable; default: tiny")
-    ] = None,
-    method: Annotated[
+    backbones: Annotated[
         list[str] | None,
-        typer.Option(help="native, retrieval, or a policy of --memory; repeatable; the first is compared with"),
+        typer.Option("--backbone", help="Backbone, or YAML file of one; repeatable; default: tiny"),
     ] = None,
-    horizon: Annotated[list[float] | None, typer.Option(help="Seconds; repeatable; default: 30")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line; tiny has its own")] = None,
-    count: Annotated[int | None, typer.Option(help="Prompts to draw; default: all of the file, or 8")] = None,
+    memories: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--memory",
+            metavar="STRATEGY",
+            help="Memory strategy, as for generate; repeatable; the first is the baseline; default: none and nearest",
+        ),
+    ] = None,
+    horizons: Annotated[
+        list[float] | None, typer.Option("--horizon", help="Length in seconds; repeatable; default: 30")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line; default for tiny: prompts of its own")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Sample this many prompts; default: the whole file, or 8 of tiny's own")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds for each prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="First seed, also of the draw; of prompt n, 1000 (n - 1) more")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="First seed, also of the sample of prompts; prompt n starts at 1000 (n - 1) more")
+    ] = 0,
     settings: Set = None,
-    out: Annotated[Path, typer.Option(help="Folder; begun again, it goes on where it stopped")] = Path("bench"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the benchmark; the same command continues an interrupted one")
+    ] = Path("bench"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how many videos are missing and what they cost, and stop")
+    ] = False,
     backend: Backend = "offline",
     device: Device = "auto",
     dtype: Dtype = "auto",
     engine: EngineName = "local",
     as_json: Json = False,
 ) -> None:
-    r"""Compare memories on the same prompts and seeds; also `benchmark`.
+    r"""Compare memories on the same prompts and seeds. `benchmark` is the full name of this command.
 
-    Each makes the videos that are missing; all are scored, and compared in
-    pairs: results.json, results.csv and report.html in the folder of --out.
+    Generates the missing videos, scores all of them and compares them in
+    pairs. Writes results.json, results.csv and report.html.
 
     Needs the extra `metrics`: pip install 'llrag\[metrics]'.
     """
     if context.invoked_subcommand is not None:
         return
-    from llrag_cli.cli.bench_run import BenchRequest, run
+    from llrag_cli.batch.executors import parse_engine
+    from llrag_cli.cli import console
+    from llrag_cli.evaluation.metrics.backends import find_backend
+    from llrag_cli.formatting import counted
 
-    run(
-        BenchRequest(
-            backbones=tuple(backbone or ()),
-            methods=tuple(method or ()),
-            horizons=tuple(horizon or ()),
-            prompts=prompts,
-            count=count,
-            seeds=seeds,
-            seed=seed,
-            settings=tuple(settings or ()),
-            out=out,
-            dry_run=dry_run,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            as_json=as_json,
-            engine=engine,
-        )
+    grid = _grid(
+        backbones or ["tiny"],
+        memories or ["none", "nearest"],
+        horizons or [30.0],
+        prompts,
+        count=count,
+        seeds=seeds,
+        seed=seed,
+        settings=settings or (),
     )
+    executor = parse_engine(engine)
+    with console.working("loading"):
+        models = find_backend(backend, device)
+        from llrag_cli.evaluation.metrics.registry import about, ranked_metrics
+        from llrag_cli.evaluation.report import SCHEMA, write_report
+        from llrag_cli.evaluation.results import compare
+        from llrag_cli.evaluation.run import Bench
+
+        benchmark = Bench(out, grid, settings=settings or ())
+        cases, missing = list(grid.cases()), benchmark.missing()
+    console.note(
+        f"{counted(len(cases), 'video')} of {grid.seconds:g} s in {out}: {len(missing)} missing, "
+        f"{len(cases) - len(missing)} finished"
+    )
+    if dry_run:
+        _show_plan(benchmark, missing, as_json=as_json)
+        return
+    if executor is None:
+        _make(benchmark, missing, device=device, dtype=dtype)
+    else:
+        unscored = [case for case in cases if not benchmark.is_scored(case, models)]
+        _make_elsewhere(benchmark, unscored, executor, title=engine, device=device, dtype=dtype, backend=backend)
+    scored = []
+    with console.counting("scoring", total=len(cases), goes_on="the same command") as advance:
+        for case in cases:
+            scored += benchmark.scores(case, models)
+            advance(1, f"{case.backbone} {case.memory} {case.number}")
+    results = compare(scored, baseline=grid.baseline, ranked=ranked_metrics(models.kind))
+    files = write_report(out, grid, results, scored, backend=models)
+    if as_json:
+        console.result_json({"schema": SCHEMA, **about(models), "baseline": grid.baseline, "results": results})
+        return
+    for result in results:
+        _show(result, baseline=grid.baseline)
+    console.result_not_measured(about(models))
+    for file in files:
+        console.result(str(file))
 
 
-@bench_app.command("score")
-def bench_score(
-    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos")],
-    group_by: Annotated[
-        str | None, typer.Option(metavar="folder", help="Rank the folders that videos lie in against each other")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a file that is no video; else it is left out")
-    ] = False,
-    backend: Backend = "offline",
-    device: Annotated[str, typer.Option(help="Where official models run: cpu, cuda or cuda:1; auto")] = "auto",
-    as_json: Json = False,
+def _grid(
+    backbones: Sequence[str],
+    memories: Sequence[str],
+    horizons: Sequence[float],
+    prompt_file: Path | None,
+    *,
+    count: int | None,
+    seeds: int,
+    seed: int,
+    settings: Sequence[str],
+) -> Grid:
+    """The videos of the benchmark; every wrong name is reported before anything is loaded."""
+    from llrag_cli.errors import UsageError
+    from llrag_cli.evaluation.grid import Grid, memory_config, subset
+    from llrag_cli.files.prompts import read_prompt_file
+
+    for backbone in backbones:
+        for memory in memories:
+            memory_config(backbone, memory, settings)
+    if not all(0 < horizon < float("inf") for horizon in horizons):
+        raise UsageError("a horizon must be longer than 0 seconds", hint="for example `--horizon 30 --horizon 60`")
+    if seeds < 1 or (count is not None and count < 1):
+        raise UsageError(
+            "a benchmark needs at least one prompt and one seed", hint="`--seeds` and `--count` are at least 1"
+        )
+    if prompt_file is not None:
+        prompts = subset(read_prompt_file(prompt_file), count=count, seed=seed)
+    elif set(backbones) == {"tiny"}:
+        from llrag_cli.training.embedded.evaluate import drawn_scenes
+        from llrag_cli.world.sprites import prompt
+
+        drawn = [prompt(scene) for scene in drawn_scenes(count or DEFAULT_PROMPTS, seed=seed)]
+        prompts = tuple(enumerate(drawn, start=1))
+    else:
+        raise UsageError(
+            "this backbone needs a file of prompts",
+            hint="`--prompts FILE`; `llrag download prompts` fetches the 128 of MovieGenBench",
+        )
+    grid = Grid(
+        tuple(dict.fromkeys(backbones)),
+        tuple(dict.fromkeys(memories)),
+        tuple(sorted(set(horizons))),
+        prompts,
+        tuple(range(seed, seed + seeds)),
+    )
+    folders = [case.folder(Path()) for case in grid.cases()]
+    if len(set(folders)) < len(folders):
+        raise UsageError("two backbones have the same name", hint="rename one of the YAML files")
+    return grid
+
+
+def _make(benchmark: Bench, missing: Sequence[Case], *, device: str, dtype: str) -> None:
+    """Make the missing videos, one after the other, in this process."""
+    from llrag_cli.cli import console
+
+    blocks = {case: benchmark.blocks(case) for case in missing}
+    with console.counting("making", total=sum(blocks.values()), goes_on="the same command") as advance:
+
+        def on_block(case: Case, done: int) -> None:
+            advance(1, f"{case.backbone} {case.memory} {case.number}, block {done}/{blocks[case]}")
+
+        for _ in benchmark.make(device, dtype, on_block):
+            pass
+
+
+def _make_elsewhere(
+    benchmark: Bench,
+    cases: Sequence[Case],
+    executor: Engine,
+    *,
+    title: str,
+    device: str,
+    dtype: str,
+    backend: str,
 ) -> None:
-    r"""Score any video: consistency, motion and drift, in one pass and flat memory.
+    """Make and score videos as jobs of an engine, one for each."""
+    from llrag_cli.cli.gather import gather, require_all
+    from llrag_cli.evaluation.run import make_and_score
+    from llrag_cli.runs.journal import blocks_committed
 
-    Needs the extra `metrics`: pip install 'llrag\[metrics]'.
-    """
-    from llrag_cli.cli.bench_run import ScoreRequest, score_videos
-
-    score_videos(
-        ScoreRequest(
-            videos=tuple(videos), group_by=group_by, strict=strict, backend=backend, device=device, as_json=as_json
-        )
+    folders = {case: case.folder(benchmark.root) for case in cases}
+    blocks = {case: benchmark.blocks(case) for case in cases}
+    outcomes = gather(
+        executor,
+        make_and_score,
+        [benchmark.job(case, device=device, dtype=dtype, backend=backend) for case in cases],
+        title=f"making and scoring, {title}",
+        total=sum(blocks.values()),
+        made=lambda _: sum(min(blocks[case], blocks_committed(folders[case])) for case in cases),
     )
+    require_all(outcomes, [str(folder) for folder in folders.values()])
 
 
-@bench_app.command("speed")
-def bench_speed(
-    backbone: Annotated[
-        str | None, typer.Option(help="As for generate; default: tiny, or self-forcing with random weights")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="As for bench; default: native and retrieval; the first is compared with"),
-    ] = None,
-    preset: Annotated[Path | None, typer.Option(help="Preset file to use instead of a bundled one")] = None,
-    settings: Set = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Need no weights: a model of the same size, never trained")
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Sizes of a model to measure with random weights: YAML, or its transformer/config.json"
-        ),
-    ] = None,
-    blocks: Annotated[int, typer.Option(help="Blocks of each method that are timed")] = 20,
-    warmup: Annotated[
-        int | None, typer.Option(help="Blocks before them; default: until the window is full and memory recalls all")
-    ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    attention: Attention = None,
-    compile_: Compile = False,
-    as_json: Json = False,
-) -> None:
-    """Measure how fast videos are made: frames a second, first frames, share of each part, and methods as ratios.
+def _show_plan(benchmark: Bench, missing: Sequence[Case], *, as_json: bool) -> None:
+    """The missing videos of each backbone, and estimates of their time and size from the finished ones."""
+    from rich.table import Table
 
-    Methods run in turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
-    """
-    from llrag_cli.cli.bench_speed import SpeedRequest, run
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import human
 
-    run(
-        SpeedRequest(
-            backbone=backbone,
-            methods=tuple(method or ()),
-            preset=preset,
-            settings=tuple(settings or ()),
-            random_weights=random_weights,
-            config=config,
-            blocks=blocks,
-            warmup=warmup,
-            device=device,
-            dtype=dtype,
-            attention=attention,
-            compile=compile_,
-            as_json=as_json,
+    table = Table("backbone", "videos", "length", "work", "disk", box=None, pad_edge=False)
+    rows = []
+    for backbone in benchmark.grid.backbones:
+        cases = [case for case in benchmark.grid.cases() if case.backbone == backbone]
+        rates = [rate for case in cases if (rate := benchmark.measured(case)) is not None]
+        videos = sum(case.backbone == backbone for case in missing)
+        seconds = videos * benchmark.grid.seconds
+        work = round(seconds * sum(rate[0] for rate in rates) / len(rates), 1) if rates else None
+        size = round(seconds * sum(rate[1] for rate in rates) / len(rates)) if rates else None
+        rows.append(
+            {
+                "backbone": backbone,
+                "videos": videos,
+                "seconds_of_video": seconds,
+                "seconds_of_work": work,
+                "bytes": size,
+            }
         )
+        unknown = "known after the first video"
+        table.add_row(
+            backbone,
+            str(videos),
+            f"{seconds:.0f} s",
+            unknown if work is None else f"{work / 60:.1f} min",
+            unknown if size is None else human(size),
+        )
+    if as_json:
+        console.result_json(rows)
+    else:
+        console.result_table(table)
+
+
+def _show(result: Mapping[str, Any], *, baseline: str) -> None:
+    """The table and verdict of one backbone and horizon."""
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.evaluation.grid import memory_title
+    from llrag_cli.evaluation.metrics.registry import METRICS
+    from llrag_cli.evaluation.results import verdict
+    from llrag_cli.formatting import counted
+
+    memories: Mapping[str, Mapping[str, Any]] = result["memories"]
+    table = Table(
+        title=f"{result['backbone']}, {result['seconds']:g} s, {counted(result['prompts'], 'prompt')}, "
+        f"{result['videos']} videos of each memory",
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
     )
+    table.add_column("metric")
+    for memory, entry in memories.items():
+        table.add_column(memory_title(memory), justify="right")
+        if "differences" in entry:
+            table.add_column(f"minus {baseline}", justify="right")
+            table.add_column("wins", justify="right")
+    for name, metric in METRICS.items():
+        row = [metric.heading + (" (ranked)" if name in result["ranked_by"] else "")]
+        for entry in memories.values():
+            row.append(console.number(entry["means"].get(name)))
+            if "differences" in entry:
+                gap = entry["differences"].get(name)
+                row += ["-", "-"] if gap is None else [_interval(gap), f"{100 * gap['wins']:.0f} %"]
+        if any(cell != "-" for cell in row[1:]):
+            table.add_row(*row)
+    row = ["average rank"]
+    for entry in memories.values():
+        row.append(console.number(entry["average_rank"]))
+        row += ["", ""] if "differences" in entry else []
+    table.add_row(*row)
+    console.result_table(table)
+    if result["not_ranked"]:
+        console.result(f"not ranked: {result['not_ranked']}")
+    console.result(verdict(result, baseline=baseline) + "\n")
+
+
+def _interval(gap: Mapping[str, float]) -> str:
+    return f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"

@@ -1,58 +1,76 @@
-"""``llrag bench speed``: how fast videos are made, and what each memory costs."""
+"""``llrag bench speed``: how fast videos are generated, and what each memory costs."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from llrag_cli.cli import console
-from llrag_cli.config import ModelShape, RunConfig
-from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.evaluation.grid import method_config
-from llrag_cli.files.paths import weights_folder
-from llrag_cli.formatting import counted, human
-from llrag_cli.models.family import family_of, require_files
-from llrag_cli.presets import METHODS, asked_for, load_shape
+from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Json, Set
+
+if TYPE_CHECKING:
+    from llrag_cli.config import ModelShape, RunConfig
+
+SCHEMA = 2
 
 
-@dataclass(frozen=True)
-class SpeedRequest:
-    """What was asked for on the command line."""
+def bench_speed(
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Backbone, or YAML file of one; default: tiny, or self-forcing with random weights"),
+    ] = None,
+    memories: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--memory",
+            metavar="STRATEGY",
+            help="Memory strategy; repeatable; the first is the baseline; default: none and nearest",
+        ),
+    ] = None,
+    settings: Set = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Use random weights of the same shape: nothing to download")
+    ] = False,
+    shape_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Shape of a model with random weights: a YAML file, or its transformer/config.json",
+        ),
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="Timed blocks of each memory")] = 20,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Blocks before them; default: until the window is full and every block retrieves K frames"),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    compile_: Compile = False,
+    as_json: Json = False,
+) -> None:
+    """Measure generation speed: frames a second, time to first frames, time of each part, and ratios of memories.
 
-    backbone: str | None
-    methods: tuple[str, ...]
-    preset: Path | None
-    settings: tuple[str, ...]
-    random_weights: bool
-    config: Path | None
-    blocks: int
-    warmup: int | None
-    device: str
-    dtype: str
-    attention: str | None
-    compile: bool
-    as_json: bool
+    Memories take turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
+    """
+    from llrag_cli.cli import console
+    from llrag_cli.errors import LlragError, UsageError
+    from llrag_cli.evaluation.grid import memory_config
 
-
-def run(request: SpeedRequest) -> None:
-    """Measure the methods of a request in turns, and show what comes of it."""
-    if request.blocks < 1 or (request.warmup is not None and request.warmup < 0):
+    if blocks < 1 or (warmup is not None and warmup < 0):
         raise UsageError("there is nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
-    shape = _shape(request)
-    source = asked_for(backbone=request.backbone, preset=request.preset) or ("self-forcing" if shape else "tiny")
-    configs = {
-        method: method_config(source, method, request.settings) for method in dict.fromkeys(request.methods or METHODS)
-    }
+    shape = _shape(shape_file, random_weights=random_weights)
+    source = backbone or ("self-forcing" if shape else "tiny")
+    configs = {memory: memory_config(source, memory, settings or ()) for memory in memories or ("none", "nearest")}
     config = next(iter(configs.values()))
     if shape is not None and family_of(config).bundled:
         raise UsageError(
-            "the embedded model has one size, and its weights are here",
-            hint="leave `--random-weights` and `--config` out, or name another with `--backbone`",
+            "the embedded model has one size and comes with its weights",
+            hint="leave out `--random-weights` and `--config`, or choose another `--backbone`",
         )
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device, find_dtype
@@ -62,79 +80,82 @@ def run(request: SpeedRequest) -> None:
         from llrag_cli.planning import plan
         from llrag_cli.runs.statistics import peak_memory, versions
 
-        device = find_device(request.device)
-        dtype = find_dtype(request.dtype, device, family=family_of(config))
-        if request.attention is not None:
-            require_attention(request.attention)
+        where = find_device(device)
+        kind = find_dtype(dtype, where, family=config.backbone.family)
+        if attention is not None:
+            require_attention(attention)
         if shape is None:
-            for each in configs.values():
-                _require_files(each)
+            for needed in configs.values():
+                _require_files(needed)
         steady = max(map(steady_after, configs.values()))
-        warmup = steady if request.warmup is None else request.warmup
+        warmup = steady if warmup is None else warmup
         if warmup < steady:
-            console.warn(f"a block costs what later ones cost only after {steady} of them; {warmup} are left out")
-        seconds = seconds_of(config, blocks=request.blocks, warmup=warmup)
+            console.warn(f"block times are stable only after {steady} blocks; the warm-up has {warmup}")
+        seconds = seconds_of(config, blocks=blocks, warmup=warmup)
         configs = {
-            method: plan(each, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape).config
-            for method, each in configs.items()
+            memory: plan(wanted, weights_folder(), device=where, dtype=kind, seconds=seconds, shape=shape).config
+            for memory, wanted in configs.items()
         }
-        budget = memory_needed([*configs.values()], seconds=seconds, shape=shape, device=device, dtype=dtype)
+        budget = memory_needed([*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind)
         console.note(budget.sentence())
         try:
             budget.require()
         except LlragError as error:
             raise LlragError(
-                error.problem, hint="one `--method`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"
+                error.problem, hint="one `--memory`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"
             ) from None
-        how = Execution(attention=request.attention, compile=request.compile)
-        pipelines = load(configs, shape=shape, device=request.device, dtype=request.dtype, how=how)
-    total = len(configs) * (warmup + 2 * request.blocks)
+        how = Execution(attention=attention, compile=compile_)
+        pipelines = load(configs, shape=shape, device=device, dtype=dtype, how=how)
+    total = len(configs) * (warmup + 2 * blocks)
     with (
         tempfile.TemporaryDirectory() as folder,
         console.counting(f"timing {config.name}", total=total) as advance,
     ):
-        found = measure(
-            pipelines,
-            blocks=request.blocks,
-            warmup=warmup,
-            folder=Path(folder),
-            on_block=lambda: advance(1),
-        )
+        times = measure(pipelines, blocks=blocks, warmup=warmup, folder=Path(folder), on_block=lambda: advance(1))
     result = {
-        "schema": 1,
-        **_about(request, config, pipelines),
-        "blocks": request.blocks,
+        "schema": SCHEMA,
+        **_about(config, pipelines, random_weights=shape is not None),
+        "attention": attention,
+        "compile": compile_,
+        "blocks": blocks,
         "warmup": warmup,
-        **summary(config, found),
-        "peak_memory_bytes": peak_memory(device),
+        **summary(config, times),
+        "peak_memory_bytes": peak_memory(where),
         "versions": versions(),
     }
-    if request.as_json:
+    if as_json:
         console.result_json(result)
     else:
         _show(result)
 
 
-def _shape(request: SpeedRequest) -> ModelShape | None:
-    """The sizes of a model with random weights; None for the weights that are here."""
-    if request.config is not None:
-        return load_shape(request.config)
-    return ModelShape() if request.random_weights else None
+def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:
+    """The shape of a model with random weights; None for a model with its own weights."""
+    from llrag_cli.config import ModelShape
+    from llrag_cli.presets import load_shape
+
+    if file is not None:
+        return load_shape(file)
+    return ModelShape() if random_weights else None
 
 
 def _require_files(config: RunConfig) -> None:
+    from llrag_cli.errors import LlragError, UsageError
+    from llrag_cli.files.paths import weights_folder
+    from llrag_cli.models.weights import require_files
+
     try:
         require_files(config, weights_folder())
     except UsageError:
         raise
     except LlragError as error:
         raise LlragError(
-            error.problem, hint=f"`--random-weights` measures the same sizes without them; {error.hint}"
+            error.problem, hint=f"`--random-weights` measures the same shape without them; {error.hint}"
         ) from None
 
 
-def _about(request: SpeedRequest, config: RunConfig, pipelines: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured, and on what."""
+def _about(config: RunConfig, pipelines: Mapping[str, Any], *, random_weights: bool) -> dict[str, Any]:
+    """The model, and the machine it runs on."""
     import torch
 
     pipeline = next(iter(pipelines.values()))
@@ -142,7 +163,7 @@ def _about(request: SpeedRequest, config: RunConfig, pipelines: Mapping[str, Any
     on_gpu = device.type == "cuda"
     return {
         "backbone": config.name,
-        "weights": "random" if request.random_weights or request.config is not None else "loaded",
+        "weights": "random" if random_weights else "loaded",
         "parameters": sum(parameter.numel() for parameter in pipeline.backbone.transformer.parameters()),
         "width": config.width,
         "height": config.height,
@@ -152,30 +173,33 @@ def _about(request: SpeedRequest, config: RunConfig, pipelines: Mapping[str, Any
         "device": torch.cuda.get_device_name(device) if on_gpu else str(device),
         "threads": torch.get_num_threads(),
         "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
-        "attention": request.attention,
-        "compile": request.compile,
     }
 
 
 def _show(result: Mapping[str, Any]) -> None:
     """The result as a table, and a sentence for each ratio."""
-    methods, baseline = result["methods"], result["baseline"]
-    place = result["device"] if result["device"] != "cpu" else f"cpu, {result['threads']} threads"
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import counted, human
+
+    memories, baseline = result["memories"], result["baseline"]
+    device = result["device"] if result["device"] != "cpu" else f"cpu, {result['threads']} threads"
     console.result(
         f"{result['backbone']}, {result['weights']} weights, {result['parameters'] / 1e6:.4g} M parameters, "
-        f"{result['width']}x{result['height']}, {result['dtype']} on {place}; "
+        f"{result['width']}x{result['height']}, {result['dtype']} on {device}; "
         f"{result['blocks']} blocks of {counted(result['frames_per_block'], 'latent frame')} after {result['warmup']}\n"
     )
     table = Table("", box=None, pad_edge=False)
-    for name in methods:
+    for name in memories:
         table.add_column(name, justify="right")
 
     def row(heading: str, *path: str, style: str = "{:.3g}") -> None:
         cells = []
-        for found in methods.values():
+        for value in memories.values():
             for key in path:
-                found = found[key]
-            cells.append(style.format(found))
+                value = value[key]
+            cells.append(style.format(value))
         table.add_row(heading, *cells)
 
     row("frames a second, end to end", "end_to_end", "pixel_fps")
@@ -185,18 +209,18 @@ def _show(result: Mapping[str, Any]) -> None:
     row("seconds a block, end to end", "end_to_end", "block_seconds")
     row("  without decoding and writing", "generation", "block_seconds")
     row("seconds until the first frames", "first_frames_seconds")
-    for part in methods[baseline]["shares"]:
+    for part in memories[baseline]["shares"]:
         row(f"share: {part.replace('_', ' ')}", "shares", part, style="{:.1%}")
     console.result_table(table)
     console.result("")
     for name, ratios in result["ratios"].items():
-        for heading, found in (("", ratios["generation"]), (" with decoding and writing", ratios["with_decoding"])):
+        for heading, ratio in (("", ratios["generation"]), (" with decoding and writing", ratios["with_decoding"])):
             console.result(
-                f"{name} / {baseline}{heading}: {found['median']:.3f} "
-                f"(middle half {found['quarter']:.3f} to {found['three_quarters']:.3f}; "
-                f"mean {found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}])"
+                f"{name} / {baseline}{heading}: {ratio['median']:.3f} "
+                f"(middle half {ratio['quarter']:.3f} to {ratio['three_quarters']:.3f}; "
+                f"mean {ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}])"
             )
     peak = result["peak_memory_bytes"]
     if peak is not None:
-        held = "" if len(methods) == 1 else f", {len(methods)} methods together"
+        held = "" if len(memories) == 1 else f", {len(memories)} memories together"
         console.result(f"peak memory{held}: {human(peak)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,21 @@ def result_table(table: Table) -> None:
     """Print a table to stdout; when piped it is wide enough for its content."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
+
+
+def number(value: float | None) -> str:
+    """A metric in a table."""
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def result_not_measured(backend: Mapping[str, Any]) -> None:
+    """Metrics that a backend cannot compute, and why; those with the same reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in backend["unavailable"].items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        result(f"not measured: {', '.join(names)}: {reason}")
+    result(backend["not_measured"])
 
 
 def note(text: str) -> None:

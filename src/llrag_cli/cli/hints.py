@@ -14,7 +14,9 @@ from llrag_cli.errors import (
     DownloadFolderError,
     DownloadSourceError,
     FolderNotEmptyError,
+    InvalidMetricModelError,
     LlragError,
+    MissingMetricModelError,
     MissingWeightsError,
     NotARunError,
     OutOfMemoryError,
@@ -77,6 +79,11 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     DownloadFolderError: lambda error: f"{error.hint} with `--to`",
     DownloadSourceError: _another_source,
     MissingWeightsError: _missing_weights,
+    InvalidMetricModelError: lambda _: "`llrag download metrics --force` fetches the released files again",
+    MissingMetricModelError: lambda _: (
+        "`llrag download metrics` fetches them; LLRAG_WEIGHTS names the weights folder; "
+        "`--backend offline` needs no download"
+    ),
     UnwritableError: lambda error: "choose another folder with `--out`",
     RunExistsError: lambda error: (
         f"`llrag generate --resume {error.path}` continues it; or choose another `--out`, or replace it with `--force`"

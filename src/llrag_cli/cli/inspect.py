@@ -1,50 +1,64 @@
-"""``llrag inspect``: what a run recalled, when."""
+"""``llrag inspect``: what a run retrieved, and when."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rich.table import Table
+import typer
 
-from llrag_cli.cli import console
-from llrag_cli.errors import UnwritableError
-from llrag_cli.runs.folder import RunFolder, read_run
-
-
-@dataclass(frozen=True)
-class InspectRequest:
-    """What was asked for on the command line."""
-
-    run: Path
-    out: Path | None
-    as_json: bool
+from llrag_cli.cli.options import Json
 
 
-def run(request: InspectRequest) -> None:
-    """Write the memory map of a run, and say what its memory was like."""
-    folder = RunFolder(request.run)
-    record, blocks = read_run(folder)
+def inspect(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a video")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for memory.png and memory.html; default: the run's own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a run retrieved and when: a map with thumbnails, and statistics of its memory."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.errors import UnwritableError
+    from llrag_cli.runs.folder import RunFolder, read_run
+
+    folder = RunFolder(run)
+    record, blocks = read_run(folder)  # an error before anything is imported that takes time
+    parent = out or folder.path
+    RunFolder(parent).require_writable()
     with console.working("reading"):
-        from llrag_cli.evaluation.inspect import as_record, habits, memory_map, moments, page, sentences, thumbnails
+        from llrag_cli.evaluation.inspect import (
+            describe,
+            draw_memory_map,
+            example_blocks,
+            memory_page,
+            memory_stats,
+            thumbnails,
+        )
 
-        found = habits(blocks, record.config.memory, fps=record.fps)
-        wanted = {frame for block in moments(blocks) for frame in (block.frame, *block.retrieved)}
-        pictures = thumbnails(folder.video, wanted) if wanted else {}
-        picture = memory_map(record, blocks, pictures)
-    out = request.out or folder.path
-    files = {out / "memory.png": picture, out / "memory.html": page(folder, record, blocks, found, picture).encode()}
+        config = record.config
+        stats = memory_stats(blocks, config)
+        frames = {frame for block in example_blocks(blocks) for frame in (block.frame, *block.retrieved)}
+        pictures = thumbnails(folder.video, frames, config) if frames else {}
+        picture = draw_memory_map(config, blocks, pictures)
+        page = memory_page(folder, record, blocks, stats, picture)
+    files = {parent / "memory.png": picture, parent / "memory.html": page.encode()}
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
             file.write_bytes(content)
     except OSError as error:
-        raise UnwritableError(out, (error.strerror or str(error)).lower()) from error
-    if request.as_json:
-        console.result_json({**as_record(found), "files": [str(file) for file in files]})
+        raise UnwritableError(parent, (error.strerror or str(error)).lower()) from error
+    if as_json:
+        statistics = {} if stats is None else asdict(stats)
+        console.result_json({**statistics, "files": [str(file) for file in files]})
         return
     rows = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in sentences(found):
+    for name, text in describe(stats):
         rows.add_row(name, text)
     console.result_table(rows)
     for file in files:

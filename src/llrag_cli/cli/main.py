@@ -1,34 +1,25 @@
-"""The command root: options are parsed here, work is imported when it is asked for."""
+"""The command root: one file per command; each imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llrag_cli.cli import console
 from llrag_cli.cli.bench import bench_app
+from llrag_cli.cli.collect import collect
+from llrag_cli.cli.doctor import doctor
 from llrag_cli.cli.download import download_app
+from llrag_cli.cli.evaluate_encoder import evaluate_encoder
+from llrag_cli.cli.extend import extend
+from llrag_cli.cli.generate import generate
 from llrag_cli.cli.hints import hint_for
-from llrag_cli.cli.options import (
-    MANY,
-    Archive,
-    Attention,
-    Compile,
-    Device,
-    Dtype,
-    Encoder,
-    EngineName,
-    Json,
-    Memory,
-    MemoryBudget,
-    Offload,
-    Rag,
-    Set,
-)
-from llrag_cli.cli.training import collect, evaluate_encoder, train_encoder
+from llrag_cli.cli.inspect import inspect
+from llrag_cli.cli.presets import presets_app
+from llrag_cli.cli.train_encoder import train_encoder
+from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
 
 app = typer.Typer(
@@ -42,12 +33,11 @@ app = typer.Typer(
 app.add_typer(download_app, name="download")
 app.add_typer(bench_app, name="bench")
 app.add_typer(bench_app, name="benchmark", hidden=True)
-presets_app = typer.Typer(help="List the bundled presets, or print one.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
 
-def _version(*, asked: bool) -> None:
-    if asked:
+def _version(*, requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(version("llrag"))
@@ -58,10 +48,10 @@ def _version(*, asked: bool) -> None:
 def root(
     show_version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and exit", callback=lambda value: _version(asked=value)),
+        typer.Option("--version", help="Print the version and exit", callback=lambda value: _version(requested=value)),
     ] = False,
 ) -> None:
-    """Shared by all commands."""
+    """Options of all commands."""
 
 
 app.command()(generate)

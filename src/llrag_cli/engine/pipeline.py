@@ -130,7 +130,7 @@ class Pipeline:
 
     def image_latent(self, image: Path) -> Tensor:
         """The latent frame [1, 1, C, h, w] of a picture."""
-        require_framewise(self.config)
+        self.config.require_framewise()
         size = self.config.height, self.config.width
         return self.decoder.encode(read_image(image, size=size)[None])
 
@@ -173,16 +173,6 @@ def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> No
             f"the retrieval encoder was made for latents of {'x'.join(map(str, takes))}, "
             f"`{config.name}` writes {'x'.join(map(str, writes))}",
             hint="use an encoder trained for this backbone, or set `memory.keys` to `average`",
-        )
-
-
-def require_framewise(config: RunConfig) -> None:
-    """Raise an error unless a configuration can start from a picture."""
-    block = config.backbone.frames_per_block
-    if block != 1:
-        raise UsageError(
-            f"`{config.name}` writes blocks of {block} latent frames, so it cannot open with one picture",
-            hint="use a frame-wise backbone, for example `causal-forcing-framewise`",
         )
 
 

@@ -1,1 +1,1 @@
-"""The benchmark: the same prompts and seeds under several memories, made, scored and compared in pairs."""
+"""Benchmarks: the same prompts and seeds under several memories, generated, scored and compared in pairs."""

@@ -1,4 +1,4 @@
-"""What a benchmark makes: backbones x methods x prompts x seeds, each video as long as the longest horizon."""
+"""The videos of a benchmark: backbones x memories x prompts x seeds, each as long as the longest horizon."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from llrag_cli.config import RECALLS, RunConfig
-from llrag_cli.errors import UsageError, closest
-from llrag_cli.presets import METHODS, load_config
+from llrag_cli.config import RunConfig
+from llrag_cli.memory.strategies import STRATEGIES
+from llrag_cli.presets import load_config, require_strategy
 
-SEEDS_APART = 1000  # between prompts: with one seed for all, they would share their noise, and what comes of it
-NAMES = (*METHODS, *(recall for recall in RECALLS if recall != "nearest"))
+SEED_STRIDE = 1000  # between the first seeds of prompts, so that no two videos share their noise
 
 
-def method_config(backbone: str | Path, method: str, settings: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a method: native, retrieval, or retrieval with another memory policy.
+def memory_config(backbone: str | Path, memory: str, settings: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a backbone with a memory strategy.
 
-    Of the settings of memory, native takes those of the window, so that all methods attend to as many frames.
+    Settings that only some strategies have, such as `memory.retrieved`, apply to those.
     """
-    if method not in NAMES:
-        raise UsageError(f"there is no method `{method}`", hint=closest(method, NAMES))
-    policy = [] if method in METHODS else [f"memory.recall={method}"]
-    window = ("memory.window=", "memory.sink=")
-    kept = [
-        each for each in settings if method != "native" or not each.startswith("memory.") or each.startswith(window)
-    ]
-    return load_config(backbone, method="native" if method == "native" else "retrieval", settings=[*policy, *kept])
+    require_strategy(memory)
+    own, known = STRATEGIES[memory].model_fields, {name for kind in STRATEGIES.values() for name in kind.model_fields}
+    others = {f"memory.{name}" for name in known - own.keys()}
+    applicable = [setting for setting in settings if setting.partition("=")[0].strip() not in others]
+    return load_config(backbone, memory=memory, settings=applicable)
+
+
+def memory_title(memory: str) -> str:
+    """A memory strategy in headings."""
+    return "none (sliding window)" if memory == "none" else memory
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One video: what it is made from, and where it goes."""
+class Case:
+    """One video of the benchmark."""
 
     backbone: str
-    method: str
+    memory: str  # a memory strategy
     number: int  # of the prompt in its file
     prompt: str
     seed: int
 
     def folder(self, root: Path) -> Path:
         """Its run folder."""
-        return root / "videos" / self.backbone / self.method / f"{self.number:03d}-seed{self.seed}"
+        backbone = Path(self.backbone).name.removesuffix(".yaml").removesuffix(".yml")
+        return root / "videos" / backbone / self.memory / f"{self.number:03d}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,35 @@ class Grid:
     """All videos of a benchmark. A shorter horizon is the beginning of the same video."""
 
     backbones: tuple[str, ...]
-    methods: tuple[str, ...]
+    memories: tuple[str, ...]  # memory strategies; the first is the baseline
     horizons: tuple[float, ...]  # seconds, rising
     prompts: tuple[tuple[int, str], ...]
     seeds: tuple[int, ...]  # of the first prompt
 
-    def cells(self) -> Iterator[Cell]:
-        """Every video; those of one backbone and method follow each other."""
-        for backbone, method, (number, prompt), seed in product(self.backbones, self.methods, self.prompts, self.seeds):
-            yield Cell(backbone, method, number, prompt, seed + SEEDS_APART * (number - 1))
+    def cases(self) -> Iterator[Case]:
+        """Every video; those of one backbone and memory follow each other."""
+        axes = product(self.backbones, self.memories, self.prompts, self.seeds)
+        for backbone, memory, (number, prompt), seed in axes:
+            yield Case(backbone, memory, number, prompt, seed + SEED_STRIDE * (number - 1))
 
     @property
     def seconds(self) -> float:
-        """How long videos are made."""
+        """Length of every video."""
         return max(self.horizons)
+
+    @property
+    def baseline(self) -> str:
+        """The memory that the others are compared with."""
+        return self.memories[0]
 
 
 def horizon_frames(config: RunConfig, seconds: float) -> int:
-    """Video frames of a horizon, as `llrag generate --seconds` would write them."""
+    """Video frames of a horizon: as many as a video of this length has."""
     return config.video_frames(config.latent_frames(seconds))
 
 
 def subset(prompts: Sequence[str], *, count: int | None, seed: int) -> tuple[tuple[int, str], ...]:
-    """Prompts with their numbers from 1; ``count`` of them drawn with a seed, where given."""
+    """Prompts with their numbers from 1; with ``count``, a sample of that many, drawn with ``seed``."""
     numbered = tuple(enumerate(prompts, start=1))
     if count is None or count >= len(numbered):
         return numbered

@@ -1,4 +1,4 @@
-"""A model of any size with random weights: as fast as the real one, since no product depends on its numbers."""
+"""A model of any shape with random weights: as fast as a trained one, since speed does not depend on the numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from llrag_cli.memory.history import KeyEncoder, average_pool
 from llrag_cli.models.family import family_of
 from llrag_cli.models.wan.checkpoints import cast, transformer_arguments
 from llrag_cli.models.wan.vae import WanDecoder
+from llrag_cli.models.weights import uses_encoder
 
 
 class RandomText:
-    """Every prompt as the same random embeddings [B, length, D]."""
+    """Embeds every prompt as the same random [B, length, D]."""
 
     def __init__(self, length: int, dim: int) -> None:
         self._embedding = torch.randn(1, length, dim, generator=torch.Generator().manual_seed(1))
@@ -31,27 +32,27 @@ class RandomText:
         return self._embedding.expand(len(prompts), -1, -1)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """None."""
+        """Always none."""
         return []
 
 
 def random_pipeline(
     config: RunConfig, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, how: Execution
 ) -> Pipeline:
-    """A Wan pipeline of a shape whose transformer, VAE and retrieval encoder were never trained."""
+    """A Wan pipeline of a shape with random transformer, VAE and retrieval encoder."""
     height, width = config.backbone.height, config.backbone.width
     _, rows, columns = shape.patch_size
     if height % rows or width % columns:
         raise UsageError(
             f"latent frames of {height}x{width} cannot be cut into tokens of {rows}x{columns}",
-            hint="change `--set backbone.height=`, `--set backbone.width=` or `patch_size`",
+            hint="change `backbone.height`, `backbone.width` or `patch_size`",
         )
     torch.manual_seed(0)
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_arguments(shape))
-    transformer.rope = nn.Identity()  # WanBackbone brings its own
+    transformer.rope = nn.Identity()  # WanBackbone has its own
     cast(transformer, dtype)
-    transformer.to_empty(device=device)  # in its own type at once, so that no larger copy is ever held
+    transformer.to_empty(device=device)  # cast before allocating, so that no larger copy ever exists
     for name, parameter in transformer.named_parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
@@ -65,7 +66,7 @@ def random_pipeline(
     for parameter in vae.parameters():
         parameter.data = parameter.data.to(dtype)
     keys: KeyEncoder = average_pool
-    if config.memory.policy == "retrieval" and config.memory.keys == "encoder":
+    if uses_encoder(config):
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
     text = RandomText(family_of(config).text_length, shape.text_dim)

@@ -1,10 +1,10 @@
-"""The benchmark's answer as files: ``results.json``, ``results.csv`` and one page, ``report.html``."""
+"""The results of a benchmark as files: ``results.json``, ``results.csv`` and one page, ``report.html``."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,192 +13,279 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from llrag_cli.evaluation.grid import Cell, Grid
-from llrag_cli.evaluation.inspect import latent_fps, latent_space, second_of, thumbnails
+from llrag_cli.evaluation.charts import Chart, Curve, line_chart
+from llrag_cli.evaluation.grid import Case, Grid, memory_title
+from llrag_cli.evaluation.inspect import thumbnails
 from llrag_cli.evaluation.metrics.clips import clip_length
-from llrag_cli.evaluation.metrics.score import BackEnd
-from llrag_cli.evaluation.results import FEWEST_PROMPTS, FIGURES, as_csv, verdict
+from llrag_cli.evaluation.metrics.inputs import Backend
+from llrag_cli.evaluation.metrics.registry import METRICS, NOT_MEASURED, Series, about, unavailable
+from llrag_cli.evaluation.rendition import renditions
+from llrag_cli.evaluation.results import MIN_PROMPTS, as_csv, is_significant, verdict
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.files.durable import replace_text
+from llrag_cli.files.html import data_url, render
 from llrag_cli.formatting import counted
-from llrag_cli.runs.folder import RunFolder, read_run
+from llrag_cli.runs.folder import BlockMemory, RunFolder, read_run
 from llrag_cli.runs.record import RunRecord
 
-EMBEDDED_BYTES = 64 * 2**20  # of video that a page holds itself; more is linked
-PLOTS = {
-    "to_first": "Likeness of each clip to the first (cosine of features)",
-    "chroma_noise": "Chroma noise (0 to 255)",
-    "smoothness": "Motion smoothness",
-}
+SCHEMA = 2  # of results.json
+EMBEDDED_BYTES = 64 * 2**20  # of video renditions that a page embeds; beyond it, videos are linked
+THUMBNAIL = 64  # pixels, the longer side
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the report needs of one run folder."""
+
+    video: Path
+    record: RunRecord
+    blocks: tuple[BlockMemory, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the video was made with."""
+        return {"config": self.record.config.model_dump(mode="json"), "versions": self.record.versions}
+
+
+def read(folder: RunFolder) -> Run:
+    """Read a finished run folder."""
+    return Run(folder.video, *read_run(folder))
 
 
 def write_report(
-    root: Path,
-    grid: Grid,
-    results: Sequence[Mapping[str, Any]],
-    scored: Sequence[Scored],
-    *,
-    back_end: BackEnd,
-    baseline: str,
+    root: Path, grid: Grid, results: Sequence[Mapping[str, Any]], scored: Sequence[Scored], *, backend: Backend
 ) -> list[Path]:
     """Write the three files; returns their paths."""
-    head = {"schema": 1, **back_end.about, "baseline": baseline}
-    page = report(root, grid, results, scored, back_end=back_end, baseline=baseline)
     contents = {
-        "results.json": json.dumps({**head, "results": results, "videos": _rows(root, scored)}, indent=1) + "\n",
+        "results.json": json.dumps(results_json(root, grid, results, scored, backend=backend), indent=1) + "\n",
         "results.csv": as_csv(scored),
-        "report.html": page,
+        "report.html": report(root, grid, results, scored, backend=backend),
     }
     for name, content in contents.items():
-        hint = "make room; videos and scores are kept, and the same command goes on"
+        hint = "free some disk space and run again; finished videos and scores are kept"
         replace_text(root / name, content, hint=hint)
     return [root / name for name in contents]
 
 
-def licences(back_end: BackEnd) -> str:
-    """A sentence on what the page and its figures come from."""
-    models = ", ".join(f"{model} ({licence})" for model, licence in back_end.licences.items())
-    return (
-        f"{models}, plotly.js (MIT); the other figures are llrag's own (Apache-2.0), after the formulae of VBench-Long."
-    )
-
-
-def _rows(root: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    return [
+def results_json(
+    root: Path, grid: Grid, results: Sequence[Mapping[str, Any]], scored: Sequence[Scored], *, backend: Backend
+) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    metrics = {
+        metric.name: {"heading": metric.heading, "unit": metric.unit, "better": metric.better}
+        for metric in METRICS.values()
+    }
+    videos = [
         {
-            "backbone": each.cell.backbone,
-            "method": each.cell.method,
-            "seconds": each.seconds,
-            "prompt_number": each.cell.number,
-            "prompt": each.cell.prompt,
-            "seed": each.cell.seed,
-            "folder": str(each.cell.folder(root).relative_to(root)),
-            "figures": each.figures,
+            "backbone": video.case.backbone,
+            "memory": video.case.memory,
+            "seconds": video.seconds,
+            "prompt_number": video.case.number,
+            "prompt": video.case.prompt,
+            "seed": video.case.seed,
+            "folder": str(video.case.folder(root).relative_to(root)),
+            **asdict(video.scores),
         }
-        for each in scored
+        for video in scored
     ]
+    return {
+        "schema": SCHEMA,
+        **about(backend),
+        "metrics": metrics,
+        "baseline": grid.baseline,
+        "results": list(results),
+        "videos": videos,
+    }
 
 
 def report(
-    root: Path,
-    grid: Grid,
-    results: Sequence[Mapping[str, Any]],
-    scored: Sequence[Scored],
-    *,
-    back_end: BackEnd,
-    baseline: str,
+    root: Path, grid: Grid, results: Sequence[Mapping[str, Any]], scored: Sequence[Scored], *, backend: Backend
 ) -> str:
-    """One page, complete in itself but for videos that are too large to hold."""
-    from plotly.offline import get_plotlyjs
-
-    longest = [each for each in scored if each.seconds == grid.seconds]
-    folders = {each.cell: RunFolder(each.cell.folder(root)) for each in longest}
-    embedded = sum(folder.video.stat().st_size for folder in folders.values()) <= EMBEDDED_BYTES
-    records = {cell: read_run(folder)[0] for cell, folder in folders.items()}
-    configs = {
-        f"{cell.backbone} {cell.method}": {"config": record.config.model_dump(mode="json"), "versions": record.versions}
-        for cell, record in records.items()
+    """One page, complete in itself unless the renditions of the videos are too large to embed."""
+    longest = [video for video in scored if video.seconds == grid.seconds]
+    runs = {video.case: read(RunFolder(video.case.folder(root))) for video in longest}
+    copies = renditions([(run.video, run.record.config.video.upscale) for run in runs.values()], limit=EMBEDDED_BYTES)
+    sources = {
+        case: run.video.relative_to(root).as_posix() if copies is None else data_url(copies[index], "video/mp4")
+        for index, (case, run) in enumerate(runs.items())
     }
-    content = {
-        "summary": f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}, "
-        f"{', '.join(grid.methods)}; {back_end.name}",
-        "verdicts": [verdict(dict(result), baseline=baseline) for result in results],
-        "baseline": baseline,
-        "fewest": FEWEST_PROMPTS,
-        "results": results,
-        "figures": [{"name": f.name, "heading": f.heading, "better": f.better} for f in FIGURES],
-        "plots": plots(longest, records),
-        "videos": [_choice(root, group, folders, embedded=embedded) for group in _groups(longest)],
-        "licences": licences(back_end),
-        "unavailable": back_end.unavailable,
-        "settings": configs,
+    settings = {f"{case.backbone} {case.memory}": run.settings for case, run in runs.items()}
+    data = {
+        "metrics": [{"name": metric.name, "heading": metric.heading} for metric in METRICS.values()],
+        "videos": [_choice(group, runs, sources) for group in _groups(longest)],
     }
-    text = json.dumps(content, allow_nan=False).replace("</", "<\\/")
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return template.replace("/*PLOTLY*/", get_plotlyjs().replace("</script", "<\\/script")).replace("/*DATA*/", text)
+    return render(
+        "report.html",
+        summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
+        f"{', '.join(map(memory_title, grid.memories))}; {backend.name}",
+        verdicts=[verdict(result, baseline=grid.baseline) for result in results],
+        tables=[table(result, baseline=grid.baseline) for result in results],
+        charts=charts(longest, runs),
+        licences=licences(backend),
+        unavailable=unavailable(backend),
+        not_measured=NOT_MEASURED,
+        settings=json.dumps(settings, indent=1),
+        linked=copies is None,
+        data=data,
+    )
 
 
-def plots(longest: Sequence[Scored], records: Mapping[Cell, RunRecord]) -> list[dict[str, Any]]:
-    """What is drawn over time: for each backbone and figure one series a method, mean and middle half."""
-    drawn = []
-    for backbone in dict.fromkeys(each.cell.backbone for each in longest):
-        for name, title in PLOTS.items():
-            series = []
-            for method in dict.fromkeys(each.cell.method for each in longest):
-                here = [each for each in longest if (each.cell.backbone, each.cell.method) == (backbone, method)]
-                rows = [each.figures["per_clip"][name] for each in here]
-                if not rows:
-                    continue
-                fps = records[here[0].cell].fps
-                table = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=float)
-                if np.isnan(table).all(axis=0).any():
-                    continue
-                low, high = np.nanquantile(table, [0.25, 0.75], axis=0)
-                series.append(
-                    {
-                        "method": method,
-                        "x": [round((clip + 0.5) * clip_length(fps) / fps, 3) for clip in range(table.shape[1])],
-                        "y": np.nanmean(table, axis=0).round(5).tolist(),
-                        "low": low.round(5).tolist(),
-                        "high": high.round(5).tolist(),
-                    }
-                )
-            if series:
-                drawn.append({"title": f"{backbone}: {title}", "series": series})
-    return drawn
+def licences(backend: Backend) -> str:
+    """A sentence on the models behind the metrics."""
+    models = ", ".join(f"{model} ({licence})" for model, licence in backend.licences.items())
+    return f"{models}; all else is llrag's own code (Apache-2.0), after the formulae of VBench-Long."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table, and whether it is good or bad."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric in a table."""
+
+    heading: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of one backbone and horizon."""
+
+    title: str
+    columns: list[str]
+    rows: list[Row]
+    not_ranked: str | None
+
+
+def table(result: Mapping[str, Any], *, baseline: str) -> Table:
+    """One entry of ``results.compare`` as a table of metrics by memories."""
+    memories: Mapping[str, Mapping[str, Any]] = result["memories"]
+    columns = []
+    for memory, entry in memories.items():
+        columns.append(memory_title(memory))
+        if "differences" in entry:
+            columns += [f"minus {baseline}, 95 %", "wins"]
+    rows = []
+    for name, metric in METRICS.items():
+        if all(entry["means"].get(name) is None for entry in memories.values()):
+            continue
+        cells: list[Cell] = []
+        for entry in memories.values():
+            cells.append(Cell(_number(entry["means"].get(name))))
+            if "differences" in entry:
+                cells += _difference(entry["differences"].get(name), better=metric.better, prompts=result["prompts"])
+        arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
+        ranked = " (ranked)" if name in result["ranked_by"] else ""
+        rows.append(Row(f"{metric.heading}{arrow}{ranked}", cells))
+    last: list[Cell] = []
+    for entry in memories.values():
+        rank = entry["average_rank"]
+        last.append(Cell("–" if rank is None else f"{rank:.2f}"))
+        last += [Cell(""), Cell("")] if "differences" in entry else []
+    rows.append(Row("average rank", last))
+    return Table(f"{result['backbone']}, {result['seconds']:g} s", columns, rows, result["not_ranked"])
+
+
+def _difference(gap: Mapping[str, float] | None, *, better: str, prompts: int) -> list[Cell]:
+    if gap is None:
+        return [Cell("–"), Cell("–")]
+    tone = ""
+    if better != "neither" and prompts >= MIN_PROMPTS and is_significant(gap):
+        tone = "good" if (gap["mean"] > 0) == (better == "higher") else "bad"
+    text = f"{_signed(gap['mean'])} [{_signed(gap['low'])}, {_signed(gap['high'])}]"
+    return [Cell(text, tone), Cell(f"{100 * gap['wins']:.0f} %")]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def charts(longest: Sequence[Scored], runs: Mapping[Case, Run]) -> list[Chart]:
+    """For each backbone and drawn series a chart over time, with one curve a memory: mean and middle half."""
+    drawn = {m.series.name: m.series for m in METRICS.values() if m.series is not None and m.series.plot}
+    figures = []
+    for backbone in dict.fromkeys(video.case.backbone for video in longest):
+        group = [video for video in longest if video.case.backbone == backbone]
+        for series in drawn.values():
+            memories = dict.fromkeys(video.case.memory for video in group)
+            curves = [_curve([v for v in group if v.case.memory == memory], series, runs) for memory in memories]
+            known = [curve for curve in curves if curve is not None]
+            if known:
+                figures.append(line_chart(f"{backbone}: {series.plot}", known))
+    return figures
+
+
+def _curve(group: Sequence[Scored], series: Series, runs: Mapping[Case, Run]) -> Curve | None:
+    """A series of the videos of one memory; None where the backend or a clip has no number."""
+    rows = [video.scores.per_clip.get(series.name, []) for video in group]
+    values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=float)
+    if values.size == 0 or np.isnan(values).all(axis=0).any():
+        return None
+    fps = runs[group[0].case].record.fps
+    low, high = np.nanquantile(values, [0.25, 0.75], axis=0)
+    return Curve(
+        name=memory_title(group[0].case.memory),
+        x=[round((clip + 0.5) * clip_length(fps) / fps, 3) for clip in range(values.shape[1])],
+        y=np.nanmean(values, axis=0).tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+    )
 
 
 def _groups(longest: Sequence[Scored]) -> list[list[Scored]]:
-    """Videos that differ in the method only."""
+    """Videos that differ in the memory only."""
     groups: dict[tuple[str, int, int], list[Scored]] = {}
-    for each in longest:
-        groups.setdefault((each.cell.backbone, each.cell.number, each.cell.seed), []).append(each)
+    for video in longest:
+        groups.setdefault((video.case.backbone, video.case.number, video.case.seed), []).append(video)
     return list(groups.values())
 
 
-def _choice(
-    root: Path, group: Sequence[Scored], folders: Mapping[Cell, RunFolder], *, embedded: bool
-) -> dict[str, Any]:
-    first = group[0]
-    methods = []
-    for each in group:
-        folder = folders[each.cell]
-        record, blocks = read_run(folder)
-        fps = record.fps
-        wanted = {frame for block in blocks for frame in block.retrieved}
-        pictures = thumbnails(folder.video, wanted, side=64) if wanted else {}
-        video = folder.video.read_bytes() if embedded else b""
-        methods.append(
-            {
-                "method": each.cell.method,
-                "source": f"data:video/mp4;base64,{base64.b64encode(video).decode()}"
-                if embedded
-                else folder.video.relative_to(root).as_posix(),
-                "figures": {figure.name: each.figures.get(figure.name) for figure in FIGURES},
-                "thumbnails": {frame: _jpeg(picture) for frame, picture in pictures.items()},
-                "recalls": [
-                    {
-                        "time": second_of(block.frame, fps),
-                        "frames": [
-                            {"frame": frame, "time": second_of(frame, fps), "cosine": cosine}
-                            for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
-                        ],
-                    }
-                    for block in blocks
-                    if block.retrieved
-                ],
-            }
-        )
+def _choice(group: Sequence[Scored], runs: Mapping[Case, Run], sources: Mapping[Case, str]) -> dict[str, Any]:
+    """Videos to be played side by side."""
+    case = group[0].case
     return {
-        "title": f"{first.cell.backbone} {first.cell.number}, seed {first.cell.seed}: {first.cell.prompt}",
-        "prompt": first.cell.prompt,
-        "seconds": first.seconds,
-        "methods": methods,
+        "title": f"{case.backbone} {case.number}, seed {case.seed}: {case.prompt}",
+        "prompt": case.prompt,
+        "seconds": group[0].seconds,
+        "memories": [_player(video, runs[video.case], sources[video.case]) for video in group],
     }
 
 
-def _jpeg(picture: Tensor) -> str:
+def _player(video: Scored, run: Run, source: str) -> dict[str, Any]:
+    """One video, its metrics, and what each block retrieved."""
+    frames = {frame for block in run.blocks for frame in block.retrieved}
+    config = run.record.config
+    pictures = thumbnails(run.video, frames, config, side=THUMBNAIL) if frames else {}
+    return {
+        "title": memory_title(video.case.memory),
+        "source": source,
+        "metrics": video.scores.metrics,
+        "thumbnails": {frame: _thumbnail_url(picture) for frame, picture in pictures.items()},
+        "blocks": [
+            {
+                "time": config.second_of(block.frame),
+                "frames": [
+                    {"frame": frame, "time": config.second_of(frame), "cosine": round(cosine, 4)}
+                    for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
+                ],
+            }
+            for block in run.blocks
+            if block.retrieved
+        ],
+    }
+
+
+def _thumbnail_url(picture: Tensor) -> str:
     """A picture [h, w, 3] in [0, 1] as a data URL."""
     file = BytesIO()
-    Image.fromarray((255 * picture).round().byte().numpy()).save(file, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    Image.fromarray((255 * picture).round().byte().numpy()).save(file, format="WEBP", quality=60, method=6)
+    return data_url(file.getvalue(), "image/webp")

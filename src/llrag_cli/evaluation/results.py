@@ -1,4 +1,4 @@
-"""From figures of videos to an answer: means, paired differences, ranks."""
+"""From metrics of videos to a comparison: means, paired differences, ranks."""
 
 from __future__ import annotations
 
@@ -6,157 +6,145 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llrag_cli.errors import LlragError
-from llrag_cli.evaluation.metrics.score import mean_of
+from llrag_cli.evaluation.metrics.registry import METRICS, mean_of
+from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.evaluation.statistics import average_ranks, interval, win_rate
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a video: what it is called, and which way is better."""
-
-    name: str
-    heading: str
-    better: Literal["more", "less", "neither"]
-
-
-FIGURES = (
-    Figure("consistency_within", "within clips", "more"),
-    Figure("consistency_across", "across clips", "more"),
-    Figure("consistency_mapped", "across, mapped", "more"),
-    Figure("subject_consistency", "subject", "more"),
-    Figure("background_within", "background within", "more"),
-    Figure("background_across", "background across", "more"),
-    Figure("background_mapped", "background mapped", "more"),
-    Figure("background_consistency", "background", "more"),
-    Figure("motion_smoothness", "smoothness", "more"),
-    Figure("temporal_flickering", "flicker", "more"),
-    Figure("aesthetic_quality", "aesthetic", "more"),
-    Figure("imaging_quality", "imaging", "more"),
-    Figure("dynamic_degree", "dynamic", "neither"),
-    Figure("first_to_last", "first to last", "more"),
-    Figure("similarity_slope", "slope a minute", "more"),
-    Figure("chroma_noise_growth", "chroma noise", "less"),
-    Figure("colorfulness_growth", "colour growth", "neither"),
-    Figure("histogram_overlap", "histogram", "more"),
-    Figure("sprite_color", "colours kept", "more"),
-    Figure("sprite_identity", "objects kept", "more"),
-    Figure("sprite_returns", "returns right", "more"),
-    Figure("sprite_tint", "wall drift", "less"),
-)
-FEWEST_PROMPTS = 5  # below this a bootstrap over prompts is sure of everything
+MIN_PROMPTS = 5  # with fewer, a bootstrap over prompts gives intervals that are far too narrow
 Pair = tuple[int, int]  # prompt number and seed
-Column = list["float | None"]  # a figure of one method's videos, in order of pairs
+Column = list["float | None"]  # a metric of one memory's videos, in order of pairs
 
 
 def compare(scored: Sequence[Scored], *, baseline: str, ranked: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry for each backbone and horizon: per method means, rank, and paired differences to the baseline.
+    """One entry for each backbone and horizon: per memory means, rank, and paired differences to the baseline.
 
-    Only videos that every method has are compared, methods ranked by the figures ``ranked``. Intervals are 95 %,
-    bootstrap over prompts. Scores of more than one back end are an error.
+    Only videos that every memory has are compared; memories are ranked by the metrics ``ranked``. Intervals are 95 %,
+    bootstrap over prompts. Scores of more than one backend are an error.
     """
-    back_ends = sorted({each.back_end for each in scored})
-    if len(back_ends) > 1:
+    backends = sorted({video.backend for video in scored})
+    if len(backends) > 1:
         raise LlragError(
-            f"scores of different back ends are not compared: {' and '.join(f'`{name}`' for name in back_ends)}",
-            hint="score every video with the same `--backend`",
+            f"scores of different backends cannot be compared: {' and '.join(f'`{name}`' for name in backends)}",
+            hint="score every video with the same backend",
         )
     results = []
-    for backbone, seconds in dict.fromkeys((each.cell.backbone, each.seconds) for each in scored):
-        here = [each for each in scored if (each.cell.backbone, each.seconds) == (backbone, seconds)]
-        tables: dict[str, dict[Pair, Mapping[str, Any]]] = {}
-        for each in here:
-            tables.setdefault(each.cell.method, {})[each.cell.number, each.cell.seed] = each.figures
+    for backbone, seconds in dict.fromkeys((video.case.backbone, video.seconds) for video in scored):
+        tables: dict[str, dict[Pair, Scores]] = {}
+        for video in scored:
+            if (video.case.backbone, video.seconds) == (backbone, seconds):
+                tables.setdefault(video.case.memory, {})[video.case.number, video.case.seed] = video.scores
         pairs = sorted(set.intersection(*(set(table) for table in tables.values())))
-        if not pairs:
-            continue
-        columns = {
-            method: {figure.name: [table[pair].get(figure.name) for pair in pairs] for figure in FIGURES}
-            for method, table in tables.items()
-        }
-        means = {method: {name: mean_of(column) for name, column in each.items()} for method, each in columns.items()}
-        ranks, why = _ranks({method: {name: each[name] for name in ranked} for method, each in means.items()})
-        entries: dict[str, dict[str, Any]] = {}
-        for method in tables:
-            entries[method] = {"means": means[method], "average_rank": ranks.get(method)}
-            if method != baseline and baseline in tables:
-                entries[method]["differences"] = differences(columns[method], columns[baseline], pairs)
-        results.append(
-            {
-                "backbone": backbone,
-                "seconds": seconds,
-                "videos": len(pairs),
-                "prompts": len({number for number, _ in pairs}),
-                "ranked_by": list(ranked) if ranks else [],
-                "not_ranked": why,
-                "methods": entries,
-            }
-        )
+        if pairs:
+            comparison = _compare_memories(tables, pairs, baseline=baseline, ranked=ranked)
+            results.append({"backbone": backbone, "seconds": seconds, **comparison})
     return results
 
 
+def _compare_memories(
+    tables: Mapping[str, Mapping[Pair, Scores]], pairs: Sequence[Pair], *, baseline: str, ranked: Sequence[str]
+) -> dict[str, Any]:
+    columns = {
+        memory: {name: [table[pair].metrics.get(name) for pair in pairs] for name in METRICS}
+        for memory, table in tables.items()
+    }
+    means = {memory: {name: mean_of(column) for name, column in metrics.items()} for memory, metrics in columns.items()}
+    ranks, not_ranked = _ranks(means, ranked)
+    entries: dict[str, dict[str, Any]] = {}
+    for memory in tables:
+        entries[memory] = {"means": means[memory], "average_rank": ranks.get(memory)}
+        if memory != baseline and baseline in tables:
+            entries[memory]["differences"] = differences(columns[memory], columns[baseline], pairs)
+    return {
+        "videos": len(pairs),
+        "prompts": len({number for number, _ in pairs}),
+        "ranked_by": list(ranked) if ranks else [],
+        "not_ranked": not_ranked,
+        "memories": entries,
+    }
+
+
 def differences(
-    mine: Mapping[str, Column], other: Mapping[str, Column], pairs: Sequence[Pair]
+    columns: Mapping[str, Column], baseline: Mapping[str, Column], pairs: Sequence[Pair]
 ) -> dict[str, dict[str, float]]:
-    """Paired differences of each figure: mean, 95 % interval, and the share of pairs that are won."""
-    found = {}
-    for figure in FIGURES:
+    """Paired differences of each metric to the baseline: mean, 95 % interval, and the share of pairs that are won."""
+    entries = {}
+    for name, metric in METRICS.items():
         gaps = [
-            math.nan if one is None or two is None else one - two
-            for one, two in zip(mine[figure.name], other[figure.name], strict=True)
+            math.nan if value is None or base is None else value - base
+            for value, base in zip(columns[name], baseline[name], strict=True)
         ]
         mean, low, high = interval(gaps, clusters=[number for number, _ in pairs])
         if not math.isnan(mean):
-            wins = win_rate([-gap for gap in gaps] if figure.better == "less" else gaps)
-            found[figure.name] = {"mean": mean, "low": low, "high": high, "wins": wins}
-    return found
+            wins = win_rate([-gap for gap in gaps] if metric.better == "lower" else gaps)
+            entries[name] = {"mean": mean, "low": low, "high": high, "wins": wins}
+    return entries
 
 
-def _ranks(means: Mapping[str, Mapping[str, float | None]]) -> tuple[dict[str, float], str | None]:
-    """Average ranks, or none and why."""
+def rank(means: Mapping[str, Mapping[str, float | None]], ranked: Sequence[str]) -> dict[str, float]:
+    """The average rank of each row of means over the metrics ``ranked``, 1 for the best.
+
+    A metric that a row lacks cannot be ranked: a ``ValueError``.
+    """
+    signs = {name: -1.0 if METRICS[name].better == "lower" else 1.0 for name in ranked}
+    table = {
+        row: {name: None if (value := values[name]) is None else sign * value for name, sign in signs.items()}
+        for row, values in means.items()
+    }
+    return average_ranks(table)
+
+
+def _ranks(
+    means: Mapping[str, Mapping[str, float | None]], ranked: Sequence[str]
+) -> tuple[dict[str, float], str | None]:
+    """Average ranks, or none and the reason."""
     try:
-        return average_ranks(means), None
+        return rank(means, ranked), None
     except ValueError as error:
         return {}, str(error)
 
 
-def verdict(result: dict[str, Any], *, baseline: str) -> str:
+def is_significant(difference: Mapping[str, float]) -> bool:
+    """Whether a 95 % interval excludes 0."""
+    return not difference["low"] <= 0 <= difference["high"]
+
+
+def verdict(result: Mapping[str, Any], *, baseline: str) -> str:
     """One entry of ``compare`` in a sentence or two."""
-    where = f"{result['backbone']}, {result['seconds']:g} s, {result['videos']} videos of each method"
-    if result["prompts"] < FEWEST_PROMPTS:
-        return f"{where}: fewer than {FEWEST_PROMPTS} prompts, too few to be sure of anything"
-    said = []
-    for method, entry in result["methods"].items():
+    subject = f"{result['backbone']}, {result['seconds']:g} s, {result['videos']} videos of each memory"
+    if result["prompts"] < MIN_PROMPTS:
+        return f"{subject}: fewer than {MIN_PROMPTS} prompts, too few for a conclusion"
+    clauses = []
+    for memory, entry in result["memories"].items():
         if "differences" not in entry:
             continue
-        for_it: list[str] = []
-        against: list[str] = []
-        for figure in FIGURES:
-            found = entry["differences"].get(figure.name)
-            if found is None or figure.better == "neither" or found["low"] <= 0 <= found["high"]:
+        better: list[str] = []
+        worse: list[str] = []
+        for name, metric in METRICS.items():
+            gap = entry["differences"].get(name)
+            if gap is None or metric.better == "neither" or not is_significant(gap):
                 continue
-            text = f"{figure.heading} {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-            (for_it if (found["mean"] > 0) == (figure.better == "more") else against).append(text)
-        if not for_it and not against:
-            said.append(f"{method} cannot be told from {baseline}")
+            text = f"{metric.heading} {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+            (better if (gap["mean"] > 0) == (metric.better == "higher") else worse).append(text)
+        if better or worse:
+            parts = [f"better in {', '.join(better)}"] if better else []
+            parts += [f"worse in {', '.join(worse)}"] if worse else []
+            clauses.append(f"`{memory}` is {' and '.join(parts)}")
         else:
-            better = f"better in {', '.join(for_it)}" if for_it else "better in nothing for sure"
-            said.append(f"{method} is {better}" + (f"; worse in {', '.join(against)}" if against else ""))
-    return f"{where}: {'; '.join(said)}" if said else f"{where}: nothing to compare with"
+            clauses.append(f"`{memory}` has no significant difference from `{baseline}`")
+    return f"{subject}: {'; '.join(clauses) if clauses else 'nothing to compare with'}"
 
 
 def as_csv(scored: Sequence[Scored]) -> str:
     """One line a video and horizon."""
-    names = [figure.name for figure in FIGURES]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["backbone", "method", "seconds", "prompt_number", "seed", "prompt", *names])
-    for each in scored:
-        cell = each.cell
-        row = [cell.backbone, cell.method, f"{each.seconds:g}", cell.number, cell.seed, cell.prompt]
-        writer.writerow([*row, *("" if each.figures.get(name) is None else each.figures[name] for name in names)])
+    writer.writerow(["backbone", "memory", "seconds", "prompt_number", "seed", "prompt", *METRICS])
+    for video in scored:
+        case, metrics = video.case, video.scores.metrics
+        row = [case.backbone, case.memory, f"{video.seconds:g}", case.number, case.seed, case.prompt]
+        writer.writerow([*row, *("" if metrics.get(name) is None else metrics[name] for name in METRICS)])
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""How fast videos are made: every method in turns, block by block, in one process, so that noise slows all alike.
+"""Speed of generation: memories take turns, block by block, in one process, so that noise slows all of them alike.
 
-A first block of each method warms the process up. Then each method writes a video as ``llrag generate`` does, decoding
-and writing while the next block is computed: this gives the latency of the first frames, and the rate at which frames
-reach the file. Then all methods go on with their videos in turns, decoding and writing after each block: this gives the
-time of each part, and ratios from pairs of blocks that were computed one right after the other.
+A first block of each memory warms the process up. Then each memory writes a video as a run does, decoding and writing
+while the next block is computed: this gives the latency of the first frames, and the rate at which frames reach the
+file. Then all memories continue their videos in turns, decoding and writing after each block: this gives the time of
+each part, and ratios from pairs of blocks that were computed one right after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -25,31 +25,30 @@ from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.engine.devices import find_device, find_dtype
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.engine.rollout import Block
 from llrag_cli.evaluation.random_weights import RandomText, random_pipeline
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.files.paths import weights_folder
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import family_of
 from llrag_cli.planning import Budget, plan
-from llrag_cli.runs.maker import decoder_stream
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import VideoWriter
 
-GENERATING = {  # part of a block: laps of ``rollout`` that it is made of
+GENERATING = {  # part of a block: the laps of ``rollout`` it consists of
     "denoise": ("denoise",),
-    "clean_pass": ("remember",),
-    "retrieval": ("recall", "encode"),  # search, and the keys of new frames
-    "gather": ("gather",),  # the context's keys and values out of window and archive
+    "clean_pass": ("update_cache",),
+    "retrieval": ("retrieve", "encode"),  # search, and the keys of new frames
+    "gather": ("gather",),  # keys and values of the context, from window and archive
 }
 PARTS = (*GENERATING, "decode", "write")
 
 
 @dataclass
-class Measured:
-    """One method's times, in seconds; lists have one entry a block."""
+class Times:
+    """One memory's times, in seconds; lists have one entry a block."""
 
     first_frames: float  # from the embedded prompt until the first block's frames are handed to ffmpeg
-    streamed: float  # a block of frames at the file, decoding and writing beside the next block's computing
+    streamed: float  # per block, with decoding and writing in parallel to computing the next one
     parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     @property
@@ -64,23 +63,24 @@ class Measured:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What part of the time goes where; they sum to 1."""
+        """Share of each part in the total time; they sum to 1."""
         total = sum(self.whole)
         return {part: sum(times) / total for part, times in self.parts.items()}
 
 
 def steady_after(config: RunConfig) -> int:
-    """Blocks until a block costs what all later ones cost: the window is full, and the memory recalls all it may."""
+    """Blocks until block times are stable: the window is full, and every block retrieves K frames."""
     memory = config.memory
     if memory.window is None:
         return 1
-    recalls = memory.policy == "retrieval" and memory.retrieved > 0
-    frames = memory.window + (memory.guard + memory.retrieved if recalls else 0)
+    frames = memory.window
+    if isinstance(memory, RetrievalMemory) and memory.retrieves:
+        frames += memory.guard + memory.retrieved
     return 1 + math.ceil(frames / config.backbone.frames_per_block)
 
 
 def seconds_of(config: RunConfig, *, blocks: int, warmup: int) -> float:
-    """Length of the video that each method writes."""
+    """Length of the video that each memory writes."""
     latent_frames = (warmup + 2 * blocks) * config.backbone.frames_per_block
     return config.video_frames(latent_frames) / config.backbone.fps
 
@@ -93,37 +93,38 @@ def memory_needed(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Budget:
-    """What all methods together will hold: the weights once, and what each remembers."""
+    """The memory that all need together: the weights once, and each its own cache, archive and history."""
     plans = [
         plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape) for config in configs
     ]
-    remembered = ("K/V", "archive", "history")
+    own_parts = ("K/V", "archive", "history")
     parts = list(plans[0].parts)
     for config, other in zip(configs[1:], plans[1:], strict=True):
-        own = [part for part in other.parts if part.name.startswith(remembered)]
-        parts += [replace(part, name=f"{part.name}, {config.memory.policy}") for part in own]
+        own = [part for part in other.parts if part.name.startswith(own_parts)]
+        parts += [replace(part, name=f"{part.name}, {config.memory.strategy}") for part in own]
     return replace(plans[0], parts=tuple(parts))
 
 
 def load(
     configs: Mapping[str, RunConfig], *, shape: ModelShape | None, device: str, dtype: str, how: Execution
 ) -> dict[str, Pipeline]:
-    """A pipeline for each method, all over the same weights: read from their files, or random ones of a shape.
+    """A pipeline for each memory, all over the same weights: read from their files, or random ones of a shape.
 
     The text encoder, which runs once a video, is left out: prompts are random embeddings.
     """
-    if how.compile:  # each method has context lengths of its own; past its limit torch would go on uncompiled
+    if how.compile:  # each memory has its own context lengths; past the limit torch falls back to eager
         torch._dynamo.config.cache_size_limit = 8 * len(configs)
-    recalling = [config for config in configs.values() if config.memory.policy == "retrieval"]
-    lead = [*recalling, *configs.values()][0]  # what recalls brings the encoder that others share
+    retrieving = [config for config in configs.values() if isinstance(config.memory, RetrievalMemory)]
+    lead = [*retrieving, *configs.values()][0]  # one that retrieves loads the encoder, which others share
+    family = family_of(lead)
     if shape is None:
         loaded = Pipeline.load(lead, device=device, dtype=dtype, how=how)
-        loaded.text = RandomText(family_of(lead).text_length, loaded.backbone.transformer.config.text_dim)
+        text = RandomText(family.text_length, loaded.backbone.transformer.config.text_dim)
+        loaded = replace(loaded, text=text)
     else:
-        place = find_device(device)
-        kind = find_dtype(dtype, place, family=family_of(lead))
-        loaded = random_pipeline(lead, shape, device=place, dtype=kind, how=how)
-    return {name: loaded if config is lead else loaded.beside(config, how=how) for name, config in configs.items()}
+        target = find_device(device)
+        loaded = random_pipeline(lead, shape, device=target, dtype=find_dtype(dtype, target, family=family), how=how)
+    return {name: loaded.with_memory(config) for name, config in configs.items()}
 
 
 def measure(
@@ -133,40 +134,40 @@ def measure(
     warmup: int,
     folder: Path,
     on_block: Callable[[], None] = lambda: None,
-) -> dict[str, Measured]:
-    """Time ``blocks`` blocks of each method, streamed and in turns, after ``warmup`` that are not counted.
+) -> dict[str, Times]:
+    """Time ``blocks`` blocks of each memory, streamed and in turns, after ``warmup`` blocks that are not counted.
 
-    The videos go to ``folder``; ``on_block`` is called after each block of each method.
+    The videos go to ``folder``; ``on_block`` is called after each block of each memory.
     """
     runs = {}
     for name, pipeline in pipelines.items():
         _Run(pipeline, blocks=1, warmup=0).stream(folder / f"{name}-first.mp4", 1)
-    found: dict[str, Measured] = {}
+    times: dict[str, Times] = {}
     for name, pipeline in pipelines.items():
         runs[name] = _Run(pipeline, blocks=blocks, warmup=warmup)
         marks = runs[name].stream(folder / f"{name}.mp4", warmup + blocks, on_block)
-        found[name] = Measured(first_frames=marks[1] - marks[0], streamed=(marks[-1] - marks[warmup]) / blocks)
+        times[name] = Times(first_frames=marks[1] - marks[0], streamed=(marks[-1] - marks[warmup]) / blocks)
     for name, run in runs.items():
         run.write_to(folder / f"{name}-turns.mp4")
     turns = in_turns([run.turn for run in runs.values()], blocks, on_block)
-    for run, measured, times in zip(runs.values(), found.values(), turns, strict=True):
+    for run, entry, laps in zip(runs.values(), times.values(), turns, strict=True):
         run.close()
         for part in PARTS:
-            measured.parts[part] = [each[part] for each in times]
-    return found
+            entry.parts[part] = [lap[part] for lap in laps]
+    return times
 
 
 def in_turns(
     sides: Sequence[Callable[[], Any]], count: int, on_turn: Callable[[], None] = lambda: None
 ) -> list[list[Any]]:
-    """What each side gives in ``count`` rounds of one turn each; every second round goes backwards."""
-    found: list[list[Any]] = [[] for _ in sides]
+    """The results of each side in ``count`` rounds of one turn each; every second round runs in reverse order."""
+    results: list[list[Any]] = [[] for _ in sides]
     for turn in range(count):
         order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
         for side in order:
-            found[side].append(sides[side]())
+            results[side].append(sides[side]())
             on_turn()
-    return found
+    return results
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
@@ -174,39 +175,39 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     quotients = [one / other for one, other in zip(times, base, strict=True)]
     quarter, median, three_quarters = np.quantile(quotients, (0.25, 0.5, 0.75))
     mean, low, high = interval(quotients)
-    found = {"median": median, "quarter": quarter, "three_quarters": three_quarters, "mean": mean}
-    return {name: float(value) for name, value in (found | {"low": low, "high": high}).items()}
+    numbers = {"median": median, "quarter": quarter, "three_quarters": three_quarters, "mean": mean}
+    return {name: float(value) for name, value in (numbers | {"low": low, "high": high}).items()}
 
 
-def summary(config: RunConfig, found: Mapping[str, Measured]) -> dict[str, Any]:
-    """Rates, shares and ratios of all methods; the first is what the others are compared with."""
-    latent, ratio_in_time = config.backbone.frames_per_block, config.backbone.latent_space.temporal_ratio
-    methods, ratios = {}, {}
-    base = next(iter(found.values()))
+def summary(config: RunConfig, times: Mapping[str, Times]) -> dict[str, Any]:
+    """Rates, shares and ratios of all memories; the first is the baseline."""
+    latent, temporal_ratio = config.backbone.frames_per_block, config.latent_space.temporal_ratio
+    memories, ratios = {}, {}
+    base = next(iter(times.values()))
 
     def rates(seconds: float) -> dict[str, float]:
-        return {"latent_fps": latent / seconds, "pixel_fps": ratio_in_time * latent / seconds}
+        return {"latent_fps": latent / seconds, "pixel_fps": temporal_ratio * latent / seconds}
 
-    for name, measured in found.items():
-        methods[name] = {
+    for name, entry in times.items():
+        memories[name] = {
             "generation": {
-                **rates(statistics.fmean(measured.generating)),
-                "block_seconds": statistics.median(measured.generating),
+                **rates(statistics.fmean(entry.generating)),
+                "block_seconds": statistics.median(entry.generating),
             },
-            "end_to_end": rates(measured.streamed) | {"block_seconds": measured.streamed},
-            "first_frames_seconds": measured.first_frames,
-            "shares": measured.shares,
+            "end_to_end": rates(entry.streamed) | {"block_seconds": entry.streamed},
+            "first_frames_seconds": entry.first_frames,
+            "shares": entry.shares,
         }
-        if measured is not base:
+        if entry is not base:
             ratios[name] = {
-                "generation": ratio(measured.generating, base.generating),
-                "with_decoding": ratio(measured.whole, base.whole),
+                "generation": ratio(entry.generating, base.generating),
+                "with_decoding": ratio(entry.whole, base.whole),
             }
-    return {"baseline": next(iter(found)), "methods": methods, "ratios": ratios}
+    return {"baseline": next(iter(times)), "memories": memories, "ratios": ratios}
 
 
 class _Clock:
-    """Wall time; ``exact``, it waits first for what is queued on a GPU."""
+    """Wall time; if ``exact``, it first waits for the work queued on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -231,46 +232,44 @@ class _Marking(VideoWriter):
 
 
 class _Run:
-    """One method's video: first streamed, then gone on with in turns."""
+    """One memory's video: first streamed, then continued in turns."""
 
     def __init__(self, pipeline: Pipeline, *, blocks: int, warmup: int) -> None:
         self.pipeline = pipeline
-        self.frames_stream = pipeline.decoder.stream()
         self.clock = _Clock(pipeline.backbone.device)
-        self.video: Iterator[Block] = pipeline.blocks_of(
-            pipeline.text.encode([""]),
-            seconds=seconds_of(pipeline.config, blocks=blocks, warmup=warmup),
-            clock=self.clock,
-        )
+        seconds = seconds_of(pipeline.config, blocks=blocks, warmup=warmup)
+        self.session = pipeline.start("a random embedding", seconds=seconds, clock=self.clock)
+        self.decoder = pipeline.decoder.stream()
 
     def stream(self, path: Path, count: int, on_block: Callable[[], None] = lambda: None) -> list[float]:
-        """Write ``count`` blocks as ``llrag generate`` does; when it began, and when each reached the file."""
+        """Write ``count`` blocks as a run does; returns when it started, and when each block reached the file."""
         writer = self._writer(path)
         started = time.perf_counter()
-        with VideoSink(self.frames_stream, writer) as sink:
-            for block in islice(self.video, count):
+        with VideoSink(self.decoder, writer) as sink:
+            for block in islice(self.session, count):
                 sink.put(block.latents)
                 on_block()
         return [started, *writer.marks]
 
     def write_to(self, path: Path) -> None:
-        """Where ``turn`` writes."""
+        """Set the file that ``turn`` writes."""
         self.writer = self._writer(path)
         self.clock.exact = True
 
     def turn(self) -> dict[str, float]:
         """Compute, decode and write the next block; seconds of each part."""
-        block = next(self.video)
+        block = next(self.session)
         started = self.clock()
-        frames = self.frames_stream.decode(block.latents)[0]
+        frames = self.decoder.decode(block.latents)[0]
         decoded = self.clock()
         self.writer.write(frames)
         times = {part: sum(block.seconds[lap] for lap in laps) for part, laps in GENERATING.items()}
         return times | {"decode": decoded - started, "write": self.clock() - decoded}
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file, and free what the video held."""
         self.writer.close()
+        self.session.close()
 
     def _writer(self, path: Path) -> _Marking:
         config = self.pipeline.config

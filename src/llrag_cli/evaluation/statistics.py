@@ -1,4 +1,4 @@
-"""Ranks of methods, and what paired differences are worth."""
+"""Ranks, and bootstrap intervals of paired differences."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def average_ranks(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """The mean over dimensions of each method's rank; scores are by method, then dimension, and more is better.
+    """The mean over dimensions of each row's rank; scores are by row, then dimension, and higher is better.
 
-    A dimension that a method lacks cannot be ranked: a ``ValueError``.
+    A dimension that a row lacks cannot be ranked: a ``ValueError``.
     """
-    methods = list(scores)
-    dimensions = list(scores[methods[0]])
+    rows = list(scores)
+    dimensions = list(scores[rows[0]])
     table = []
     for dimension in dimensions:
-        values = [scores[method].get(dimension) for method in methods]
+        values = [scores[row].get(dimension) for row in rows]
         if any(value is None for value in values):
-            lacking = methods[values.index(None)]
+            lacking = rows[values.index(None)]
             raise ValueError(f"`{lacking}` has no {dimension}")
         table.append(ranks([float(value) for value in values if value is not None]))
     means = np.asarray(table).mean(axis=0)
-    return {method: float(mean) for method, mean in zip(methods, means, strict=True)}
+    return {row: float(mean) for row, mean in zip(rows, means, strict=True)}
 
 
 def interval(
     differences: Sequence[float], *, clusters: Sequence[object] | None = None, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of paired differences and its bootstrap interval (percentiles), nan left out.
+    """The mean of paired differences and its bootstrap interval (percentiles); nan is ignored.
 
-    With ``clusters``, one name for each difference, whole clusters are drawn: videos of one prompt are not independent.
+    With ``clusters``, one name for each difference, whole clusters are resampled: videos of one prompt are not
+    independent.
     """
     array = np.asarray(differences, dtype=float)
     names = list(range(len(array))) if clusters is None else list(clusters)
-    groups = {name: [index for index, each in enumerate(names) if each == name] for name in dict.fromkeys(names)}
+    groups = {name: [index for index, cluster in enumerate(names) if cluster == name] for name in dict.fromkeys(names)}
     sums = np.array([np.nansum(array[group]) for group in groups.values()])
     counts = np.array([np.count_nonzero(~np.isnan(array[group])) for group in groups.values()])
     if not counts.sum():

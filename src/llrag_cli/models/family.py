@@ -64,6 +64,11 @@ class Family(Protocol):
         ...
 
     @property
+    def shows_sprites(self) -> bool:
+        """Whether its videos show the sprite world, which has metrics of its own."""
+        ...
+
+    @property
     def latent_space(self) -> LatentSpace:
         """How latent frames relate to video."""
         ...
@@ -116,13 +121,6 @@ class Family(Protocol):
 
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """Prompts that a benchmark draws where none are given; None for a family that has none of its own."""
-        ...
-
-    def content_metrics(self, frames: Iterable[Tensor]) -> Mapping[str, float | None]:
-        """Metrics of what a video shows, which only this family's videos have, by name.
-
-        ``frames`` [3, H, W] in [0, 1] are one for each latent frame; a family without such metrics leaves them unread.
-        """
         ...
 
 

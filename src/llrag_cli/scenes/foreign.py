@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from llrag_cli.config import TEMPORAL_RATIO
 from llrag_cli.errors import LlragWarning, UsageError
 
 STORY_SECONDS = 5.0  # of a prompt in a story script
 SWITCH_FRAMES = 40  # latent frames of a prompt in LongLive's and MemFlow's examples
 SWITCH_FPS = 16  # their video frames a second
+SWITCH_RATIO = 4  # their video frames of a latent frame
 TOLERANCE = 1e-3  # seconds by which segments may overlap, for rounding
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*s\s*([#@]?)\s*\]\s*")
@@ -92,7 +92,7 @@ def from_switches(content: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             f"{where}: switch frames and the last frame must rise from above 0, not {listed[:200]}",
             hint="they are latent frames, 4 in a second",
         )
-    seconds = [(after - before) * TEMPORAL_RATIO / SWITCH_FPS for before, after in pairwise(edges)]
+    seconds = [(after - before) * SWITCH_RATIO / SWITCH_FPS for before, after in pairwise(edges)]
     return {"shots": [{"prompt": text, "seconds": length} for text, length in zip(prompts, seconds, strict=True)]}
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from llrag_cli.config import Config
+from llrag_cli.files.settings import Config
 from llrag_cli.errors import closest
 
 RESERVED = ("all", "none")

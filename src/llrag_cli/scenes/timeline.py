@@ -17,7 +17,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llrag_cli.config import TEMPORAL_RATIO, Config, RunConfig
+from llrag_cli.config import RunConfig
+from llrag_cli.files.settings import Config
 from llrag_cli.scenes.schema import Remember, Scene, Shot
 
 
@@ -59,6 +60,7 @@ class Timeline(Config):
     """The shots of a video, one after the other from block 0, without gaps. Part of a run's record."""
 
     frames_per_block: int = Field(gt=0, description="latent frames of a block")
+    temporal_ratio: int = Field(default=4, gt=0, description="video frames of each latent frame but the first")
     fps: int = Field(gt=0, description="video frames a second")
     references: tuple[str, ...] = Field(default=(), description="names of the references")
     shots: tuple[ShotSpan, ...] = Field(min_length=1, description="the shots, in order")
@@ -84,7 +86,7 @@ class Timeline(Config):
     @property
     def video_frames(self) -> int:
         """Video frames of the video: 4(n-1)+1 for n latent frames."""
-        return _first_video_frame(self.latent_frames)
+        return self._first_video_frame(self.latent_frames)
 
     @property
     def seconds(self) -> float:
@@ -94,8 +96,12 @@ class Timeline(Config):
     def extent(self, shot: ShotSpan) -> Extent:
         """Frames and times of a shot."""
         start, stop = shot.start * self.frames_per_block, shot.stop * self.frames_per_block
-        video = range(_first_video_frame(start), _first_video_frame(stop))
+        video = range(self._first_video_frame(start), self._first_video_frame(stop))
         return Extent(shot.blocks, range(start, stop), video, video.start / self.fps, video.stop / self.fps)
+
+    def _first_video_frame(self, latent_frame: int) -> int:
+        """The first video frame that a latent frame decodes to: frame 0 is 1 of them."""
+        return max(0, self.temporal_ratio * (latent_frame - 1) + 1)
 
     def shot_at(self, block: int) -> ShotSpan:
         """The shot that a block belongs to."""
@@ -140,6 +146,7 @@ def plan_timeline(scene: Scene, config: RunConfig, *, done: Timeline | None = No
         spans.append(_span(scene, index, offset + start, offset + stop, spans))
     return Timeline(
         frames_per_block=config.backbone.frames_per_block,
+        temporal_ratio=config.latent_space.temporal_ratio,
         fps=config.backbone.fps,
         references=tuple(scene.references),
         shots=tuple(spans),
@@ -151,8 +158,9 @@ def _edges(lengths: Sequence[float], config: RunConfig, *, continues: bool) -> l
 
     ``continues``: a finished run comes before, so that no block begins with the single-frame latent of a video.
     """
-    fps, block_frames = config.backbone.fps, config.backbone.frames_per_block * TEMPORAL_RATIO
-    missing = 0 if continues else TEMPORAL_RATIO - 1  # video frames that the first latent frame does not have
+    fps, ratio = config.backbone.fps, config.latent_space.temporal_ratio
+    block_frames = config.backbone.frames_per_block * ratio
+    missing = 0 if continues else ratio - 1  # video frames that the first latent frame does not have
     asked = [fps * seconds + missing for seconds in accumulate(lengths)]  # where each shot ends, in video frames
     edges = [0]
     for end in asked[:-1]:
@@ -162,11 +170,6 @@ def _edges(lengths: Sequence[float], config: RunConfig, *, continues: bool) -> l
     for index in range(len(lengths) - 1, 0, -1):  # room for the shots after it
         edges[index] = min(edges[index], edges[index + 1] - 1)
     return edges
-
-
-def _first_video_frame(latent_frame: int) -> int:
-    """The first video frame that a latent frame decodes to: frame 0 is 1 of them, each later one 4."""
-    return max(0, TEMPORAL_RATIO * (latent_frame - 1) + 1)
 
 
 def _span(scene: Scene, index: int, start: int, stop: int, earlier: Sequence[ShotSpan]) -> ShotSpan:

@@ -1,4 +1,4 @@
-"""The official back end on small random models in the released formats: fetched, loaded, and scoring a video."""
+"""The official backend on small random models in the released formats: fetched, loaded, and scoring a video."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import BitImageProcessor, CLIPImageProcessor, CLIPModel, Dinov
 from conftest import Llrag
 from hub import Hub
 from llrag_cli import LlragError
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.evaluation.metrics.consistency import MappingTable, fused
 from llrag_cli.evaluation.metrics.motion import is_dynamic
 from llrag_cli.evaluation.metrics.official import (
@@ -32,6 +33,7 @@ from llrag_cli.evaluation.metrics.official import (
     raft_flow,
     read_mapping,
 )
+from llrag_cli.evaluation.metrics.registry import METRICS, unavailable
 from llrag_cli.runs.video import VideoWriter, read_video
 from official_metrics import TABLE, metric_files, metric_repos, pickled, raft_state, serve
 
@@ -164,7 +166,7 @@ def test_sizes_of_a_wide_and_a_tall_video(prepare: Preparation, shape: tuple[int
 
 
 def reference(path: Path, repos: Path) -> dict[str, Any]:
-    """The figures of a video by the libraries' own loading of the very files, formulae written out."""
+    """The metrics of a video by the libraries' own loading of the very files, formulae written out."""
     frames = read_video(path)
     clips = frames.split(2 * FPS)
 
@@ -226,17 +228,18 @@ def test_a_video_is_scored_as_by_the_libraries_themselves(
     expected = reference(path, weights.parent / "repos")
     told = json.loads(done.stdout)
     found = told["videos"][0]
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=2e-5)
+    assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected, abs=2e-5)
     assert 0.2 < expected["consistency_across"] < expected["consistency_within"] < 1  # the models tell clips apart
-    assert told["back_end"].startswith("official: DINO ViT-B/16, DINOv2 ViT-B/14, CLIP ViT-B/32, CLIP ViT-L/14")
+    assert told["backend"].startswith("official: DINO ViT-B/16, DINOv2 ViT-B/14, CLIP ViT-B/32, CLIP ViT-L/14")
     assert set(told["licences"].values()) <= {"Apache-2.0", "MIT", "BSD-3-Clause"}
-    for name in ("motion_smoothness", "imaging_quality", "background_across", "background_consistency"):
-        assert found[name] is None and told["unavailable"][name].startswith("needs ")
-    nulls = {name for name, value in found.items() if value is None}
-    assert nulls == set(told["unavailable"])  # nothing is missing without a reason
+    assert told["unavailable"]["motion_smoothness"].startswith("needs AMT-S")
+    assert "MUSIQ" in told["not_measured"] and "DreamSim" in told["not_measured"]
+    names = {metric.name for metric in METRICS.values() if not metric.sprites}
+    assert set(found["metrics"]) == names - set(told["unavailable"])  # nothing is missing without a reason
+    assert None not in found["metrics"].values()
     video(tmp_path / "short.mp4", clips=1)
     table = llrag("bench", "score", "short.mp4", "--backend", "official", "--device", "cpu").stdout
-    assert "not measured: motion_smoothness: needs AMT-S, which is CC BY-NC" in table
+    assert "not measured: motion_smoothness: needs AMT-S, which is CC BY-NC" in table and "MUSIQ" in table
     assert " subject " in table and " smooth " not in table
 
 
@@ -252,14 +255,14 @@ def test_released_names_are_what_is_loaded(weights: Path) -> None:
         assert name in torch.load(weights / "metrics" / folder / "pytorch_model.bin")
 
 
-def test_groups_are_ranked_by_what_the_back_end_measures(
+def test_groups_are_ranked_by_what_the_backend_measures(
     weights: Path, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLRAG_WEIGHTS", str(weights))
     for number, name in enumerate("ab"):
         video(tmp_path / name / "1.mp4", clips=2, seed=9 * number)
-    done = llrag("bench", "score", ".", "--backend", "official", "--group-by", "folder", "--json")
-    groups = json.loads(done.stdout)["groups"]
+    done = llrag("bench", "score", ".", "--backend", "official", "--rank-folders", "--json")
+    groups = json.loads(done.stdout)["folders"]
     assert set(groups["a"]["means"]) == {
         "subject_consistency",
         "background_within",
@@ -269,7 +272,7 @@ def test_groups_are_ranked_by_what_the_back_end_measures(
     assert groups["a"]["average_rank"] + groups["b"]["average_rank"] == 3
 
 
-def test_a_benchmark_keeps_the_scores_of_back_ends_apart(
+def test_a_benchmark_keeps_the_scores_of_backends_apart(
     weights: Path, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLRAG_WEIGHTS", str(weights))
@@ -281,8 +284,8 @@ def test_a_benchmark_keeps_the_scores_of_back_ends_apart(
         "1",
         "--horizon",
         "5",
-        "--method",
-        "native",
+        "--memory",
+        "none",
         "--set",
         "sampler.steps=[1000]",
     )
@@ -290,21 +293,21 @@ def test_a_benchmark_keeps_the_scores_of_back_ends_apart(
         done = llrag(*grid, "--backend", backend, "--device", "cpu")
         assert done.returncode == 0, done.stderr
         told = json.loads((tmp_path / "b/results.json").read_text())
-        assert told["back_end"].startswith(f"{backend}: ") and told["unavailable"] and told["licences"]
+        assert told["backend"].startswith(f"{backend}: ") and told["unavailable"] and told["licences"]
         page = (tmp_path / "b/report.html").read_text(encoding="utf-8")
-        assert "imaging_quality" in page and ("LAION head (MIT)" in page) == (backend == "official")
+        assert "imaging quality" in page and ("LAION head (MIT)" in page) == (backend == "official")
         for file in (tmp_path / "b").rglob(f"scores-{backend}.json"):
-            assert json.loads(file.read_text())["back_end"] == told["back_end"]
-    assert "0 to make, 1 here" in done.stderr.replace("\n", " ")
+            assert json.loads(file.read_text())["backend"] == told["backend"]
+    assert "0 missing, 1 finished" in done.stderr.replace("\n", " ")
     assert len(list((tmp_path / "b").rglob("scores-*.json"))) == 2
 
 
-def test_there_is_no_other_back_end(llrag: Llrag, tmp_path: Path) -> None:
+def test_an_unknown_backend_is_refused(llrag: Llrag, tmp_path: Path) -> None:
     video(tmp_path / "1.mp4", clips=1)
     for arguments in (("score", "1.mp4"), ()):
         done = llrag("bench", *arguments, "--backend", "oficial")
         assert done.returncode == 2
-        assert "there is no back end `oficial`\n\nhint: did you mean `official`?" in done.stderr
+        assert "unknown backend `oficial`\n\nhint: did you mean `official`?" in done.stderr
 
 
 # --- weights that are not as they should be
@@ -315,7 +318,7 @@ def test_missing_weights_are_one_sentence(llrag: Llrag, tmp_path: Path, monkeypa
     video(tmp_path / "1.mp4", clips=1)
     done = llrag("bench", "score", "1.mp4", "--backend", "official")
     assert done.returncode == 1
-    assert "error: the official back end has not all its models: no `" in done.stderr
+    assert "error: the official backend lacks a model: there is no `" in done.stderr
     assert "hint: `llrag download metrics` fetches them" in done.stderr
 
 
@@ -342,7 +345,8 @@ def test_what_is_damaged_is_named(spoiled: Path, file: str, content: bytes, said
     with pytest.raises(LlragError) as problem:
         official(spoiled, CPU)
     assert str(place) in problem.value.problem and said in problem.value.problem
-    assert "llrag download metrics --force" in problem.value.hint
+    assert "llrag" not in problem.value.hint
+    assert "llrag download metrics --force" in hint_for(problem.value)
 
 
 def test_a_truncated_file_is_named(spoiled: Path) -> None:
@@ -376,9 +380,9 @@ def test_weights_of_another_model_are_named(spoiled: Path) -> None:
 
 def test_without_torchvision_dynamic_degree_says_so(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models.optical_flow", None)
-    back_end = official(weights, CPU)
-    assert back_end.flow is None and "RAFT" not in back_end.name
-    assert back_end.unavailable["dynamic_degree"].startswith("needs RAFT of torchvision, which cannot be imported here")
+    backend = official(weights, CPU)
+    assert backend.flow is None and "RAFT" not in backend.name
+    assert unavailable(backend)["dynamic_degree"].startswith("needs RAFT of torchvision, which cannot be imported here")
 
 
 @pytest.mark.skipif(not has_raft(), reason="torchvision is not here, or made for another torch")

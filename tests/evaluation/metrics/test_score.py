@@ -1,4 +1,4 @@
-"""Figures of videos: recorded vectors, videos whose figures are known, and that streaming changes nothing."""
+"""Metrics of videos: recorded vectors, videos whose metrics are known, and that streaming changes nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llrag_cli.evaluation.metrics.backends import offline
 from llrag_cli.evaluation.metrics.clips import clip_length, clips_of
 from llrag_cli.evaluation.metrics.consistency import sequence_score
+from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.motion import dis_flow, smoothness, warped
 from llrag_cli.evaluation.metrics.pixels import chroma_noise, colorfulness, histogram, overlap
-from llrag_cli.evaluation.metrics.score import BackEnd, Scores, offline, score
+from llrag_cli.evaluation.metrics.score import Scores, score
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = json.loads((GOLDENS / "vbench_long.json").read_text())
@@ -28,7 +30,7 @@ def still(one: Tensor, other: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
-def test_the_official_figures(case: dict) -> None:  # type: ignore[type-arg]
+def test_the_official_metrics(case: dict) -> None:  # type: ignore[type-arg]
     """The scorer of videos, given the recorded features of the frames it hands over."""
     tensors = load_file(GOLDENS / "vbench_long.safetensors")
     frames, inclip, first = (
@@ -36,23 +38,23 @@ def test_the_official_figures(case: dict) -> None:  # type: ignore[type-arg]
     )
     spans = [tuple(span) for span in case["clips"]]
     within, across = iter(spans), iter(spans)
-    back_end = BackEnd(
+    backend = Backend(
         "recorded",
         features=lambda clip: inclip[slice(*next(within))],
         flow=still,
         first_features=lambda clip: first[next(across)[0]][None],
     )
-    found = score((frame.permute(2, 0, 1) / 255 for frame in frames), fps=case["fps"], back_end=back_end)
+    found = score((frame.permute(2, 0, 1) / 255 for frame in frames), fps=case["fps"], backend=backend)
     close = {"abs": CASES["tolerance"]}
     assert found.frames == case["frames"] and found.clips == len(spans)
     assert found.per_clip["consistency"] == pytest.approx(case["inclip_per_clip"], **close)
-    assert found.consistency_within == pytest.approx(case["inclip"], **close)
+    assert found.metrics["consistency_within"] == pytest.approx(case["inclip"], **close)
     assert found.per_clip["flicker"] == pytest.approx(case["flicker_per_clip"], **close)
-    assert found.temporal_flickering == pytest.approx(case["flicker"], **close)
+    assert found.metrics["temporal_flickering"] == pytest.approx(case["flicker"], **close)
     if case["clip_to_clip"] is None:
-        assert found.consistency_across is None
+        assert found.metrics["consistency_across"] is None
     else:
-        assert found.consistency_across == pytest.approx(case["clip_to_clip"], **close)
+        assert found.metrics["consistency_across"] == pytest.approx(case["clip_to_clip"], **close)
 
 
 @pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
@@ -80,71 +82,82 @@ def panned(picture: Tensor, frames: int, speed: int = 1) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def back_end() -> BackEnd:
+def backend() -> Backend:
     return offline()
 
 
-def judged(frames: Tensor, back_end: BackEnd) -> Scores:
-    return score(iter(frames), fps=FPS, back_end=back_end)
+def judged(frames: Tensor, backend: Backend) -> Scores:
+    return score(iter(frames), fps=FPS, backend=backend)
 
 
 FRAMES = 8 * FPS  # four clips
 
 
-def test_a_frozen_video(back_end: BackEnd) -> None:
-    found = judged(scene(0).expand(FRAMES, -1, -1, -1), back_end)
-    for figure in (found.consistency_within, found.consistency_across, found.first_to_last, found.temporal_flickering):
-        assert figure == pytest.approx(1, abs=1e-4)
-    assert found.motion_smoothness == pytest.approx(1, abs=2e-3)
-    assert found.dynamic_degree == 0
-    assert found.chroma_noise_growth == pytest.approx(0, abs=1e-4)
-    assert found.histogram_overlap == pytest.approx(1)
-    assert found.similarity_slope == pytest.approx(0, abs=1e-3)
+def test_a_frozen_video(backend: Backend) -> None:
+    found = judged(scene(0).expand(FRAMES, -1, -1, -1), backend)
+    for value in (
+        found.metrics["consistency_within"],
+        found.metrics["consistency_across"],
+        found.metrics["first_to_last"],
+        found.metrics["temporal_flickering"],
+    ):
+        assert value == pytest.approx(1, abs=1e-4)
+    assert found.metrics["motion_smoothness"] == pytest.approx(1, abs=2e-3)
+    assert found.metrics["dynamic_degree"] == 0
+    assert found.metrics["chroma_noise_growth"] == pytest.approx(0, abs=1e-4)
+    assert found.metrics["histogram_overlap"] == pytest.approx(1)
+    assert found.metrics["similarity_slope"] == pytest.approx(0, abs=1e-3)
 
 
-def test_a_moving_video_is_dynamic_and_smooth(back_end: BackEnd) -> None:
-    found = judged(panned(scene(0), FRAMES, speed=4), back_end)
-    assert found.dynamic_degree == 1
-    assert found.motion_smoothness is not None and found.motion_smoothness > 0.95
+def test_a_moving_video_is_dynamic_and_smooth(backend: Backend) -> None:
+    found = judged(panned(scene(0), FRAMES, speed=4), backend)
+    assert found.metrics["dynamic_degree"] == 1
+    assert found.metrics["motion_smoothness"] is not None and found.metrics["motion_smoothness"] > 0.95
 
 
-def test_a_hard_cut_shows_inside_its_clip(back_end: BackEnd) -> None:
+def test_a_hard_cut_shows_inside_its_clip(backend: Backend) -> None:
     calm = panned(scene(0), FRAMES)
     cut = torch.cat((calm[: FRAMES // 2 + 5], panned(checks(), FRAMES)[FRAMES // 2 + 5 :]))
-    plain, found = judged(calm, back_end), judged(cut, back_end)
+    plain, found = judged(calm, backend), judged(cut, backend)
     within = found.per_clip["consistency"]
     assert within.index(min(within, key=float)) == 2  # type: ignore[arg-type]
-    assert (found.consistency_within or 0) < (plain.consistency_within or 0) - 0.01
-    assert (found.first_to_last or 0) < (plain.first_to_last or 0) - 0.1
+    assert (found.metrics["consistency_within"] or 0) < (plain.metrics["consistency_within"] or 0) - 0.01
+    assert (found.metrics["first_to_last"] or 0) < (plain.metrics["first_to_last"] or 0) - 0.1
 
 
-def test_another_identity_shows_across_clips_only(back_end: BackEnd) -> None:
+def test_another_identity_shows_across_clips_only(backend: Backend) -> None:
     """A change between two clips: each clip holds together, the video does not."""
     calm = panned(scene(0), FRAMES)
     switched = torch.cat((calm[: FRAMES // 2], panned(checks(), FRAMES // 2)))
-    plain, found = judged(calm, back_end), judged(switched, back_end)
-    assert found.consistency_within == pytest.approx(plain.consistency_within, abs=0.03)
-    assert (found.consistency_across or 0) < (plain.consistency_across or 0) - 0.1
-    assert (found.histogram_overlap or 0) < 0.6 < (plain.histogram_overlap or 0)
+    plain, found = judged(calm, backend), judged(switched, backend)
+    assert found.metrics["consistency_within"] == pytest.approx(plain.metrics["consistency_within"], abs=0.03)
+    assert (found.metrics["consistency_across"] or 0) < (plain.metrics["consistency_across"] or 0) - 0.1
+    assert (found.metrics["histogram_overlap"] or 0) < 0.6 < (plain.metrics["histogram_overlap"] or 0)
 
 
-def test_growing_chroma_noise_is_chroma_noise(back_end: BackEnd) -> None:
+def test_growing_chroma_noise_is_chroma_noise(backend: Backend) -> None:
     calm = panned(scene(0), FRAMES)
     noise = torch.randn(FRAMES, 1, 96, 96, generator=torch.Generator().manual_seed(0))
     tint = torch.tensor([0.02, -0.0102, 0.0]).view(1, 3, 1, 1)  # no luma in BT.601
     grown = (calm + tint * noise * torch.linspace(0, 2, FRAMES).view(-1, 1, 1, 1)).clamp(0, 1)
-    plain, found = judged(calm, back_end), judged(grown, back_end)
-    assert (found.chroma_noise_growth or 0) > (plain.chroma_noise_growth or 0) + 1
-    assert found.histogram_overlap == pytest.approx(plain.histogram_overlap, abs=0.1)
-    assert found.dynamic_degree == plain.dynamic_degree
+    plain, found = judged(calm, backend), judged(grown, backend)
+    assert (found.metrics["chroma_noise_growth"] or 0) > (plain.metrics["chroma_noise_growth"] or 0) + 1
+    assert found.metrics["histogram_overlap"] == pytest.approx(plain.metrics["histogram_overlap"], abs=0.1)
+    assert found.metrics["dynamic_degree"] == plain.metrics["dynamic_degree"]
 
 
-def test_too_short_for_a_figure_is_none(back_end: BackEnd) -> None:
-    one = judged(scene(0)[None], back_end)
+def test_too_short_for_a_metric_is_none(backend: Backend) -> None:
+    one = judged(scene(0)[None], backend)
     assert (one.frames, one.clips) == (1, 1)
-    assert one.consistency_within is one.temporal_flickering is one.motion_smoothness is one.first_to_last is None
-    nothing = score(iter(()), fps=FPS, back_end=back_end)
-    assert (nothing.frames, nothing.clips, nothing.consistency_within) == (0, 0, None)
+    assert (
+        one.metrics["consistency_within"]
+        is one.metrics["temporal_flickering"]
+        is one.metrics["motion_smoothness"]
+        is one.metrics["first_to_last"]
+        is None
+    )
+    nothing = score(iter(()), fps=FPS, backend=backend)
+    assert (nothing.frames, nothing.clips, nothing.metrics["consistency_within"]) == (0, 0, None)
 
 
 def test_only_one_clip_is_held() -> None:
@@ -179,7 +192,7 @@ def test_flow_finds_a_shift_and_warping_undoes_it() -> None:
     assert even is not None and even > (smoothness(jerky, dis_flow()) or 1)
 
 
-def test_figures_of_colour() -> None:
+def test_metrics_of_colour() -> None:
     gray = torch.full((2, 3, 16, 16), 0.5)
     assert colorfulness(gray) == pytest.approx(0)
     halves = gray.clone()

@@ -1,4 +1,4 @@
-"""What frames can be compared by: the retrieval encoder's rivals."""
+"""Descriptors of frames: baselines of the retrieval encoder."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from llrag_cli.models.vae import Decoder
 
 Descriptor = Callable[[Tensor], Tensor]  # the latent frames [F, C, H, W] of a video to [F, D]
 
-PROJECTED = 256  # numbers that keep cosines to within some hundredths (Johnson and Lindenstrauss)
+PROJECTED = 256  # dimensions that preserve cosines to a few hundredths (Johnson and Lindenstrauss)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def plain_descriptors() -> dict[str, Descriptor]:
-    """Those that need no model."""
+    """Descriptors that need no model."""
     return {"average pooling": average_pool, "random projection": random_projection}
 
 
 def random_projection(latents: Tensor) -> Tensor:
-    """Whole frames, compared by all their numbers: [F, C, H, W] to [F, 256] by a fixed Gaussian matrix."""
+    """Whole frames by a fixed Gaussian matrix: [F, C, H, W] to [F, 256]."""
     flat = latents.float().flatten(1)
     matrix = torch.randn(flat.shape[1], PROJECTED, generator=torch.Generator().manual_seed(0)) / PROJECTED**0.5
     return flat @ matrix.to(flat.device)
 
 
-def vision_descriptor(name: str, decoder: Decoder) -> Descriptor:
-    """Features of decoded frames by a frozen vision model of transformers that is on this machine, such as DINOv2.
+def vision_descriptor(name: str, decoder: StreamingDecoder) -> Descriptor:
+    """Features of decoded frames by a frozen vision model of transformers on this machine, such as DINOv2.
 
-    Frames are decoded, the last of each latent frame is scaled to 224 pixels and normalised as ImageNet is.
+    The last video frame of each latent frame is scaled to 224 pixels and normalised with ImageNet's statistics.
     """
     from transformers import AutoModel
 
@@ -44,7 +44,7 @@ def vision_descriptor(name: str, decoder: Decoder) -> Descriptor:
     except (OSError, ValueError) as error:
         raise LlragError(
             f"there is no vision model `{name}` on this machine: {str(error).splitlines()[0]}",
-            hint="give a folder with config.json and weights, or fetch one: `hf download facebook/dinov2-small`",
+            hint="give a folder with config.json and weights, or the name of a model in the Hugging Face cache",
         ) from None
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
@@ -73,7 +73,7 @@ def encoder_descriptor(path: Path, shape: tuple[int, int, int]) -> Descriptor:
     if takes != shape:
         raise LlragError(
             f"`{path}` takes latents of {'x'.join(map(str, takes))}, these are {'x'.join(map(str, shape))}",
-            hint="give the latents of its backbone with `--latents DIR`",
+            hint="use latents of the backbone it was trained for",
         )
 
     @torch.no_grad()

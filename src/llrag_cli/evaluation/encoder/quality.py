@@ -1,4 +1,4 @@
-"""What keys are worth for recall, measured as the engine would use them."""
+"""Retrieval accuracy of keys, measured as the engine uses them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 @dataclass(frozen=True)
 class Geometry:
-    """The memory that keys are tried in, in latent frames; as in the released presets."""
+    """The memory in which keys are evaluated, in latent frames; as in the released presets."""
 
     block: int = 3
     window: int = 12
@@ -37,23 +37,23 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over videos, and over queries that have an answer; without labels what needs answers is None."""
+    """Means over videos, and over queries that have an answer; without labels, accuracies are None."""
 
     similarity: dict[int, float]  # mean cosine of keys by how many frames they are apart
     effective_rank: float
-    near_guard: float  # share of recalled frames within 8 frames of the newest candidate
-    recall: float | None = None  # share of recalled frames that are answers, of as many as could be
+    near_guard: float  # share of retrieved frames within 8 frames of the newest candidate
+    recall: float | None = None  # answers among the retrieved frames, as a share of those that could be there
     recall_interval: tuple[float, float] | None = None  # 95 %, bootstrap over videos
-    unguarded_recall: float | None = None  # the same were every past frame a candidate, and neighbours no answers
+    unguarded_recall: float | None = None  # the same with every past frame a candidate; neighbours are no answers
     reciprocal_rank: float | None = None
     queries: int = 0
 
 
 def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor] | None = None) -> Quality:
-    """Judge keys [F, D] of videos, given what object each frame shows: labels [F], -1 for none.
+    """Evaluate keys [F, D] of videos, given the object that each frame shows: labels [F], -1 for none.
 
-    As in a rollout, the query of a block is the key of the frame before it, and what is in the window or guarded is
-    no candidate. Answers are candidates that show the object of the query from an earlier time it was in view.
+    As in a rollout, the query of a block is the key of the frame before it, and frames in the window or guarded are
+    no candidates. Answers are candidates that show the object of the query from an earlier time it was in view.
     """
     near: list[float] = []
     scores: list[tuple[float, float, float]] = []
@@ -101,5 +101,5 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
 
 
 def times_in_view(shows: Tensor) -> Tensor:
-    """A number for each stretch of frames that show the same, [F], of what each frame shows [F]."""
+    """The number of the stretch of equal labels that each frame belongs to, [F], from labels [F]."""
     return torch.cat((torch.zeros(1, dtype=torch.long), (shows[1:] != shows[:-1]).long().cumsum(0)))

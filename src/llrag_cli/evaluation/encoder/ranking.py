@@ -1,4 +1,4 @@
-"""How good keys are for recall: with known answers, and where there are none."""
+"""Retrieval accuracy of keys: with known answers, and without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def similarity_by_lag(keys: Tensor, lags: Sequence[int]) -> Tensor:
-    """Mean cosine of keys [F, D] that are each of ``lags`` frames apart, [len(lags)]; nan where a video is too short.
+    """Mean cosine of keys [F, D] at each of ``lags`` in frames, [len(lags)]; nan where a video is too short.
 
     Keys that collapse stay near 1 at every lag.
     """
@@ -19,9 +19,9 @@ def similarity_by_lag(keys: Tensor, lags: Sequence[int]) -> Tensor:
 
 
 def effective_rank(keys: Tensor) -> float:
-    """Directions that keys [N, D] make use of: exp of the entropy of their singular values (Roy and Vetterli 2007).
+    """Number of directions that keys [N, D] use: exp of the entropy of their singular values (Roy and Vetterli 2007).
 
-    Keys are taken at unit norm and about their mean; the result lies in 1..min(N, D).
+    Keys are normalised and centred; the result is in 1..min(N, D).
     """
     units = F.normalize(keys.float(), dim=-1)
     values = torch.linalg.svdvals(units - units.mean(0))
@@ -30,25 +30,25 @@ def effective_rank(keys: Tensor) -> float:
 
 
 def recall_at(relevant: Tensor, count: int) -> Tensor:
-    """Share of the first ``count`` places of a ranking that are taken by relevant frames, of as many as could be.
+    """Recall@count: relevant frames among the first ``count`` of a ranking, as a share of those that could be there.
 
-    relevant [Q, N] tells, for each query, whether the frame on each place of its ranking is relevant, best place
-    first. Returns [Q] in 0..1; nan for queries without a relevant frame.
+    relevant [Q, N] tells, for each query, whether each frame of its ranking is relevant, best first. Returns [Q] in
+    0..1; nan for queries without a relevant frame.
     """
-    found = relevant[:, :count].sum(1).float()
+    hits = relevant[:, :count].sum(1).float()
     possible = relevant.sum(1).clamp_max(count).float()
-    return torch.where(possible > 0, found / possible, torch.nan)
+    return torch.where(possible > 0, hits / possible, torch.nan)
 
 
 def reciprocal_rank(relevant: Tensor) -> Tensor:
-    """One over the place, from 1, of the first relevant frame of each ranking [Q, N]; nan where there is none."""
+    """One over the rank, from 1, of the first relevant frame of each ranking [Q, N]; nan where there is none."""
     first = relevant.float().argmax(dim=1)  # the first of equal maxima
     return torch.where(relevant.any(1), 1.0 / (first + 1), torch.nan)
 
 
-def share_near(recalled: Sequence[int], newest: int, *, within: int = 8) -> float:
-    """Share of recalled frames among the ``within`` newest candidates, of which ``newest`` is the last.
+def share_near(retrieved: Sequence[int], newest: int, *, within: int = 8) -> float:
+    """Share of retrieved frames among the ``within`` newest candidates, of which ``newest`` is the last.
 
-    A recall that only reaches past the guard has no memory of its own: near 1, the window might as well be longer.
+    Near 1, retrieval only reaches just past the guard, and a longer window would do the same.
     """
-    return sum(newest - frame < within for frame in recalled) / len(recalled)
+    return sum(newest - frame < within for frame in retrieved) / len(retrieved)

@@ -1,1 +1,1 @@
-"""Metrics: pure functions of features, keys and pixels."""
+"""Metrics of videos: one registry, computed in one pass over the frames."""

@@ -1,4 +1,4 @@
-"""Back ends of the metrics by name."""
+"""Backends of the metrics by name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING
 from llrag_cli.errors import LlragError, UsageError, closest
 
 if TYPE_CHECKING:
-    from llrag_cli.evaluation.metrics.score import BackEnd
+    from llrag_cli.evaluation.metrics.inputs import Backend
 
-BACK_ENDS = ("offline", "official")
+BACKENDS = ("offline", "official")
 
 
-def find_back_end(kind: str, device: str) -> BackEnd:
-    """A back end, its models loaded.
+def find_backend(kind: str, device: str) -> Backend:
+    """A backend with its models loaded.
 
     Raises ``LlragError`` where a package or a file is missing.
     """
-    if kind not in BACK_ENDS:
-        raise UsageError(f"there is no back end `{kind}`", hint=closest(kind, BACK_ENDS))
+    if kind not in BACKENDS:
+        raise UsageError(f"unknown backend `{kind}`", hint=closest(kind, BACKENDS))
     try:
         if kind == "offline":
-            from llrag_cli.evaluation.metrics.score import offline
-
             return offline()
         from llrag_cli.engine.devices import find_device
         from llrag_cli.evaluation.metrics.official import official
@@ -31,5 +29,20 @@ def find_back_end(kind: str, device: str) -> BackEnd:
         return official(weights_folder(), find_device(device))
     except ImportError as error:
         raise LlragError(
-            f"what metrics need is not installed: no module `{error.name}`", hint="`pip install 'llrag[metrics]'`"
+            f"the packages for metrics are not installed: no module `{error.name}`",
+            hint="`pip install 'llrag[metrics]'`",
         ) from None
+
+
+def offline() -> Backend:
+    """Models that come with their packages: nothing to download."""
+    from llrag_cli.evaluation.metrics.features import efficientnet_features
+    from llrag_cli.evaluation.metrics.inputs import Backend
+    from llrag_cli.evaluation.metrics.motion import dis_flow
+
+    return Backend(
+        "offline: EfficientNet-lite0, DIS flow",
+        efficientnet_features(),
+        dis_flow(),
+        licences={"EfficientNet-lite0": "Apache-2.0, ImageNet weights", "OpenCV's DIS flow": "Apache-2.0"},
+    )

@@ -14,7 +14,7 @@ def clip_length(fps: float) -> int:
 
 
 def clips_of(frames: Iterable[Tensor], *, length: int) -> Iterator[Tensor]:
-    """Put frames [3, H, W] into clips [length, 3, H, W], in order; this and the clip before are in memory.
+    """Group frames [3, H, W] into clips [length, 3, H, W], in order; the current and the previous clip are in memory.
 
     The last, short one is extended backwards to full length, so it overlaps its neighbour; a video shorter than a
     clip is one clip.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sequence_score(features: Tensor) -> float | None:
-    """How alike features [N, D] stay: the mean over i >= 1 of half of max(0, cos(f_i-1, f_i)) + max(0, cos(f_0, f_i)).
+    """Similarity of features [N, D]: the mean over i >= 1 of half of max(0, cos(f_i-1, f_i)) + max(0, cos(f_0, f_i)).
 
     1 is a frozen sequence; None if there are fewer than two.
     """
@@ -22,12 +22,19 @@ def sequence_score(features: Tensor) -> float | None:
     return float(((after_before + after_first) / 2).mean())
 
 
+def step_score(feature: Tensor, *, before: Tensor, first: Tensor) -> float:
+    """One summand of ``sequence_score``: similarity of a feature [D] to the one before it and to the first."""
+    unit = F.normalize(feature.float(), dim=0)
+    cosines = [float(unit @ F.normalize(other.float(), dim=0)) for other in (before, first)]
+    return (max(0.0, cosines[0]) + max(0.0, cosines[1])) / 2
+
+
 @dataclass(frozen=True)
 class MappingTable:
     """VBench-Long's calibration of scores across clips, for the very models it names: rising, each in 0..1."""
 
     across: tuple[float, ...]
-    within: tuple[float, ...]  # what a score of ``across`` is worth within clips
+    within: tuple[float, ...]  # the score within clips that corresponds to a score of ``across``
 
     def __call__(self, score: float) -> float:
         """The entry for a score, interpolated between its neighbours."""

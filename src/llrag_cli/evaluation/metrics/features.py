@@ -1,8 +1,7 @@
-"""What frames are compared by: a network whose weights come in a package."""
+"""Features that frames are compared by: a network whose weights come in a package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Features = Callable[[Tensor], Tensor]  # frames [T, 3, H, W] in [0, 1] to [T, D]
+from llrag_cli.evaluation.metrics.inputs import Features
 
 SHORTER_SIDE = 224  # pixels
 TOGETHER = 4  # frames in a batch

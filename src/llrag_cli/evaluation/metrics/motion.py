@@ -1,20 +1,17 @@
-"""Motion by dense optical flow: how smooth it is, and whether there is any."""
+"""Motion by dense optical flow: smoothness, and whether a clip moves at all."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Flow = Callable[
-    [Tensor, Tensor], Tensor
-]  # two frames [3, H, W] in [0, 1] to displacements [2, H, W] in pixels, x and y
+from llrag_cli.evaluation.metrics.inputs import Flow
 
-DYNAMIC_FPS = 8  # frames a second that VBench looks for motion at
+DYNAMIC_FPS = 8  # frame rate at which VBench measures motion
 
 
 def dis_flow() -> Flow:
@@ -35,17 +32,17 @@ def _image(frame: Tensor) -> Any:
 
 
 def warped(frame: Tensor, flow: Tensor) -> Tensor:
-    """What a frame [3, H, W] shows at every place moved by ``flow`` [2, H, W] pixels."""
+    """A frame [3, H, W] sampled at every pixel moved by ``flow`` [2, H, W] pixels."""
     _, height, width = frame.shape
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack(((x + flow[0] + 0.5) * 2 / width - 1, (y + flow[1] + 0.5) * 2 / height - 1), dim=-1)
-    return F.grid_sample(frame[None], places[None].float(), padding_mode="border", align_corners=False)[0]
+    points = torch.stack(((x + flow[0] + 0.5) * 2 / width - 1, (y + flow[1] + 0.5) * 2 / height - 1), dim=-1)
+    return F.grid_sample(frame[None], points[None].float(), padding_mode="border", align_corners=False)[0]
 
 
 def smoothness(clip: Tensor, flow: Flow) -> float | None:
     """VBench's motion smoothness of a clip [T, 3, H, W]: 1 - the error of odd frames predicted from their neighbours.
 
-    Each is the mean of its two neighbours, moved half the way to each other. None for fewer than three frames.
+    The prediction is the mean of both neighbours, each warped half way to the other. None for fewer than three frames.
     """
     errors = []
     for middle in range(1, len(clip) - 1, 2):
@@ -59,15 +56,15 @@ def smoothness(clip: Tensor, flow: Flow) -> float | None:
 def is_dynamic(clip: Tensor, flow: Flow, *, fps: float) -> bool | None:
     """VBench's dynamic degree of a clip [T, 3, H, W]: whether enough pairs at about 8 fps move enough.
 
-    A pair does if the mean of its largest 5 % of displacements exceeds 6 pixels at a shorter side of 256; of n frames
-    looked at, round(4n/16) pairs must.
+    A pair does if the mean of its largest 5 % of displacements exceeds 6 pixels at a shorter side of 256; of n sampled
+    frames, round(4n/16) pairs must.
     """
-    looked = clip[:: max(1, round(fps / DYNAMIC_FPS))]
-    if len(looked) < 2:
+    sampled = clip[:: max(1, round(fps / DYNAMIC_FPS))]
+    if len(sampled) < 2:
         return None
     least = 6 * min(clip.shape[2:]) / 256
     moving = 0
-    for one, other in itertools.pairwise(looked):
+    for one, other in itertools.pairwise(sampled):
         lengths = flow(one, other).norm(dim=0).flatten()
         moving += bool(lengths.topk(max(1, len(lengths) // 20)).values.mean() > least)
-    return moving >= max(1, round(4 * len(looked) / 16))
+    return moving >= max(1, round(4 * len(sampled) / 16))

@@ -1,4 +1,4 @@
-"""The models that VBench-Long names, each by the library that keeps it; ``llrag download metrics`` brings weights."""
+"""The models that VBench-Long names, each loaded by a library that maintains it, from the weights folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 from transformers.utils import logging
 
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError
 from llrag_cli.evaluation.metrics.consistency import MappingTable
-from llrag_cli.evaluation.metrics.features import TOGETHER, Features
-from llrag_cli.evaluation.metrics.motion import Flow
-from llrag_cli.evaluation.metrics.score import BackEnd
-from llrag_cli.files.tensors import read_file
+from llrag_cli.evaluation.metrics.features import TOGETHER
+from llrag_cli.evaluation.metrics.inputs import Backend, Features, Flow
+from llrag_cli.models.wan.checkpoints import read_file
 
-HINT = "`llrag download metrics --force` fetches what was released"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-RANKED = ("subject_consistency", "background_within", "temporal_flickering", "aesthetic_quality")
 LICENCES = {
     "DINO ViT-B/16": "Apache-2.0",
     "DINOv2 ViT-B/14": "Apache-2.0",
@@ -35,19 +32,11 @@ LICENCES = {
     "LAION head": "MIT",
     "VBench-Long mapping": "Apache-2.0",
 }
-NO_DREAMSIM = "needs DreamSim, whose package wants torchvision, timm and open_clip and keeps its models to itself"
-UNAVAILABLE = {
-    "background_across": NO_DREAMSIM,
-    "background_mapped": NO_DREAMSIM,
-    "background_consistency": NO_DREAMSIM,
-    "motion_smoothness": "needs AMT-S, which is CC BY-NC and kept by no library",
-    "imaging_quality": "needs MUSIQ, which only pyiqa has in PyTorch, for non-commercial use",
-}
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How frames become what a model reads: shorter side, square cut from the middle, colours."""
+    """How frames become the input of a model: shorter side, central square crop, colours."""
 
     side: int  # pixels; the longer side is rounded down
     crop: int | None  # pixels
@@ -64,7 +53,7 @@ class Preparation:
         if self.crop is not None:
             top, left = (round((length - self.crop) / 2) for length in size)
             resized = resized[..., top : top + self.crop, left : left + self.crop]
-        mean, deviation = (torch.tensor(each).view(3, 1, 1).to(frames) for each in self.colours)
+        mean, deviation = (torch.tensor(values).view(3, 1, 1).to(frames) for values in self.colours)
         return (resized - mean) / deviation
 
 
@@ -73,13 +62,13 @@ DINOV2 = Preparation(256, 224, "bicubic", antialias=True, colours=IMAGENET)
 CLIP = Preparation(224, 224, "bicubic", antialias=False, colours=OPENAI)
 
 
-def official(folder: Path, device: torch.device) -> BackEnd:
-    """The official back end with the models in a folder of weights.
+def official(folder: Path, device: torch.device) -> Backend:
+    """The official backend with the models in a folder of weights.
 
     Raises ``LlragError`` that names the first file that is missing, damaged or of another model.
     """
     metrics = folder / "metrics"
-    flow, why_not = raft_flow(metrics / "raft_large_C_T_V1.pth", device)
+    flow, problem = raft_flow(metrics / "raft_large_C_T_V1.pth", device)
     vit = vision_model(metrics / "dino-vitb16", ViTModel, add_pooling_layer=False)
     dino = features(vit, DINO, _class_token, device)
     dinov2 = features(vision_model(metrics / "dinov2-base", Dinov2Model), DINOV2, _class_token, device)
@@ -89,7 +78,7 @@ def official(folder: Path, device: torch.device) -> BackEnd:
     )
     weight, bias = linear_head(metrics / "sa_0_4_vit_l_14_linear.pth", width=large.config.projection_dim)
     licences = LICENCES if flow is None else {**LICENCES, "RAFT": "BSD-3-Clause"}
-    return BackEnd(
+    return Backend(
         name=f"official: {', '.join(licences)}",
         features=dino,
         first_features=dinov2,
@@ -97,16 +86,15 @@ def official(folder: Path, device: torch.device) -> BackEnd:
         aesthetic=aesthetic(features(large, CLIP, _embedding, device), weight, bias),
         flow=flow,
         mapping=read_mapping(metrics / "subject_mapping_table.yaml"),
-        ranked=RANKED,
         licences=licences,
-        unavailable=UNAVAILABLE if why_not is None else {**UNAVAILABLE, "dynamic_degree": why_not},
+        missing={} if problem is None else {"dynamic_degree": problem},
     )
 
 
 def features(
     model: torch.nn.Module,
     prepare: Preparation,
-    read: Callable[[torch.nn.Module, Tensor], Tensor],
+    embed: Callable[[torch.nn.Module, Tensor], Tensor],
     device: torch.device,
 ) -> Features:
     """A model as a function of frames [T, 3, H, W] in [0, 1] on the host to features [T, D] on the host."""
@@ -114,19 +102,19 @@ def features(
 
     @torch.no_grad()
     def of_frames(frames: Tensor) -> Tensor:
-        return torch.cat([read(model, prepare(part.to(device))).cpu() for part in frames.split(TOGETHER)])
+        return torch.cat([embed(model, prepare(part.to(device))).cpu() for part in frames.split(TOGETHER)])
 
     return of_frames
 
 
 def _class_token(model: Any, pixels: Tensor) -> Tensor:
-    """What DINO's and DINOv2's own code returns: the class token after the last norm."""
+    """The output of DINO's and DINOv2's own code: the class token after the last norm."""
     sizes = {"interpolate_pos_encoding": True} if isinstance(model, ViTModel) else {}  # DINOv2 always does
     return model(pixels, **sizes).last_hidden_state[:, 0]
 
 
 def _embedding(model: Any, pixels: Tensor) -> Tensor:
-    """What CLIP's ``encode_image`` returns."""
+    """The output of CLIP's ``encode_image``."""
     return model(pixels).image_embeds
 
 
@@ -152,7 +140,7 @@ def aesthetic(embeddings: Features, weight: Tensor, bias: Tensor) -> Features:
 
 
 def raft_flow(path: Path, device: torch.device) -> tuple[Flow | None, str | None]:
-    """RAFT (Teed and Deng 2020), 20 updates, from torchvision; None and why, where that cannot be imported."""
+    """RAFT (Teed and Deng 2020), 20 updates, from torchvision; None and the reason where that cannot be imported."""
     try:
         from torchvision.models.optical_flow import raft_large
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -168,12 +156,12 @@ def raft_flow(path: Path, device: torch.device) -> tuple[Flow | None, str | None
     @torch.no_grad()
     def flow(one: Tensor, other: Tensor) -> Tensor:
         height, width = one.shape[1:]
-        # whole cells of 8 pixels, half of what is added on each side, and the least that RAFT takes
+        # RAFT takes multiples of 8 pixels, at least 128; half of the padding goes to each side
         down, across = (max(128, 8 * math.ceil(length / 8)) - length for length in (height, width))
         edges = (across // 2, across - across // 2, down // 2, down - down // 2)
         pair = [F.pad(2 * frame[None].to(device) - 1, edges, mode="replicate") for frame in (one, other)]
-        found = model(*pair, num_flow_updates=20)[-1][0]
-        return found[:, edges[2] : edges[2] + height, edges[0] : edges[0] + width].cpu()
+        moved = model(*pair, num_flow_updates=20)[-1][0]
+        return moved[:, edges[2] : edges[2] + height, edges[0] : edges[0] + width].cpu()
 
     return flow, None
 
@@ -181,25 +169,25 @@ def raft_flow(path: Path, device: torch.device) -> tuple[Flow | None, str | None
 def read_mapping(path: Path) -> MappingTable:
     """VBench-Long's table from a score across clips to one within: both rising, in 0..1."""
     if not path.exists():
-        raise _missing(path)
+        raise MissingMetricModelError(path)
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
         pairs = sorted((float(score), float(mapped)) for score, mapped in table.items())
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError):
         pairs = []
     if not pairs or pairs[0][0] != 0 or pairs[-1][0] != 1:
-        raise LlragError(f"`{path}` is not a mapping table", hint=HINT)
+        raise InvalidMetricModelError(f"`{path}` is not a mapping table")
     return MappingTable(tuple(score for score, _ in pairs), tuple(mapped for _, mapped in pairs))
 
 
 def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
     """A model of transformers from ``config.json`` and ``pytorch_model.bin`` of a hub repository.
 
-    CLIP's text tower is left aside. A weight too few, too many or of another size is an error that names it.
+    CLIP's text tower is skipped. A missing, unknown or differently sized weight is an error that names it.
     """
     path = folder / "pytorch_model.bin"
     if not (folder / "config.json").exists():
-        raise _missing(folder / "config.json")
+        raise MissingMetricModelError(folder / "config.json")
     state = {
         name: tensor
         for name, tensor in _read(path).items()
@@ -210,53 +198,45 @@ def vision_model(folder: Path, kind: Any, **options: Any) -> Any:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise LlragError(f"`{folder / 'config.json'}` cannot be read: {reason}", hint=HINT) from None
+            raise InvalidMetricModelError(f"`{folder / 'config.json'}` cannot be read: {reason}") from None
         config = config.vision_config if isinstance(config, CLIPConfig) else config
         if not isinstance(config, kind.config_class):
-            raise LlragError(f"`{folder / 'config.json'}` is of another model: `{config.model_type}`", hint=HINT)
-        model, found = kind.from_pretrained(
+            raise InvalidMetricModelError(f"`{folder / 'config.json'}` is of another model: `{config.model_type}`")
+        model, loaded = kind.from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    other = {name for name, *_ in found["mismatched_keys"]}
-    _require_same(path, folder.name, missing=found["missing_keys"] | other, unknown=found["unexpected_keys"])
+    other = {name for name, *_ in loaded["mismatched_keys"]}
+    _require_same(path, folder.name, missing=loaded["missing_keys"] | other, unknown=loaded["unexpected_keys"])
     return model
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict, from a file that may be missing, cut short or something else."""
     if not path.exists():
-        raise _missing(path)
+        raise MissingMetricModelError(path)
     try:
         state = read_file(path)
     except LlragError as error:
-        raise LlragError(error.problem, hint=HINT) from error
-    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise LlragError(f"`{path}` holds no weights", hint=HINT)
+        raise InvalidMetricModelError(error.problem) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InvalidMetricModelError(f"`{path}` holds no weights")
     return state
 
 
-def _missing(path: Path) -> LlragError:
-    return LlragError(
-        f"the official back end has not all its models: no `{path}`",
-        hint="`llrag download metrics` fetches them; LLRAG_WEIGHTS names the folder they are in; "
-        "`--backend offline` needs none",
-    )
-
-
-def _other(path: Path, name: str, error: RuntimeError) -> LlragError:
-    return LlragError(f"`{path}` is not {name}: {str(error).splitlines()[1].strip()}", hint=HINT)
+def _other(path: Path, name: str, error: RuntimeError) -> InvalidMetricModelError:
+    return InvalidMetricModelError(f"`{path}` is not {name}: {str(error).splitlines()[1].strip()}")
 
 
 def _require_same(path: Path, name: str, *, missing: set[str], unknown: set[str]) -> None:
     if missing or unknown:
-        said = [f"lacks `{min(missing)}`"] if missing else []
-        said += [f"has unknown `{min(unknown)}`"] if unknown else []
-        raise LlragError(f"`{path}` is not {name}: it {' and '.join(said)}", hint=HINT)
+        problems = [f"lacks `{min(missing)}`"] if missing else []
+        problems += [f"has unknown `{min(unknown)}`"] if unknown else []
+        raise InvalidMetricModelError(f"`{path}` is not {name}: it {' and '.join(problems)}")
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What transformers would say of a load, we say ourselves."""
+    """Silence transformers while it loads: problems are reported by our own errors."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

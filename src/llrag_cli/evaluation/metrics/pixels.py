@@ -1,4 +1,4 @@
-"""Figures of frames as they are, no model needed. Frames are [T, 3, H, W] in [0, 1]; results in 0..255 say so."""
+"""Metrics of pixels, without a model. Frames are [T, 3, H, W] in [0, 1]; results in 0..255 say so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 8  # of each colour in a joint histogram
-TOGETHER = 1  # frames worked on at once: what is small stays in the cache, and leaves no gaps in the heap
+TOGETHER = 1  # frames computed at once: small tensors stay in the CPU cache and do not fragment the heap
 
 
 def flicker(frames: Tensor) -> float | None:
@@ -20,7 +20,7 @@ def flicker(frames: Tensor) -> float | None:
 
 
 def chroma_noise(frames: Tensor, *, sigma: float = 2.0) -> float:
-    """RMS of what a Gaussian of ``sigma`` pixels takes away from Cb and Cr (BT.601), in 0..255.
+    """RMS of what a Gaussian of ``sigma`` pixels removes from Cb and Cr (BT.601), in 0..255.
 
     Grows as colours break up, which is the first sign of drift in autoregressive video.
     """
@@ -34,14 +34,14 @@ def chroma_noise(frames: Tensor, *, sigma: float = 2.0) -> float:
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Images [T, C, H, W] under a Gaussian, edges repeated."""
+    """Images [T, C, H, W] blurred by a Gaussian, edges repeated."""
     reach = min(round(4 * sigma), min(images.shape[2:]) - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / sigma) ** 2)
     weights: list[float] = (kernel / kernel.sum()).tolist()
     for axis, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
         padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis]
         images = weights[reach] * padded.narrow(axis, reach, size)
-        for tap in range(reach):  # sums of moved images: on a CPU four times as fast as a convolution of one channel
+        for tap in range(reach):  # sums of shifted images: on a CPU four times as fast as a convolution of one channel
             images.add_(padded.narrow(axis, tap, size), alpha=weights[tap])
             images.add_(padded.narrow(axis, 2 * reach - tap, size), alpha=weights[tap])
     return images
@@ -49,13 +49,13 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 def colorfulness(frames: Tensor) -> float:
     """Hasler and Suesstrunk (2003), the mean over frames, on the scale of 0..255: 0 is gray, 60 and more is vivid."""
-    found = []
+    values = []
     for part in frames.split(TOGETHER):
         red, green, blue = (255 * part).unbind(1)
         opponents = torch.stack((red - green, (red + green) / 2 - blue), dim=1).flatten(2)  # [t, 2, H*W]
         spread = opponents.std(dim=2, correction=0).norm(dim=1)
-        found.append(spread + 0.3 * opponents.mean(dim=2).norm(dim=1))
-    return float(torch.cat(found).mean())
+        values.append(spread + 0.3 * opponents.mean(dim=2).norm(dim=1))
+    return float(torch.cat(values).mean())
 
 
 def histogram(frames: Tensor) -> Tensor:
@@ -68,5 +68,5 @@ def histogram(frames: Tensor) -> Tensor:
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
-    """What two histograms share, in 0..1."""
+    """Intersection of two histograms, in 0..1."""
     return float(torch.minimum(one, other).sum())

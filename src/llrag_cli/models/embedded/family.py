@@ -24,6 +24,7 @@ class EmbeddedFamily:
     name = "tiny"
     latent_space = LATENT_SPACES["tiny"]
     bundled = True
+    shows_sprites = True
     bundled_encoder = Path(__file__).parent / "weights" / "encoder.safetensors"
     gpu_dtype = "float32"
 
@@ -93,12 +94,6 @@ class EmbeddedFamily:
         from llrag_cli.world.sprites import drawn_scenes, prompt
 
         return [prompt(scene) for scene in drawn_scenes(count, seed=seed)]
-
-    def content_metrics(self, frames: Iterable[Tensor]) -> Mapping[str, float | None]:
-        """As ``Family.content_metrics``: whether the sprites stay what they were."""
-        from llrag_cli.world.consistency import sprite_metrics
-
-        return sprite_metrics(frames)
 
 
 FAMILY = EmbeddedFamily()

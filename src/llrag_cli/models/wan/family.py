@@ -35,6 +35,7 @@ class WanFamily:
     name = "wan"
     latent_space = LATENT_SPACES["wan"]
     bundled = False
+    shows_sprites = False
     bundled_encoder = None
     gpu_dtype = "bfloat16"
     text_length = TEXT_LENGTH
@@ -144,10 +145,6 @@ class WanFamily:
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """As ``Family.example_prompts``: none."""
         return None
-
-    def content_metrics(self, frames: Iterable[Tensor]) -> Mapping[str, float | None]:
-        """As ``Family.content_metrics``: none."""
-        return {}
 
     def _require_supported(self, config: RunConfig, files: Mapping[str, Path], base: WanBase) -> None:
         """Raise an error if a file is damaged or describes a model of another shape; only headers are read."""

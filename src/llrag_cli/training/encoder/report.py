@@ -1,9 +1,7 @@
-"""What a training looks like: curves as PNG, and a page that says what was trained and how it went."""
+"""The report of a training: curves as PNG, and a page with results and settings."""
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from llrag_cli.files.html import data_url, render
 from llrag_cli.training.encoder.config import EncoderTraining
 
 if TYPE_CHECKING:
@@ -109,25 +108,7 @@ def summary(name: str, training: EncoderTraining, records: Sequence[Mapping[str,
     if look is not None:
         rows += [
             ("effective rank of keys", f"{look['effective_rank']:.1f} of {training.latent_dim}"),
-            ("recalled within 8 frames of the guard", f"{100 * look['near_guard']:.0f} %"),
+            ("retrieved within 8 frames of the guard", f"{100 * look['near_guard']:.0f} %"),
         ]
     settings = [(key, str(value)) for key, value in training.model_dump(mode="json").items()]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ width: 100% }} h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1.1rem }}
-table {{ border-collapse: collapse }} td {{ padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid #ddd }}
-</style>
-<h1>Retrieval encoder <code>{html.escape(name)}</code></h1>
-{_table(rows)}
-<p><img alt="curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>
-<h2>Settings</h2>
-{_table(settings)}
-</html>
-"""
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "\n".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows)
-    return f"<table>\n{cells}\n</table>"
+    return render("training.html", name=name, rows=rows, settings=settings, picture=data_url(picture, "image/png"))
