@@ -76,8 +76,8 @@ def test_wan_runs_from_official_files(weights: Path, tmp_path: Path, method: str
     config = load_config(preset(tmp_path), method=method)  # type: ignore[arg-type]
     pipeline = Pipeline.load(config, device="cpu", weights=weights)
     record = make_video(pipeline, "a cat", RunFolder(tmp_path / "run"), seconds=3)
-    assert record["status"] == "complete"
-    assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"] >= 48
+    assert record.status == "complete"
+    assert len(read_video(tmp_path / "run/video.mp4")) == record.video_frames >= 48
 
 
 def test_a_lora_changes_the_video(weights: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "slurm"], "there is no engine `slurm`"),
+        (["--engine", "slurm"], "unknown engine `slurm`"),
         (["--backbone", "tinny"], "there is no preset `tinny`"),
         (["--memory", "nearst"], "unknown memory strategy `nearst`"),
         (["--horizon", "0"], "a horizon must be longer than 0 seconds"),

@@ -221,7 +221,7 @@ def no_video(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (nan_file, "latent_000004.safetensors` has values that are not finite"),
+        (nan_file, "latent_000004.safetensors` contains values that are not finite"),
         (other_shape, "latent_000007.safetensors` holds latents of 3x6x8, others of 3x6x6"),
         (damaged, "latent_000003.safetensors` cannot be read"),
         (one_video, "there is one video in"),
