@@ -51,6 +51,8 @@ class DownloadSourceError(LlragError):
     def __init__(self, problem: str, *, alternatives: tuple[str, ...], hint: str = "") -> None:
         super().__init__(problem, hint=hint or "the repository has changed; update llrag")
         self.alternatives = alternatives
+
+
 class MissingWeightsError(LlragError):
     """A file of a configuration's weights is not there."""
 
@@ -114,6 +116,8 @@ class DoesNotFitError(LlragError):
         super().__init__(problem, hint="; ".join(words[remedy] for remedy in remedies))
         self.remedies = tuple(remedies)
         self.tiers = tuple(tiers)
+
+
 class MissingMetricModelError(LlragError):
     """The official backend lacks a file of one of its models."""
 

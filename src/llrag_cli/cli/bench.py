@@ -10,7 +10,7 @@ import typer
 
 from llrag_cli.cli.bench_score import bench_score
 from llrag_cli.cli.bench_speed import bench_speed
-from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Set
+from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seconds, Set
 
 if TYPE_CHECKING:
     from llrag_cli.batch.executors import Engine
@@ -40,7 +40,7 @@ def bench(
         ),
     ] = None,
     horizons: Annotated[
-        list[float] | None, typer.Option("--horizon", help="Length in seconds; repeatable; default: 30")
+        list[float] | None, typer.Option("--horizon", help="Length: 60, 2m; repeatable; default: 30", **Seconds)
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with one prompt a line; default for tiny: prompts of its own")
@@ -112,7 +112,7 @@ def bench(
         unscored = [case for case in cases if not benchmark.is_scored(case, models)]
         _make_elsewhere(benchmark, unscored, executor, title=engine, device=device, dtype=dtype, backend=backend)
     scored = []
-    with console.counting("scoring", total=len(cases), goes_on="the same command") as advance:
+    with console.counting("scoring", total=len(cases), resume_with="the same command") as advance:
         for case in cases:
             scored += benchmark.scores(case, models)
             advance(1, f"{case.backbone} {case.memory} {case.number}")
@@ -143,6 +143,7 @@ def _grid(
     from llrag_cli.errors import UsageError
     from llrag_cli.evaluation.grid import Grid, memory_config, subset
     from llrag_cli.files.prompts import read_prompt_file
+    from llrag_cli.models.family import family_of
 
     for backbone in backbones:
         for memory in memories:
@@ -155,17 +156,15 @@ def _grid(
         )
     if prompt_file is not None:
         prompts = subset(read_prompt_file(prompt_file), count=count, seed=seed)
-    elif set(backbones) == {"tiny"}:
-        from llrag_cli.training.embedded.evaluate import drawn_scenes
-        from llrag_cli.world.sprites import prompt
-
-        drawn = [prompt(scene) for scene in drawn_scenes(count or DEFAULT_PROMPTS, seed=seed)]
-        prompts = tuple(enumerate(drawn, start=1))
     else:
-        raise UsageError(
-            "this backbone needs a file of prompts",
-            hint="`--prompts FILE`; `llrag download prompts` fetches the 128 of MovieGenBench",
-        )
+        families = {family_of(memory_config(backbone, memories[0], settings)) for backbone in backbones}
+        drawn = families.pop().example_prompts(count or DEFAULT_PROMPTS, seed=seed) if len(families) == 1 else None
+        if drawn is None:
+            raise UsageError(
+                "these backbones need a file of prompts",
+                hint="`--prompts FILE`; `llrag download prompts` fetches the 128 of MovieGenBench",
+            )
+        prompts = tuple(enumerate(drawn, start=1))
     grid = Grid(
         tuple(dict.fromkeys(backbones)),
         tuple(dict.fromkeys(memories)),
@@ -184,7 +183,7 @@ def _make(benchmark: Bench, missing: Sequence[Case], *, device: str, dtype: str)
     from llrag_cli.cli import console
 
     blocks = {case: benchmark.blocks(case) for case in missing}
-    with console.counting("making", total=sum(blocks.values()), goes_on="the same command") as advance:
+    with console.counting("making", total=sum(blocks.values()), resume_with="the same command") as advance:
 
         def on_block(case: Case, done: int) -> None:
             advance(1, f"{case.backbone} {case.memory} {case.number}, block {done}/{blocks[case]}")
@@ -206,9 +205,9 @@ def _make_elsewhere(
     """Make and score videos as jobs of an engine, one for each."""
     from llrag_cli.cli.gather import gather, require_all
     from llrag_cli.evaluation.run import make_and_score
-    from llrag_cli.runs.journal import blocks_committed
+    from llrag_cli.runs.folder import RunFolder
 
-    folders = {case: case.folder(benchmark.root) for case in cases}
+    folders = {case: RunFolder(case.folder(benchmark.root)) for case in cases}
     blocks = {case: benchmark.blocks(case) for case in cases}
     outcomes = gather(
         executor,
@@ -216,9 +215,9 @@ def _make_elsewhere(
         [benchmark.job(case, device=device, dtype=dtype, backend=backend) for case in cases],
         title=f"making and scoring, {title}",
         total=sum(blocks.values()),
-        made=lambda _: sum(min(blocks[case], blocks_committed(folders[case])) for case in cases),
+        completed=lambda _: sum(min(blocks[case], folders[case].blocks_committed()) for case in cases),
     )
-    require_all(outcomes, [str(folder) for folder in folders.values()])
+    require_all(outcomes, [str(folder.path) for folder in folders.values()])
 
 
 def _show_plan(benchmark: Bench, missing: Sequence[Case], *, as_json: bool) -> None:

@@ -60,6 +60,7 @@ def bench_speed(
     from llrag_cli.cli import console
     from llrag_cli.errors import LlragError, UsageError
     from llrag_cli.evaluation.grid import memory_config
+    from llrag_cli.models.family import family_of
 
     if blocks < 1 or (warmup is not None and warmup < 0):
         raise UsageError("there is nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
@@ -81,7 +82,7 @@ def bench_speed(
         from llrag_cli.runs.statistics import peak_memory, versions
 
         where = find_device(device)
-        kind = find_dtype(dtype, where, family=config.backbone.family)
+        kind = find_dtype(dtype, where, family=family_of(config))
         if attention is not None:
             require_attention(attention)
         if shape is None:
@@ -142,7 +143,7 @@ def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:
 def _require_files(config: RunConfig) -> None:
     from llrag_cli.errors import LlragError, UsageError
     from llrag_cli.files.paths import weights_folder
-    from llrag_cli.models.weights import require_files
+    from llrag_cli.models.family import require_files
 
     try:
         require_files(config, weights_folder())

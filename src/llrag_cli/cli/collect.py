@@ -65,9 +65,7 @@ def collect(
         raise UsageError(f"a batch of {batch} cannot be generated", hint="`--batch` is at least 1")
     where = parse_engine(engine)
     rag = None if memory is not None and not rag else rag  # a strategy implies retrieval
-    config = configuration(
-        backbone, rag=rag, memory=memory, encoder=encoder, settings=settings or ()
-    )
+    config = configuration(backbone, rag=rag, memory=memory, encoder=encoder, settings=settings or ())
     RunFolder(out).require_writable()
     with console.working("loading"):
         from llrag_cli.batch.collect import collect as collect_videos
@@ -78,9 +76,7 @@ def collect(
         from llrag_cli.runs.latents import LatentFolder
 
         if backbone is None and (name := default_backbone()) != "tiny":
-            config = configuration(
-                name, rag=rag, memory=memory, encoder=encoder, settings=settings or ()
-            )
+            config = configuration(name, rag=rag, memory=memory, encoder=encoder, settings=settings or ())
         drawn = draw_prompts(texts, ratio=ratio, seed=seed)
         folder = LatentFolder(out)
         folder.begin(

@@ -47,7 +47,7 @@ def extend(
         device=device,
         offload=offload,
         attention=attention,
-        compile=compile_,
+        compile_=compile_,
         as_json=as_json,
     )
 
@@ -69,7 +69,7 @@ def continue_run(
     device: str,
     offload: bool,
     attention: str | None,
-    compile: bool,
+    compile_: bool,
     as_json: bool,
 ) -> None:
     """Generate what is missing of a run, up to ``seconds`` in all or with some ``added``.
@@ -128,7 +128,7 @@ def continue_run(
             budget.require()
             config = budget.config
             prompts = [entry.prompt for entry in record.prompt_schedule] + ([prompt] if prompt else [])
-            how = Execution(offload=offload, attention=attention, compile=compile)
+            how = Execution(offload=offload, attention=attention, compile=compile_)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         if prompt is not None:
             warn_of_unknown_words(pipeline.text.unknown_words(prompt))

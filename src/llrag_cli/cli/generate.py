@@ -106,7 +106,7 @@ def generate(
             device=device,
             offload=offload,
             attention=attention,
-            compile=compile_,
+            compile_=compile_,
             as_json=as_json,
         )
         return
@@ -279,7 +279,8 @@ def one_prompt(words: list[str] | None) -> str | None:
         return None
     if len(words) > 1:
         raise UsageError(
-            f"{len(words)} arguments instead of one prompt", hint=f'quote the prompt: `llrag generate "{" ".join(words)}"`'
+            f"{len(words)} arguments instead of one prompt",
+            hint=f'quote the prompt: `llrag generate "{" ".join(words)}"`',
         )
     if not words[0].strip():
         raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")

@@ -42,9 +42,7 @@ BackboneName = Annotated[
         help="Bundled preset (tiny, self-forcing, causal-forcing, longlive; more in `llrag presets`) or a YAML file",
     ),
 ]
-Size = Annotated[
-    str | None, typer.Option(metavar="WxH", help="Size of the picture in pixels, for example 832x480")
-]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Size of the picture in pixels, for example 832x480")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
 ]

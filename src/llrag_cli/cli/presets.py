@@ -70,18 +70,19 @@ def strategies(as_json: Json = False) -> None:
     from llrag_cli.memory.strategies import STRATEGIES, MemoryConfig, RetrievalMemory
 
     shared = {*MemoryConfig.model_fields, *RetrievalMemory.model_fields}
-    rows = []
+    rows: list[tuple[str, str, dict[str, str]]] = []
     for name, strategy in STRATEGIES.items():
         about = (strategy.__doc__ or "").strip().splitlines()[0]
         own = {field: info for field, info in strategy.model_fields.items() if field not in shared}
         parameters = {field: f"{info.description} (default {info.default})" for field, info in own.items()}
-        rows.append({"strategy": name, "about": about, "parameters": parameters})
+        rows.append((name, about, parameters))
     if as_json:
-        console.result_json(rows)
+        keys = ("strategy", "about", "parameters")
+        console.result_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     table = Table("strategy", "attends to", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(str(row["strategy"]), str(row["about"]))
-        for field, text in dict(row["parameters"]).items():
+    for name, about, parameters in rows:
+        table.add_row(name, about)
+        for field, text in parameters.items():
             table.add_row("", f"memory.{field}: {text}")
     console.result_table(table)

@@ -31,13 +31,15 @@ def verify(
     from llrag_cli.cli import console
 
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"no such folder: `{folder}`", hint="name a folder of golden vectors, or none for the bundled set")
+        raise UsageError(
+            f"no such folder: `{folder}`", hint="name a folder of golden vectors, or none for the bundled set"
+        )
     with console.working("replaying"):
         from llrag_cli.engine.devices import find_device, find_dtype
-        from llrag_cli.parity import Golden, bundled_vectors, replay
+        from llrag_cli.parity import BUNDLED, Golden, replay
 
         target = find_device(device)
-        golden = Golden(folder or bundled_vectors(), device=target, dtype=find_dtype(dtype, target))
+        golden = Golden(folder or BUNDLED, device=target, dtype=find_dtype(dtype, target))
         checks = list(replay(golden))
     failed = [check for check in checks if not check.passed]
     if as_json:

@@ -110,9 +110,7 @@ def draw_memory_map(config: RunConfig, blocks: Sequence[BlockMemory], pictures: 
     end = second_of(blocks[-1].frame if blocks else 1)
     if isinstance(memory, RetrievalMemory):
         starts = [block.frame for block in blocks]
-        newest = [
-            second_of(max(memory.sink, start - memory.window + memory.sink - memory.guard)) for start in starts
-        ]
+        newest = [second_of(max(memory.sink, start - memory.window + memory.sink - memory.guard)) for start in starts]
         times = [second_of(start) for start in starts]
         axes.fill_between(times, newest, times, color="#999999", alpha=0.18, lw=0, label="window and guarded frames")
     axes.plot([0, end], [0, end], color="#999999", lw=0.8)

@@ -18,7 +18,7 @@ from llrag_cli.memory.history import KeyEncoder, average_pool
 from llrag_cli.models.family import family_of
 from llrag_cli.models.wan.checkpoints import cast, transformer_arguments
 from llrag_cli.models.wan.vae import WanDecoder
-from llrag_cli.models.weights import uses_encoder
+from llrag_cli.models.weights import encoding_memory
 
 
 class RandomText:
@@ -66,7 +66,7 @@ def random_pipeline(
     for parameter in vae.parameters():
         parameter.data = parameter.data.to(dtype)
     keys: KeyEncoder = average_pool
-    if uses_encoder(config):
+    if encoding_memory(config) is not None:
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
     text = RandomText(family_of(config).text_length, shape.text_dim)

@@ -6,7 +6,7 @@ registry that configuration, command line, benchmark and tests read. Importing t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 from typing_extensions import Self
@@ -68,12 +68,12 @@ class RetrievalMemory(MemoryConfig):
 
 
 STRATEGIES: dict[str, type[MemoryConfig]] = {}
-Strategy = TypeVar("Strategy", bound=type[MemoryConfig])
+Strategy = TypeVar("Strategy", bound=MemoryConfig)
 
 
-def register(strategy: Strategy) -> Strategy:
+def register(strategy: type[Strategy]) -> type[Strategy]:
     """Enter a strategy into the registry, under the name that its field ``strategy`` allows."""
-    (name,) = strategy.model_fields["strategy"].annotation.__args__  # type: ignore[union-attr]
+    (name,) = get_args(strategy.model_fields["strategy"].annotation)
     STRATEGIES[name] = strategy
     return strategy
 

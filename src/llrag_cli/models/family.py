@@ -5,7 +5,7 @@ Nothing here imports torch, nor does a family until it is asked for what needs i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,6 @@ from llrag_cli.errors import MissingWeightsError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from llrag_cli.models.text import TextEncoder
     from llrag_cli.models.vae import Decoder

@@ -8,17 +8,19 @@ from llrag_cli.config import RunConfig
 from llrag_cli.memory.strategies import RetrievalMemory
 
 
-def uses_encoder(config: RunConfig) -> bool:
-    """Whether past frames are compared by a retrieval encoder."""
-    return isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder"
+def encoding_memory(config: RunConfig) -> RetrievalMemory | None:
+    """The memory of a configuration, if it compares past frames by a retrieval encoder."""
+    memory = config.memory
+    return memory if isinstance(memory, RetrievalMemory) and memory.keys == "encoder" else None
 
 
 def encoder_file(config: RunConfig, folder: Path, *, bundled: Path | None = None) -> dict[str, Path]:
     """The retrieval encoder, by its setting, if one is used: the one that is named, or that in the package."""
-    if not uses_encoder(config):
+    memory = encoding_memory(config)
+    if memory is None:
         return {}
-    if config.memory.encoder is not None:
-        return {"memory.encoder": converted(folder / config.memory.encoder)}
+    if memory.encoder is not None:
+        return {"memory.encoder": converted(folder / memory.encoder)}
     return {} if bundled is None else {"memory.encoder": bundled}
 
 

@@ -12,7 +12,9 @@ from llrag_cli.parity.checks import Check, Golden, read_json
 from llrag_cli.parity.generation import generation, lora
 from llrag_cli.parity.parts import autoencoder, scheduler, units, vae
 
-__all__ = ["Check", "Golden", "replay"]
+__all__ = ["BUNDLED", "Check", "Golden", "replay"]
+
+BUNDLED = Path(__file__).parent / "vectors"
 
 Case = Callable[[Golden, str, dict[str, Any], Path], Iterator[Check]]
 

@@ -23,8 +23,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from llrag_cli.files.settings import Config
 from llrag_cli.errors import closest
+from llrag_cli.files.settings import Config
 
 RESERVED = ("all", "none")
 NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")  # file names are made of it

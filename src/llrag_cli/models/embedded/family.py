@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from llrag_cli.models.weights import encoder_file
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 WEIGHTS = 8 * 2**20  # bytes of the transformer, for a plan
 

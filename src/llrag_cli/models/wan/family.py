@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,10 @@ from llrag_cli.files.paths import cache_folder
 from llrag_cli.files.resources import free_memory
 from llrag_cli.models.family import LoadedModels, TransformerSizes
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, base_folder
-from llrag_cli.models.weights import converted, encoder_file, uses_encoder
+from llrag_cli.models.weights import converted, encoder_file, encoding_memory
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from llrag_cli.files.tensors import State
 
@@ -45,7 +44,8 @@ class WanFamily:
         for setting in ("weights", "base"):
             if getattr(config.backbone, setting) is None:
                 raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
-        if uses_encoder(config) and config.memory.encoder is None:
+        memory = encoding_memory(config)
+        if memory is not None and memory.encoder is None:
             raise UsageError(
                 "`memory.keys` is `encoder` but `memory.encoder` names no file",
                 hint="set `memory.encoder` to the file of a retrieval encoder, or `memory.keys` to `average`",

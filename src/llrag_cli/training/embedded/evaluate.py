@@ -1,7 +1,7 @@
 """Does the embedded model show what prompts ask for? ``python -m llrag_cli.training.embedded.evaluate``.
 
 Prompts name combinations of colour, shape and wall that were held out of all training. Videos are made
-as users make them, written to mp4, read back, and judged by ``tiny/checker.py``.
+as users make them, written to mp4, read back, and judged by ``world/checker.py``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Make videos of prompts and print how often they show what was asked."""
     torch.set_num_threads(2)
-    config = load_config("tiny", method="retrieval" if rag else "native", settings=settings or ())
+    config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")
     scenes = drawn_scenes(count, unseen=unseen)
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,7 +65,7 @@ def main(
         console.result(json.dumps(rows, indent=1))
         return
     kind = "held out of" if unseen else "in"
-    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.method}")
+    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
     for name, meaning in NAMES.items():
         console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
 

@@ -48,7 +48,7 @@ class LatentPool:
                 self.shape: tuple[int, int, int] = (latents.shape[1], latents.shape[2], latents.shape[3])
             if tuple(latents.shape[1:]) != self.shape:
                 raise LlragError(
-                    f"`{path}` holds latents of {size(latents.shape[1:])}, others of {size(self.shape)}",
+                    f"`{path}` holds latents of {shape_text(latents.shape[1:])}, others of {shape_text(self.shape)}",
                     hint="an encoder is trained on the latents of one backbone",
                 )
             self._videos.append(latents)
@@ -121,6 +121,6 @@ def batches(
             yield ready
 
 
-def size(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
     """A shape as people write it: 16x60x104."""
     return "x".join(map(str, shape))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -13,7 +12,6 @@ from llrag_cli.files.html import data_url, render
 from llrag_cli.training.encoder.config import EncoderTraining
 
 if TYPE_CHECKING:
-    from llrag_cli.evaluation.encoder.quality import Quality
     from llrag_cli.training.encoder.trainer import TrainingFolder
 
 COLORS = {"total": "#222222", "recon": "#3b6fd4", "delta": "#d4583b", "smooth": "#3ba272"}
@@ -31,7 +29,7 @@ def write_report(folder: TrainingFolder, training: EncoderTraining, records: Seq
 
 
 def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG: the loss by part, neighbours' similarity over the epochs, and similarity by lag at the last look."""
+    """A PNG: the loss by part, neighbours' similarity over the epochs, and similarity by lag at the last evaluation."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     losses, neighbours, lags = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in records]
@@ -40,20 +38,22 @@ def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> b
         losses.plot(epochs, [record["validation"][part] for record in records], color=color, lw=1.6, label=NAMES[part])
     losses.set(title="Loss (pale: training, full: validation)", xlabel="epoch", ylim=(0, None))
     losses.legend(frameon=False)
-    looks = [record for record in records if "look" in record]
-    if looks:
+    evaluations = [record for record in records if "retrieval" in record]
+    if evaluations:
         for lag in ("1", "3", "8"):
-            seen = [(record["epoch"], _by_lag(record)[lag]) for record in looks if lag in _by_lag(record)]
-            neighbours.plot(*zip(*seen, strict=True), marker="o", ms=3, label=f"{lag} frame{'s' * (lag != '1')} apart")
+            points = [(record["epoch"], _by_lag(record)[lag]) for record in evaluations if lag in _by_lag(record)]
+            neighbours.plot(
+                *zip(*points, strict=True), marker="o", ms=3, label=f"{lag} frame{'s' * (lag != '1')} apart"
+            )
         neighbours.legend(frameon=False)
-        last = _by_lag(looks[-1])
+        last = _by_lag(evaluations[-1])
         lags.plot([int(lag) for lag in last], list(last.values()), marker="o", ms=3, color="#222222")
         lags.set_xscale("log", base=2)
     for axes in (neighbours, lags):
         axes.axhline(training.delta_margin, color="#888888", lw=0.8, ls="--")
         axes.set(ylim=(min(-0.05, axes.get_ylim()[0]), 1.02))
     neighbours.set(title="Cosine of held-out keys (dashed: margin)", xlabel="epoch")
-    lags.set(title="Cosine by distance, last look", xlabel="latent frames apart")
+    lags.set(title="Cosine by distance, last evaluation", xlabel="latent frames apart")
     for axes in (losses, neighbours, lags):
         axes.spines[["top", "right"]].set_visible(False)
     file = BytesIO()
@@ -61,54 +61,25 @@ def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> b
     return file.getvalue()
 
 
-def encoder_comparison(judged: Mapping[str, Mapping[str, Quality]], count: int) -> bytes:
-    """A PNG, one row for each set of videos: similarity by lag of each kind of key, and how much it finds again."""
-    figure = Figure(figsize=(11, 3.9 * len(judged)), layout="constrained")
-    for row, (title, table) in zip(figure.subfigures(len(judged), 1, squeeze=False)[:, 0], judged.items(), strict=True):
-        row.suptitle(title, fontsize=10)
-        answered = [name for name, found in table.items() if found.recall is not None]
-        lags, *more = row.subplots(1, 2 if answered else 1, squeeze=False)[0]
-        for name, found in table.items():
-            label = Path(name).stem
-            lags.plot(list(found.similarity), list(found.similarity.values()), marker="o", ms=3, label=label)
-        lags.set(title="Cosine of keys by distance", xlabel="latent frames apart", ylim=(None, 1.02))
-        lags.set_xscale("log", base=2)
-        lags.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-        for axes in more:
-            places = range(len(answered))
-            guarded = [table[name].recall or 0.0 for name in answered]
-            free = [table[name].unguarded_recall or 0.0 for name in answered]
-            axes.bar([place - 0.2 for place in places], guarded, 0.4, label="candidates of a rollout", color="#3b6fd4")
-            axes.bar([place + 0.2 for place in places], free, 0.4, label="all past frames", color="#d4583b")
-            axes.set_xticks(list(places), [Path(name).stem for name in answered], rotation=15, ha="right")
-            axes.set(title=f"recall@{count}: same object, not adjacent", ylim=(0, 1))
-            axes.legend(frameon=False, fontsize=8)
-        for axes in (lags, *more):
-            axes.spines[["top", "right"]].set_visible(False)
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
 def _by_lag(record: Mapping[str, Any]) -> dict[str, float]:
-    return {str(lag): value for lag, value in record["look"]["similarity"].items()}
+    return {str(lag): value for lag, value in record["retrieval"]["similarity"].items()}
 
 
 def summary(name: str, training: EncoderTraining, records: Sequence[Mapping[str, Any]], picture: bytes) -> str:
     """One HTML page, complete in itself."""
     last, best_epoch = records[-1], records[-1]["best_epoch"]
     best = records[best_epoch - 1]
-    look = next((record["look"] for record in reversed(records) if "look" in record), None)
+    retrieval = next((record["retrieval"] for record in reversed(records) if "retrieval" in record), None)
     rows = [
         ("epochs", f"{last['epoch']} of {training.epochs}"),
         ("best epoch", f"{best_epoch}, validation loss {best['validation']['total']:.4f}"),
         *((NAMES[part], f"{best['validation'][part]:.4f}") for part in ("recon", "delta", "smooth")),
         ("time", f"{sum(record['seconds'] for record in records):.0f} s"),
     ]
-    if look is not None:
+    if retrieval is not None:
         rows += [
-            ("effective rank of keys", f"{look['effective_rank']:.1f} of {training.latent_dim}"),
-            ("retrieved within 8 frames of the guard", f"{100 * look['near_guard']:.0f} %"),
+            ("effective rank of keys", f"{retrieval['effective_rank']:.1f} of {training.latent_dim}"),
+            ("retrieved within 8 frames of the guard", f"{100 * retrieval['near_guard']:.0f} %"),
         ]
     settings = [(key, str(value)) for key, value in training.model_dump(mode="json").items()]
     return render("training.html", name=name, rows=rows, settings=settings, picture=data_url(picture, "image/png"))

@@ -37,7 +37,7 @@ Precision = Literal["auto", "no", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
 PARTS = ("recon", "delta", "smooth")
 VALIDATION_CHUNKS = 4  # of each video held out
-LOOKED_AT = 16  # videos held out, at most
+EVALUATED = 16  # videos held out, at most
 
 
 class Objective(nn.Module):
@@ -114,10 +114,10 @@ class EncoderTrainer:
     ) -> None:
         self.pool, self.training, self.folder = pool, training, folder
         self.accelerator = _accelerator(device, precision, tracker, folder.path)
-        self.learnt, self.held_out = pool.split(validation=training.validation, seed=training.seed)
-        if len(self.learnt) * training.chunks_per_video < self.accelerator.num_processes:
+        self.training_videos, self.validation_videos = pool.split(validation=training.validation, seed=training.seed)
+        if len(self.training_videos) * training.chunks_per_video < self.accelerator.num_processes:
             raise UsageError(
-                f"{self.accelerator.num_processes} processes cannot share {len(self.learnt)} videos",
+                f"{self.accelerator.num_processes} processes cannot share {len(self.training_videos)} videos",
                 hint="collect more, start fewer processes, or `--set chunks_per_video=8`",
             )
         sizes = EncoderConfig(
@@ -164,11 +164,11 @@ class EncoderTrainer:
             if self.is_main:
                 record["validation"] = self._validate()
                 last = epoch == self.training.epochs
-                if last or epoch == 1 or epoch % self.training.look_every == 0:
-                    record["look"] = self._look()
+                if last or epoch == 1 or epoch % self.training.eval_every == 0:
+                    record["retrieval"] = self._evaluate()
                 record["seconds"] = round(time.perf_counter() - started, 3)
                 self._keep(record)
-                if "look" in record:
+                if "retrieval" in record:
                     write_report(self.folder, self.training, self.folder.records())
                 on_epoch(record)
             self.accelerator.log(_flat_record(record), step=epoch)
@@ -186,7 +186,11 @@ class EncoderTrainer:
         """One pass over the videos; returns the mean of each part of the loss."""
         training, accelerator = self.training, self.accelerator
         examples = self.pool.drawn(
-            self.learnt, chunk=training.chunk, per_video=training.chunks_per_video, seed=training.seed, epoch=epoch
+            self.training_videos,
+            chunk=training.chunk,
+            per_video=training.chunks_per_video,
+            seed=training.seed,
+            epoch=epoch,
         )
         process = accelerator.process_index, accelerator.num_processes
         sums = torch.zeros(len(PARTS), device=accelerator.device)
@@ -207,7 +211,7 @@ class EncoderTrainer:
     def _validate(self) -> dict[str, float]:
         """The mean of each part of the loss on the videos held out."""
         training, objective = self.training, self.accelerator.unwrap_model(self.objective)
-        examples = self.pool.covering(self.held_out, chunk=training.chunk, most=VALIDATION_CHUNKS)
+        examples = self.pool.covering(self.validation_videos, chunk=training.chunk, most=VALIDATION_CHUNKS)
         objective.eval()
         sums = torch.zeros(len(PARTS))
         with self.accelerator.autocast():
@@ -217,15 +221,15 @@ class EncoderTrainer:
         return _named((sums / len(examples)).tolist())
 
     @torch.no_grad()
-    def _look(self) -> dict[str, Any]:
-        """Retrieval quality on videos held out, as far as it can be told without knowing what they show."""
+    def _evaluate(self) -> dict[str, Any]:
+        """Retrieval quality on the validation videos, as far as it is defined without ground truth."""
         autoencoder = self.accelerator.unwrap_model(self.objective).autoencoder
         keys = [
             torch.cat([autoencoder(frames).float().cpu() for frames in self.pool.frames(video).split(256)])
-            for video in self.held_out[:LOOKED_AT]
+            for video in self.validation_videos[:EVALUATED]
         ]
-        found = asdict(quality(keys, Geometry()))
-        return {name: found[name] for name in ("similarity", "effective_rank", "near_guard")}
+        measured = asdict(quality(keys, Geometry()))
+        return {name: measured[name] for name in ("similarity", "effective_rank", "near_guard")}
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Write the epoch's record, its encoder if it is the best, and what is needed to go on."""
@@ -282,7 +286,7 @@ class EncoderTrainer:
         files = "\n".join(
             f"{path.name} {length}" for path, length in zip(self.pool.paths, self.pool.lengths, strict=True)
         )
-        settings = self.training.model_dump(mode="json", exclude={"epochs", "look_every"})
+        settings = self.training.model_dump(mode="json", exclude={"epochs", "eval_every"})
         return settings | {
             "latents": f"{len(self.pool)} videos, {hashlib.sha256(files.encode()).hexdigest()[:12]}",
             "precision": str(self.accelerator.mixed_precision),
@@ -292,7 +296,10 @@ class EncoderTrainer:
         content = {
             "training": self.training.model_dump(mode="json"),
             "settings": self._settings(),
-            "videos": {"learnt": len(self.learnt), "held_out": [self.pool.paths[i].name for i in self.held_out]},
+            "videos": {
+                "training": len(self.training_videos),
+                "validation": [self.pool.paths[i].name for i in self.validation_videos],
+            },
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
         }
@@ -323,7 +330,7 @@ def _flat_record(record: Mapping[str, Any]) -> dict[str, float]:
     values = {
         f"{name}/{part}": value for name in ("train", "validation") for part, value in record.get(name, {}).items()
     }
-    look = record.get("look", {})
-    values |= {f"look/{name}": look[name] for name in ("effective_rank", "near_guard") if name in look}
-    values |= {f"look/similarity_{lag}": value for lag, value in look.get("similarity", {}).items()}
+    retrieval = record.get("retrieval", {})
+    values |= {f"retrieval/{name}": retrieval[name] for name in ("effective_rank", "near_guard") if name in retrieval}
+    values |= {f"retrieval/similarity_{lag}": value for lag, value in retrieval.get("similarity", {}).items()}
     return values
