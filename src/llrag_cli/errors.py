@@ -69,13 +69,12 @@ class MissingWeightsError(LlragError):
 class DamagedFileError(LlragError):
     """A file of weights that cannot be read."""
 
-    def __init__(self, path: Path, reason: str, *, kind: str = "a checkpoint", item: str | None = None) -> None:
+    def __init__(self, path: Path, reason: str, *, kind: str = "a checkpoint") -> None:
         super().__init__(
             f"`{path}` cannot be read as {kind}: {reason}",
             hint="the file is damaged, incomplete or of another kind; download it again",
         )
         self.path = path
-        self.item = item  # what the download catalogue calls it, where that is known
 
 
 class UnsupportedModelError(LlragError):

@@ -43,7 +43,7 @@ def _missing_weights(error: MissingWeightsError) -> str:
 
 
 def _damaged_file(error: DamagedFileError) -> str:
-    item = error.item or _catalogue_item(error.path) or "NAME"
+    item = _catalogue_item(error.path) or "NAME"
     return (
         "the file is damaged, incomplete or of another kind; "
         f"`llrag download weights {item} --force` fetches a released one again"
@@ -67,8 +67,10 @@ def _catalogue_item(path: Path) -> str | None:
 
     for name, item in catalogue().weights.items():
         for source in item.sources.values():
-            if any(path.stem == Path(file.to).stem for file in source.files):
-                return name
+            for file in source.files:
+                folder = file.to.endswith("/") and Path(file.to).name in (path.name, path.parent.name)
+                if folder or path.stem == Path(file.to).stem:
+                    return name
     return None
 
 

@@ -75,7 +75,7 @@ class WanBase:
         key = "num_heads" if self.original else "num_attention_heads"
         heads = _json(file).get(key)
         if not isinstance(heads, int) or heads < 1:
-            raise DamagedFileError(file, f"it has no `{key}`", kind="a model configuration", item="vae")
+            raise DamagedFileError(file, f"it has no `{key}`", kind="a model configuration")
         return heads
 
     def vae_config(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class WanBase:
 
 
 @contextmanager
-def reading(path: Path, *, kind: str, item: str) -> Iterator[None]:
+def reading(path: Path, *, kind: str) -> Iterator[None]:
     """Turn whatever a library raises about a damaged file into a ``DamagedFileError`` that names it."""
     try:
         yield
@@ -100,7 +100,7 @@ def reading(path: Path, *, kind: str, item: str) -> Iterator[None]:
         raise
     except Exception as error:  # every library fails in its own way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedFileError(path, reason, kind=kind, item=item) from error
+        raise DamagedFileError(path, reason, kind=kind) from error
 
 
 def _shards(folder: Path, *names: str) -> list[Path]:

@@ -153,7 +153,7 @@ def load_tokenizer(base: WanBase) -> Any:
     """The tokenizer of the text encoder."""
     from transformers import AutoTokenizer
 
-    with reading(base.tokenizer, kind="a tokenizer", item="text-encoder"):
+    with reading(base.tokenizer, kind="a tokenizer"):
         return AutoTokenizer.from_pretrained(base.tokenizer, local_files_only=True)
 
 
@@ -166,7 +166,7 @@ def load_text_encoder(base: WanBase, dtype: torch.dtype) -> Any:
     if base.original:
         return umt5_from(read_file(path), source=str(path), dtype=dtype).eval()
     disable_progress_bar()
-    with reading(path, kind="a text encoder", item="text-encoder"):
+    with reading(path, kind="a text encoder"):
         return UMT5EncoderModel.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
 
 

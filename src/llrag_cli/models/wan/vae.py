@@ -110,7 +110,7 @@ def load_vae(base: WanBase, dtype: torch.dtype) -> AutoencoderKLWan:
         vae: AutoencoderKLWan = wan_vae_from(read_file(base.vae), source=str(base.vae)).to(dtype)
         return vae
     require_vae(base.vae_config(), source=str(base.vae))
-    with reading(base.vae, kind="a VAE", item="vae"):
+    with reading(base.vae, kind="a VAE"):
         return AutoencoderKLWan.from_pretrained(base.vae, torch_dtype=dtype, local_files_only=True)
 
 
