@@ -31,7 +31,7 @@ def write_report(folder: TrainingFolder, training: EncoderTraining, records: Seq
 
 
 def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG: the loss by part, neighbours' similarity over the epochs, and similarity by lag at the last look."""
+    """A PNG: the loss by part, neighbours' similarity over the epochs, and similarity by lag at the last evaluation."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     losses, neighbours, lags = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in records]
@@ -53,7 +53,7 @@ def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> b
         axes.axhline(training.delta_margin, color="#888888", lw=0.8, ls="--")
         axes.set(ylim=(min(-0.05, axes.get_ylim()[0]), 1.02))
     neighbours.set(title="Cosine of held-out keys (dashed: margin)", xlabel="epoch")
-    lags.set(title="Cosine by distance, last look", xlabel="latent frames apart")
+    lags.set(title="Cosine by distance, last evaluation", xlabel="latent frames apart")
     for axes in (losses, neighbours, lags):
         axes.spines[["top", "right"]].set_visible(False)
     file = BytesIO()
@@ -62,7 +62,7 @@ def curves(training: EncoderTraining, records: Sequence[Mapping[str, Any]]) -> b
 
 
 def encoder_comparison(judged: Mapping[str, Mapping[str, Quality]], count: int) -> bytes:
-    """A PNG, one row for each set of videos: similarity by lag of each kind of key, and how much it finds again."""
+    """A PNG, one row for each set of videos: similarity by lag of each kind of key, and its retrieval accuracy."""
     figure = Figure(figsize=(11, 3.9 * len(judged)), layout="constrained")
     for row, (title, table) in zip(figure.subfigures(len(judged), 1, squeeze=False)[:, 0], judged.items(), strict=True):
         row.suptitle(title, fontsize=10)
