@@ -202,7 +202,7 @@ def _difference(gap: Mapping[str, float] | None, *, better: str, prompts: int) -
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}"
+    return "–" if value is None else (f"{value:.4f}" if abs(value) < 2 else f"{value:.2f}").replace("-", "−")
 
 
 def _signed(value: float) -> str:

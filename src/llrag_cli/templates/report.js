@@ -7,7 +7,7 @@ const make = (tag, text, className) => {
   if (className) element.className = className;
   return element;
 };
-const number = value => value === null || value === undefined ? "–" : Math.abs(value) < 2 ? value.toFixed(4) : value.toFixed(2);
+const number = value => value === null || value === undefined ? "–" : value.toFixed(Math.abs(value) < 2 ? 4 : 2).replace("-", "−");
 
 let players = [];
 
