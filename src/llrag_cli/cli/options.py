@@ -80,7 +80,7 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Upper limit of memory on the device, and on the host, for example 8GB; chooses --archive",
+        help="Memory limit on the device and on the host, for example 8GB; --archive is chosen to fit",
         **MEMORY,
     ),
 ]
@@ -135,7 +135,14 @@ def configuration(
     config = load_config(backbone or default, memory=memory)
     if size is not None:
         config = with_settings(config, size_settings(config, size, keys_chosen=_chooses_keys(encoder, settings)))
-    config = with_settings(config, [*encoder_settings(encoder), *archive_settings(archive), *settings])
+    retrieval = [*encoder_settings(encoder), *archive_settings(archive)]
+    if retrieval and not isinstance(config.memory, RetrievalMemory):
+        option = "encoder" if encoder is not None else "archive"
+        raise UsageError(
+            f"`--{option}` applies to retrieval, and the memory strategy is `{config.memory.strategy}`",
+            hint=f"leave out `--{option}`, or name another strategy with `--memory`",
+        )
+    config = with_settings(config, [*retrieval, *settings])
     if rag and not isinstance(config.memory, RetrievalMemory):
         raise UsageError(
             f"`--rag` retrieves frames, and the memory strategy of `{config.name}` is `{config.memory.strategy}`",

@@ -1,7 +1,7 @@
 """Does the embedded model show what prompts ask for? ``python -m llrag_cli.training.embedded.evaluate``.
 
-Prompts name combinations of colour, shape and wall that were held out of all training. Videos are made
-as users make them, written to mp4, read back, and judged by ``world/checker.py``.
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are
+generated as by users, written to mp4, read back, and judged by ``world/checker.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Annotated
 import torch
 import typer
 
-from llrag_cli.cli import console
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
@@ -34,7 +33,7 @@ NAMES = {
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
-    """Make, read back and judge one video a scene; run folders are left in ``out``."""
+    """Generate, read back and judge one video per scene; run folders are left in ``out``."""
     verdicts = []
     for number, scene in enumerate(scenes, start=1):
         folder = RunFolder(out / f"{number:03d}")
@@ -53,7 +52,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
-    """Make videos of prompts and print how often they show what was asked."""
+    """Generate videos of prompts and print how often they show what was asked."""
     torch.set_num_threads(2)
     config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")
@@ -62,12 +61,12 @@ def main(
         verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
     if as_json:
         rows = [{"prompt": prompt(scene), **asdict(verdict)} for scene, verdict in zip(scenes, verdicts, strict=True)]
-        console.result(json.dumps(rows, indent=1))
+        typer.echo(json.dumps(rows, indent=1))
         return
     kind = "held out of" if unseen else "in"
-    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
+    typer.echo(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
     for name, meaning in NAMES.items():
-        console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
+        typer.echo(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Train the embedded model from nothing: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
+"""Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
 The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
-folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool for
-``llrag collect`` and ``llrag train-encoder``, which make the encoder that it ships too.
+folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool
+of prompts to collect latents of, for the training of the encoder that it ships too.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
 @app.callback()
 def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) -> None:
     """Shared by all stages."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
 
 
