@@ -20,8 +20,10 @@ COMPUTING: Any = {"rich_help_panel": "Computing"}
 MANY: Any = {"rich_help_panel": "Many videos"}
 
 
-def parse_seconds(text: str) -> float:
-    """``90``, ``90s``, ``2m``, ``1m30s`` or ``1:30`` as seconds."""
+def parse_seconds(text: str | float) -> float:
+    """``90``, ``90s``, ``2m``, ``1m30s`` or ``1:30`` as seconds; typer also passes defaults, which are numbers."""
+    if not isinstance(text, str):
+        return text
     clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
     units = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     match = clock or units
