@@ -316,6 +316,23 @@ def test_a_finished_run_is_not_loaded_again(
     assert refused.returncode == 2 and "`run` already contains a run" in refused.stderr
 
 
+def test_resuming_a_finished_run_does_not_import_torch(whole: RunFolder) -> None:
+    code = (
+        "import sys\n"
+        "from llrag_cli.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", "--resume", str(whole.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{whole.video}\n"
+
+
 def test_the_same_command_resumes_many_prompts(llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\na white cross\n")
     command = ("generate", "--prompts", "prompts.txt", "--seconds", "2", "--out", "all", "--json", "--set", FEW[0])

@@ -78,7 +78,10 @@ def bench(
     from llrag_cli.cli import console
     from llrag_cli.evaluation.metrics.backends import find_backend
     from llrag_cli.formatting import counted
+    from llrag_cli.runs.folder import RunFolder
 
+    executor = parse_engine(engine)
+    RunFolder(out).require_writable()
     grid = _grid(
         backbones or ["tiny"],
         memories or ["none", "nearest"],
@@ -89,7 +92,6 @@ def bench(
         seed=seed,
         settings=settings or (),
     )
-    executor = parse_engine(engine)
     with console.working("loading"):
         models = find_backend(backend, device)
         from llrag_cli.evaluation.metrics.registry import about, ranked_metrics
