@@ -28,7 +28,7 @@ from llrag_cli.evaluation.speed import (
     steady_after,
     summary,
 )
-from llrag_cli.models.vae import StreamingDecoder
+from llrag_cli.models.vae import DecoderStream
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.presets import load_config, load_shape
 from llrag_cli.runs.video import VideoWriter, read_video
@@ -103,11 +103,10 @@ def test_methods_are_those_of_bench(llrag: Llrag, small: Path) -> None:
 class AtOnce:
     """A sink without a thread of its own, so that a made-up clock stands still while it writes."""
 
-    def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
+    def __init__(self, decoder: DecoderStream, writer: VideoWriter) -> None:
         self.decoder, self.writer = decoder, writer
 
     def __enter__(self) -> AtOnce:
-        self.decoder.reset()
         return self
 
     def put(self, latents: Tensor) -> None:
