@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from llrag_cli.cli import console
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.evaluation.grid import method_config
@@ -129,7 +130,7 @@ def _require_files(config: RunConfig) -> None:
         raise
     except LlragError as error:
         raise LlragError(
-            error.problem, hint=f"`--random-weights` measures the same sizes without them; {error.hint}"
+            error.problem, hint=f"`--random-weights` measures the same sizes without them; {hint_for(error)}"
         ) from None
 
 
