@@ -222,7 +222,7 @@ def test_missing_weights_are_named_before_any_work(
     done = llrag("generate", "x", "--backbone", "self-forcing")
     assert done.returncode == 1
     assert "the weights of `self-forcing` are incomplete" in done.stderr
-    assert "self_forcing.pt` (setting `backbone.weights`)" in done.stderr
+    assert "self_forcing.pt` does not exist (setting `backbone.weights`)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
