@@ -28,7 +28,7 @@ from llrag_cli.evaluation.speed import (
     steady_after,
     summary,
 )
-from llrag_cli.models.vae import StreamingDecoder
+from llrag_cli.models.vae import DecoderStream
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.presets import load_config, load_shape
 from llrag_cli.runs.video import VideoWriter, read_video
@@ -103,11 +103,10 @@ def test_memories_are_those_of_bench(llrag: Llrag, small: Path) -> None:
 class AtOnce:
     """A sink without a thread of its own, so that a made-up clock stands still while it writes."""
 
-    def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
+    def __init__(self, decoder: DecoderStream, writer: VideoWriter) -> None:
         self.decoder, self.writer = decoder, writer
 
     def __enter__(self) -> AtOnce:
-        self.decoder.reset()
         return self
 
     def put(self, latents: Tensor) -> None:
@@ -252,9 +251,9 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
             ["--config", "small.yaml", "--set", "backbone.height=5"],
             "latent frames of 5x104 cannot be cut into tokens of 2x2",
         ),
-        (["--config", "small.yaml", "--device", "cuda:77"], "there is no device `cuda:77` here"),
-        (["--dtype", "float12"], "there is no dtype `float12`"),
-        (["--attention", "flush"], "there is no attention back end `flush`"),
+        (["--config", "small.yaml", "--device", "cuda:77"], "unknown device `cuda:77`"),
+        (["--dtype", "float12"], "unknown dtype `float12`"),
+        (["--attention", "flush"], "unknown attention backend `flush`"),
         (["--set", "memory.sinks=2"], "no setting `memory.sinks`"),
     ],
 )
@@ -270,5 +269,5 @@ def test_bad_requests_get_a_sentence(llrag: Llrag, small: Path, arguments: list[
 def test_missing_weights_are_named_with_the_way_to_do_without(llrag: Llrag) -> None:
     done = llrag("bench", "speed", "--backbone", "self-forcing")
     assert done.returncode == 1
-    assert "the weights of `self-forcing` are not all there" in done.stderr
-    assert "hint: `--random-weights` measures the same shape without them" in done.stderr
+    assert "the weights of `self-forcing` are incomplete" in done.stderr
+    assert "hint: `--random-weights` measures the same sizes without them" in done.stderr

@@ -14,7 +14,7 @@ from conftest import Llrag
 from llrag_cli.evaluation.encoder.descriptors import random_projection, vision_descriptor
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.models.embedded.model import load_embedded
-from llrag_cli.models.vae import TinyDecoder
+from llrag_cli.models.embedded.vae import TinyDecoder
 from llrag_cli.world.panorama import WORLDS, World, make_panorama
 
 GEOMETRY = Geometry(block=3, window=6, sink=1, guard=2, count=2)

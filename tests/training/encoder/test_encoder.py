@@ -245,7 +245,7 @@ def test_bad_latents_are_named(latents: Path, llrag: Llrag, spoil: Any, said: st
         (["--epochs", "0"], "`epochs`: input should be greater than or equal to 1, not `0`"),
         (["--precision", "fp8"], "there is no precision `fp8`"),
         (["--track", "mlflow"], "there is no tracker `mlflow`"),
-        (["--device", "tpu"], "there is no device `tpu` here"),
+        (["--device", "tpu"], "unknown device `tpu`"),
         (["--out", "encoder.pt"], "`encoder.pt` is no name for an encoder"),
         (["--latents", "nowhere"], "there are no latents in `nowhere`"),
     ],
