@@ -119,18 +119,23 @@ def judge(frames: Tensor, scene: Scene, *, stride: int = 4) -> Verdict:
     """Check every ``stride``-th frame of a video [T, 3, H, W] in [0, 1]; other sizes are averaged down to 64x64."""
     if frames.shape[-1] != SIZE:
         frames = torch.nn.functional.interpolate(frames, size=(SIZE, SIZE), mode="area")
-    looked = frames[::stride]
-    walls = sum(wall_color(frame) == scene.wall for frame in looked)
-    seen = [objects(frame, wall=scene.wall) for frame in looked]
-    asked = {sprite.color: sprite.shape for sprite in scene.sprites}
-    visible = {color for found in seen for color in (each.color for each in found) if color in asked}
-    right = [each.shape == asked[each.color] for found in seen for each in found if each.color in asked and each.shape]
+    sampled = frames[::stride]
+    walls = sum(wall_color(frame) == scene.wall for frame in sampled)
+    seen = [objects(frame, wall=scene.wall) for frame in sampled]
+    described = {sprite.color: sprite.shape for sprite in scene.sprites}
+    visible = {color for found in seen for color in (each.color for each in found) if color in described}
+    right = [
+        each.shape == described[each.color]
+        for found in seen
+        for each in found
+        if each.color in described and each.shape
+    ]
     return Verdict(
-        wall=2 * walls > len(looked),
+        wall=2 * walls > len(sampled),
         color=bool(visible),
-        all_colors=visible == set(asked),
+        all_colors=visible == set(described),
         shape=2 * sum(right) > len(right) > 0,
-        share_visible=sum(any(each.color in asked for each in found) for found in seen) / len(looked),
+        share_visible=sum(any(each.color in described for each in found) for found in seen) / len(sampled),
     )
 
 
