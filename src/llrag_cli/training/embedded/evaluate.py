@@ -15,7 +15,6 @@ from typing import Annotated
 import torch
 import typer
 
-from llrag_cli.cli import console
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
@@ -62,12 +61,12 @@ def main(
         verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
     if as_json:
         rows = [{"prompt": prompt(scene), **asdict(verdict)} for scene, verdict in zip(scenes, verdicts, strict=True)]
-        console.result(json.dumps(rows, indent=1))
+        typer.echo(json.dumps(rows, indent=1))
         return
     kind = "held out of" if unseen else "in"
-    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
+    typer.echo(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
     for name, meaning in NAMES.items():
-        console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
+        typer.echo(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. `
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
 @app.callback()
 def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) -> None:
     """Shared by all stages."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
 
 
