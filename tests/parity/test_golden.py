@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDENS
-from llrag_cli.config import EXACT, Tier
+from llrag_cli.cache.tiers import EXACT, Tier
 from llrag_cli.errors import LlragError
 from llrag_cli.parity import Check, Golden, replay
 from llrag_cli.parity.checks import read_json
@@ -80,7 +80,7 @@ def replayed(case: str, archive: Tier) -> dict[str, Check]:
 def test_exact_tiers_are_within_the_same_tolerance(case: str, archive: Tier) -> None:
     checks = replayed(case, archive)
     assert [check for check in checks.values() if not check.passed] == []
-    assert checks["recalled frames"].error == 0
+    assert checks["retrieved frames"].error == 0
     assert checks["latents"].error is not None and checks["latents"].error <= 1e-4
 
 
@@ -113,7 +113,7 @@ def test_another_selection_is_noticed(tmp_path: Path) -> None:
     about = json.loads((tmp_path / f"{name}.json").read_text())
     about["memory_indices_log"][-1]["selected_global_frames"][0].reverse()
     (tmp_path / f"{name}.json").write_text(json.dumps(about))
-    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == ["recalled frames"]
+    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == ["retrieved frames"]
 
 
 def test_a_damaged_file_is_a_failed_row(tmp_path: Path) -> None:

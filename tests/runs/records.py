@@ -9,7 +9,7 @@ from llrag_cli.runs.record import RunRecord, ScheduledPrompt
 from llrag_cli.runs.statistics import ArchiveUse
 
 
-def record_of(method: str = "retrieval", **changes: Any) -> RunRecord:
+def record_of(memory: str = "nearest", **changes: Any) -> RunRecord:
     """The record of a finished run of the embedded model."""
     record = RunRecord(
         status="complete",
@@ -24,7 +24,7 @@ def record_of(method: str = "retrieval", **changes: Any) -> RunRecord:
         device="cpu",
         dtype="float32",
         versions={"torch": "2.9"},
-        config=load_config("tiny", method=method),  # type: ignore[arg-type]
+        config=load_config("tiny", memory=memory),
         archive=ArchiveUse(tier="device", retrieved=8, moved=2),
     )
     return record.updated(**changes)
