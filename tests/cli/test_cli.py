@@ -287,8 +287,8 @@ def test_verify_exits_1_when_a_number_is_off(llrag: Llrag, tmp_path: Path) -> No
 
     from conftest import GOLDENS
 
-    tensors = load_file(GOLDENS / "scheduler.safetensors")
-    (tmp_path / "scheduler.json").write_text((GOLDENS / "scheduler.json").read_text())
+    tensors = load_file(BUNDLED / "scheduler.safetensors")
+    (tmp_path / "scheduler.json").write_text((BUNDLED / "scheduler.json").read_text())
     save_file(tensors, tmp_path / "scheduler.safetensors")
     right = llrag("verify", ".")
     assert right.returncode == 0, right.stderr
