@@ -80,9 +80,9 @@ def test_wan_runs_from_official_files(weights: Path, tmp_path: Path, memory: str
 def test_a_lora_changes_the_video(weights: Path, tmp_path: Path) -> None:
     plain, adapted = (
         next(
-            Pipeline.load(
-                load_config(preset(tmp_path, lora=lora), memory="none"), device="cpu", weights=weights
-            ).start("a cat", seconds=0.5)
+            Pipeline.load(load_config(preset(tmp_path, lora=lora), memory="none"), device="cpu", weights=weights).start(
+                "a cat", seconds=0.5
+            )
         ).latents
         for lora in ("", ", lora: lora.pt, lora_alpha: 2")
     )

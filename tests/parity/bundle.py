@@ -1,8 +1,8 @@
 """Writes the vectors that ship with the package: ``python tests/parity/bundle.py``.
 
 They are a few of the golden cases, without their intermediate tensors, cut to their first frames, and rounded to
-float16, so that they stay below 1.5 MB. Rounding the weights and the noise moves latents by about 0.002; the tolerance
-is five times that, and a fifth or less of what typical mistakes cost.
+float16, so that they stay below 1.5 MB. Rounding moves latents by up to 0.0034; the tolerance is three times that, and
+typical mistakes cost 0.06 or more.
 """
 
 from __future__ import annotations
