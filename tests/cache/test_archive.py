@@ -117,9 +117,7 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files")
 def test_a_disk_too_small_is_known_before_the_first_page(tmp_path: Path) -> None:
     DiskPool(10, 10_000, folder=tmp_path)
-    with pytest.raises(
-        LlragError, match=r"cannot reserve 110 kB of disk in `.*`: file too large"
-    ) as caught:
+    with pytest.raises(LlragError, match=r"cannot reserve 110 kB of disk in `.*`: file too large") as caught:
         DiskPool(11, 10_000, folder=tmp_path)
     assert "set `memory.archive` to `recompute`" in caught.value.hint
     assert "`--archive recompute`" in hint_for(caught.value)

@@ -18,7 +18,7 @@ from transformers import UMT5EncoderModel
 
 from conftest import GOLDENS, Llrag
 from hub import Hub
-from llrag_cli import LlragError, Pipeline, load_config, read_video
+from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video, resume_video
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import memory_plan, schedule_of
@@ -181,6 +181,22 @@ def test_a_picture_opens_the_video(
     first, second = list(pipeline.start("a cat", seconds=0.2, image=image))[:2]
     assert torch.equal(first.latents, pipeline.image_latent(image))
     assert not torch.equal(first.latents, second.latents)
+
+
+def test_a_video_that_starts_from_a_picture_resumes_to_the_same_bytes(weights: Path, tmp_path: Path) -> None:
+    """The picture's frame alone is given: the others were generated, with noise in their clean pass."""
+    image = picture(tmp_path / "start.png")
+    settings = [*SMALL, "sampler.context_timestep=100", "memory.window=6", "memory.retrieved=2", "memory.guard=1"]
+    pipeline = Pipeline.load(
+        load_config("causal-forcing-2step", settings=settings), device="cpu", weights=weights, dtype="float32"
+    )
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    make_video(pipeline, "a cat", whole, seconds=3, image=image)
+    make_video(pipeline, "a cat", parts, seconds=1, image=image)
+    record = resume_video(pipeline, parts, seconds=3)
+    assert record.resumed_at == (5,)
+    for name in ("latents.safetensors", "memory.jsonl"):
+        assert (parts.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
 def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:

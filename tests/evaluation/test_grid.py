@@ -165,8 +165,8 @@ def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Pa
         (["--memory", "nearst"], "unknown memory strategy `nearst`"),
         (["--horizon", "0"], "a horizon must be longer than 0 seconds"),
         (["--seeds", "0"], "a benchmark needs at least one prompt and one seed"),
-        (["--backbone", "longlive"], "this backbone needs a file of prompts"),
-        (["--prompts", "no.txt"], "there is no prompt file `no.txt`"),
+        (["--backbone", "longlive"], "these backbones need a file of prompts"),
+        (["--prompts", "no.txt"], "no prompt file `no.txt`"),
         (["--set", "memory.sinks=2"], "unknown setting `memory.sinks`"),
     ],
 )

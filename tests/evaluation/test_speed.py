@@ -62,7 +62,7 @@ def test_any_shape_is_measured_without_weights(llrag: Llrag, small: Path) -> Non
         3,
         9,
         2,
-    )  # until frame 24 the memory recalls fewer than 6
+    )  # until frame 24 the memory retrieves fewer than 6
     assert 2e4 < told["parameters"] < 1e5
     assert told["peak_memory_bytes"] > 1e8
     assert list(told["memories"]) == ["none", "nearest"] and told["baseline"] == "none"
@@ -150,9 +150,7 @@ def test_warmup_is_left_out(small: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_memories_share_their_weights_and_nothing_else(small: Path) -> None:
     settings = ("backbone.height=4", "backbone.width=6", "sampler.steps=[1000, 500]")
-    configs = {
-        name: load_config("self-forcing", memory=name, settings=settings) for name in ("none", "nearest")
-    }
+    configs = {name: load_config("self-forcing", memory=name, settings=settings) for name in ("none", "nearest")}
     pipelines = load(configs, shape=load_shape(small), device="cpu", dtype="auto", how=Execution())
     one, other = (pipeline.backbone.transformer for pipeline in pipelines.values())
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -242,10 +240,10 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
         (["--blocks", "0"], "there is nothing to time"),
         (["--warmup", "-1"], "there is nothing to time"),
         (["--backbone", "tiny", "--random-weights"], "the embedded model has one size and comes with its weights"),
-        (["--config", "no.yaml"], "there is no file `no.yaml`"),
+        (["--config", "no.yaml"], "no such file: `no.yaml`"),
         (["--config", "bad.yaml"], "`bad.yaml`, line 2: unknown key `num_layer`"),
         (["--config", "none.yaml"], "`none.yaml`, line 1: `num_layers`: input should be greater than 0, not `0`"),
-        (["--config", "list.yaml"], "`list.yaml` holds no mapping of keys to values"),
+        (["--config", "list.yaml"], "`list.yaml` is not a mapping of keys to values"),
         (
             ["--config", "small.yaml", "--set", "backbone.height=5"],
             "latent frames of 5x104 cannot be cut into tokens of 2x2",
@@ -268,5 +266,5 @@ def test_bad_requests_get_a_sentence(llrag: Llrag, small: Path, arguments: list[
 def test_missing_weights_are_named_with_the_way_to_do_without(llrag: Llrag) -> None:
     done = llrag("bench", "speed", "--backbone", "self-forcing")
     assert done.returncode == 1
-    assert "the weights of `self-forcing` are not all there" in done.stderr
+    assert "the weights of `self-forcing` are incomplete" in done.stderr
     assert "hint: `--random-weights` measures the same shape without them" in done.stderr

@@ -239,14 +239,14 @@ def test_bad_latents_are_named(latents: Path, llrag: Llrag, spoil: Any, said: st
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--preset", "wam"], "there is no training preset `wam`"),
+        (["--preset", "wam"], "unknown training preset `wam`"),
         (["--set", "epoch=3"], "there is unknown setting `epoch`"),
-        (["--set", "epochs"], "`--set epochs` is not KEY=VALUE"),
+        (["--set", "epochs"], "`epochs` is not KEY=VALUE"),
         (["--epochs", "0"], "`epochs`: input should be greater than or equal to 1, not `0`"),
-        (["--precision", "fp8"], "there is no precision `fp8`"),
-        (["--track", "mlflow"], "there is no tracker `mlflow`"),
+        (["--precision", "fp8"], "unknown precision `fp8`"),
+        (["--track", "mlflow"], "unknown tracker `mlflow`"),
         (["--device", "tpu"], "unknown device `tpu`"),
-        (["--out", "encoder.pt"], "`encoder.pt` is no name for an encoder"),
+        (["--out", "encoder.pt"], "`encoder.pt` is not a name for an encoder"),
         (["--latents", "nowhere"], "there are no latents in `nowhere`"),
     ],
 )
