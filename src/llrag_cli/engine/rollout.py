@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.errors import NotFiniteError
 from llrag_cli.memory.candidates import Candidates
-from llrag_cli.memory.context import context_of, retrievable
+from llrag_cli.memory.context import context_of, recache_of, retrievable
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory
 from llrag_cli.sampling.noise import Noise
@@ -45,6 +46,7 @@ class BackboneSession(Protocol):
     def set_prompt(self, prompt: Tensor, *, start: int) -> None: ...
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
+    def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float) -> None: ...
     def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None: ...
     def close(self) -> None: ...
 
@@ -122,10 +124,15 @@ def rollout(
             memory,
             start=start,
             block=block,
-            draft=partial(draft, session, schedule, noise, memory, index=index, start=start, shape=batch_shape),
+            sink_start=sink_start,
+            draft=lambda: draft(
+                session, schedule, noise, memory, index=index, start=start, shape=batch_shape, sink_start=sink_start
+            ),
             draw=partial(noise.draw, index, -1, (len(prompt), start)),
         )
 
+    recent: deque[Tensor] = deque()  # latents of the blocks that a change of the prompt computes again
+    sink_start = 0
     drafts = isinstance(memory, RetrievalMemory) and memory.query == "draft"  # the query is known only block by block
     coming: Retrieved = ([], [])
     moved = 0
@@ -133,10 +140,20 @@ def rollout(
         for index, start in enumerate(range(0, frames, block)):
             watch = Stopwatch(clock)
             if prompt_schedule is not None and index in prompt_schedule:
-                session.set_prompt(prompt_schedule[index], start=start)
+                recache = recache_of(memory, start=start, sink_start=sink_start)
+                session.set_prompt(prompt_schedule[index], start=start if recache is None else recache.first)
+                if recache is not None:
+                    if recache.sink_start != sink_start:
+                        sink_start = recache.sink_start
+                        cache.move_sink(sink_start)
+                        coming = ([], []) if drafts else look_up(index, start)
+                    window = torch.cat([*recent], dim=1)[:, recache.first - start :]
+                    session.recache(recache.context, window, start=recache.first, timestep=context_timestep)
+                watch.lap("recache")
             retrieved, similarities = look_up(index, start) if drafts else coming
             watch.lap("retrieve")
-            session.set_context(context_of(memory, start=start, block=block, retrieved=retrieved), start=start, **size)
+            context = context_of(memory, start=start, block=block, retrieved=retrieved, sink_start=sink_start)
+            session.set_context(context, start=start, **size)
             before, moved = moved, cache.moved
             watch.lap("gather")
             if initial_latents is not None and start < known:
@@ -147,6 +164,9 @@ def rollout(
                 require_finite(latents, index)
             watch.lap("denoise")
             history.append(latents)
+            recent.append(latents)
+            while memory.window is not None and block * (len(recent) - 1) >= memory.window:
+                recent.popleft()
             watch.lap("encode")
             coming = ([], []) if drafts else look_up(index + 1, start + block)
             watch.lap("retrieve")
@@ -191,9 +211,10 @@ def draft(
     index: int,
     start: int,
     shape: tuple[int, ...],
+    sink_start: int,
 ) -> Tensor:
     """A block [B, T, C, h, w] under its prompt with nothing retrieved: x0 of its first denoising step."""
-    context = context_of(memory, start=start, block=shape[1])
+    context = context_of(memory, start=start, block=shape[1], sink_start=sink_start)
     session.set_context(context, start=start, block=shape[1], height=shape[3], width=shape[4])
     latents = noise.draw(index, 0, shape).to(session.device, session.dtype)
     return schedule.clean(latents, session.flow(latents, schedule.steps[0]), schedule.steps[0])
@@ -205,6 +226,7 @@ def retrieve(
     *,
     start: int,
     block: int,
+    sink_start: int = 0,
     draft: Callable[[], Tensor],
     draw: Callable[[], Tensor],
 ) -> Retrieved:
@@ -220,15 +242,20 @@ def retrieve(
         return [], []
     keys = history.keys
     query = history.keys_of(draft()[:, -1:])[:, 0] if memory.query == "draft" else keys[:, -1]
+    chosen: slice | Tensor = slice(pool.start, pool.stop)
+    frames = torch.arange(pool.start, pool.stop, device=keys.device)
+    if sink_start:  # the sink was moved: its frames are attended to, and the first frames of the video can be retrieved
+        kept = range(sink_start, sink_start + memory.sink)
+        chosen = frames = torch.tensor([frame for frame in range(pool.stop) if frame not in kept], device=keys.device)
     candidates = Candidates(
-        frames=torch.arange(pool.start, pool.stop, device=keys.device),
-        keys=keys[:, pool.start : pool.stop],
+        frames=frames,
+        keys=keys[:, chosen],
         query=query,
         block=block,
-        draw=lambda: draw()[:, pool.start : pool.stop].to(keys.device),
+        draw=lambda: draw()[:, chosen].to(keys.device),
     )
     positions, similarities = memory.choose(candidates)
-    return candidates.frames[positions].tolist(), similarities.tolist()
+    return frames[positions].tolist(), similarities.tolist()
 
 
 def new_cache(

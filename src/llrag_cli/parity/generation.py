@@ -18,7 +18,7 @@ from llrag_cli.engine.rollout import Block, retrieve, rollout
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
-from llrag_cli.memory.strategies import MemoryConfig, Nearest, SlidingWindow
+from llrag_cli.memory.strategies import MemoryConfig, Nearest, RetrievalMemory, SlidingWindow
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.parity.checks import FINE, HALF_ROLLOUT, LATENTS, Check, Golden, bar_of, read_json
 from llrag_cli.sampling.schedule import FlowMatchSchedule
@@ -117,12 +117,12 @@ class Tap:
         memory: MemoryConfig,
     ) -> None:
         self.inner, self.window, self.block = inner, memory.window, block
-        self.relative = memory.retrieves
+        self.relative = isinstance(memory, RetrievalMemory)
         self.seen: dict[str, Tensor] = {}
         self.passes: list[tuple[int, float]] = []
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
-        self._block = self._call = self._start = 0
+        self._block = self._call = self._start = self._switches = 0
         self._context: Context | None = None
         layers = inner.transformer.blocks
         for index, layer in enumerate(layers):
@@ -164,6 +164,18 @@ class Tap:
         self._call += 1
         return flow
 
+    def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float) -> None:
+        """As ``BackboneSession.recache``; the flow of the pass and the last layer's cache after it are recorded."""
+        name, size = f"switch{self._switches}", {"height": latents.shape[3], "width": latents.shape[4]}
+        self._session.set_context(context, start=start, block=latents.shape[1], **size)
+        self.seen[f"{name}.flow"] = self._session.flow(latents, torch.tensor(timestep))
+        self._session.recache(context, latents, start=start, timestep=timestep)
+        end = start + latents.shape[1]
+        self._size = self.inner.grid(*latents.shape[3:])
+        keys, values = self._slots(self.inner.layers - 1, end=end)
+        self.seen |= {f"{name}.k": keys, f"{name}.v": values}
+        self._switches += 1
+
     def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None:
         """As ``BackboneSession.update_cache``; a recorded block runs its clean pass to the end first."""
         name = f"steps.block{self._block:02d}"
@@ -189,9 +201,9 @@ class Tap:
     def _slots(self, layer: int, *, end: int) -> tuple[Tensor, Tensor]:
         """Keys as the original keeps them (the native model's rotated) and values [B, slots * tokens, heads, D]."""
         pages = self._session.cache.layers[layer]
-        sink = pages.pages.sink
+        sink, sink_start = pages.pages.sink, pages.pages.sink_start
         first = 0 if self.window is None else max(0, end - self.window)
-        frames = torch.tensor([*range(min(sink, end)), *range(first + sink, end)])
+        frames = torch.tensor([*range(sink_start, min(sink_start + sink, end)), *range(first + sink, end)])
         keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames))
         if not self.relative:
             height, width = self._size
