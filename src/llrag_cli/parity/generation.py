@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import rotate
-from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.engine.rollout import Block, retrieve, rollout
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import MemoryConfig, Nearest, RetrievalMemory, SlidingWindow
 from llrag_cli.models.wan.transformer import WanBackbone
-from llrag_cli.parity.checks import FINE, LATENTS, Check, Golden, bar_of, read_json
+from llrag_cli.parity.checks import FINE, HALF_ROLLOUT, LATENTS, Check, Golden, bar_of, read_json
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 
@@ -58,6 +58,7 @@ class Replay:
     latents: Tensor
     blocks: list[Block]
     seen: dict[str, Tensor]
+    passes: list[tuple[int, float]]  # first frame and timestep of each pass
     history: History
 
 
@@ -70,6 +71,7 @@ def _replay(
     frames: int,
     batch: int,
     encode: KeyEncoder,
+    given: int = 0,
     wanted: Sequence[str] = (),
 ) -> Replay:
     memory = memory_of(config)
@@ -79,6 +81,7 @@ def _replay(
         steps=config["denoising_step_list"],
         shift=config["model_kwargs"]["timestep_shift"],
         warp=config["warp_denoising_step"],
+        first_steps=config.get("denoising_step_list_first_chunk"),
     )
     block = config["num_frame_per_block"]
     tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
@@ -95,9 +98,10 @@ def _replay(
             history=history,
             noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
             context_timestep=float(config["context_noise"]),
+            initial_latents=inputs["initial_latent"][:batch, :given] if given else None,
         )
     )
-    return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, history)
+    return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, tap.passes, history)
 
 
 class Tap:
@@ -115,6 +119,7 @@ class Tap:
         self.inner, self.window, self.block = inner, memory.window, block
         self.relative = isinstance(memory, RetrievalMemory)
         self.seen: dict[str, Tensor] = {}
+        self.passes: list[tuple[int, float]] = []
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
         self._block = self._call = self._start = self._switches = 0
@@ -155,6 +160,7 @@ class Tap:
         if name in self._wanted:
             self.seen[f"{name}.call{self._call}.timestep"] = timestep.reshape(1, 1).expand(noisy.shape[:2]).clone()
         flow = self._session.flow(noisy, timestep)
+        self.passes.append((self._start, float(timestep)))
         self._call += 1
         return flow
 
@@ -176,6 +182,7 @@ class Tap:
         if name in self._wanted:
             self.seen[f"{name}.clean_pass.flow"] = self.flow(latents, torch.tensor(timestep))
         self._call = -1
+        self.passes.append((self._start, timestep))
         self._session.update_cache(latents, timestep, prefetch)
 
     def close(self) -> None:
@@ -241,7 +248,7 @@ class _TappedSchedule(FlowMatchSchedule):
 
 
 def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
-    """A rollout, native or with retrieval."""
+    """A rollout, native or with retrieval, whose first blocks may be given."""
     config = about["config"]
     if about.get("optional"):
         yield Check(case, "latents", None, 0.0, "optional: a sink longer than a block is not run the original's way")
@@ -254,8 +261,18 @@ def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -
     batch, frames = reference["latents"].shape[:2]
     backbone = golden.backbone(folder, about["weights"])
     replay = _replay(
-        golden, backbone, config, inputs, frames=frames, batch=batch, encode=encode, wanted=list(reference)
+        golden,
+        backbone,
+        config,
+        inputs,
+        frames=frames,
+        batch=batch,
+        encode=encode,
+        given=about.get("given_frames", 0),
+        wanted=list(reference),
     )
+    if "passes" in about:
+        yield _passes(case, about["passes"], replay.passes)
     yield from _compare_rollout(golden, case, about, replay, reference, encode)
 
 
@@ -279,16 +296,16 @@ def _compare_rollout(
     bar = bar_of(about, LATENTS)
     latents = reference[f"{prefix}latents"]
     if not golden.exact:
-        first = replay.blocks[0].latents.shape[1]
-        yield golden.compare(case, "latents of the first block", replay.latents[:, :first], latents[:, :first], bar)
+        yield from _compare_half(golden, case, about, replay, latents, encode)
         return
     yield golden.compare(case, "latents", replay.latents, latents, bar)
     if "descriptors" in reference:
         ours = encode(replay.latents.flatten(0, 1)).unflatten(0, replay.latents.shape[:2])
         yield golden.compare(case, "descriptors", ours, reference["descriptors"], FINE)
     log = about.get("memory_indices_log", [])
-    if log or any(block.retrieved for block in replay.blocks):
-        yield _selections(case, log, replay.blocks)
+    retrieved = {block.start: block.retrieved for block in replay.blocks if block.retrieved}
+    if log or retrieved:
+        yield _selections(case, log, retrieved)
     similar = [name for name in reference if name.startswith("similarities.")]
     if similar:
         yield _similarities(golden, case, similar, reference, replay, memory_of(about["config"]))
@@ -299,6 +316,23 @@ def _compare_rollout(
             groups.setdefault(quantity, []).append(golden.compare(case, quantity, ours, reference[name], bar))
     for checks in groups.values():
         yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def _compare_half(
+    golden: Golden, case: str, about: Mapping[str, Any], replay: Replay, latents: Tensor, encode: KeyEncoder
+) -> Iterator[Check]:
+    """Frames retrieved on the original's latents, and latents up to the first block that retrieves other frames."""
+    log, frames = about.get("memory_indices_log", []), latents.shape[1]
+    same = frames
+    if log:
+        size = replay.blocks[0].latents.shape[1]
+        given = _retrieved_given(golden, latents, memory_of(about["config"]), encode, block=size)
+        check = _selections(case, log, given)
+        yield replace(check, note=f"{check.note}, on the original's latents")
+        ours = {block.start: block.retrieved for block in replay.blocks}
+        same = next((entry["query_frame"] for entry in log if ours[entry["query_frame"]] != _frames_of(entry)), frames)
+    check = golden.compare(case, "latents", replay.latents[:, :same], latents[:, :same], LATENTS, half=HALF_ROLLOUT)
+    yield check if same == frames else replace(check, note=f"{check.note}, until other frames are retrieved at {same}")
 
 
 def _quantity(name: str) -> str:
@@ -316,12 +350,45 @@ def _quantity(name: str) -> str:
     return "self-attention"
 
 
-def _selections(case: str, log: Sequence[Mapping[str, Any]], blocks: Sequence[Block]) -> Check:
+Retrieved = Mapping[int, list[list[int]]]  # frames [B][K] by first frame of the block
+
+
+def _frames_of(entry: Mapping[str, Any]) -> list[list[int]]:
+    """The frames that an entry of the original's log names."""
+    frames: list[list[int]] = entry["selected_global_frames"]
+    return frames
+
+
+def _selections(case: str, log: Sequence[Mapping[str, Any]], ours: Retrieved) -> Check:
     """How many blocks retrieved other frames, or in another order."""
-    expected = {entry["query_frame"]: entry["selected_global_frames"] for entry in log}
-    ours = {block.start: block.retrieved for block in blocks if block.retrieved}
+    expected = {entry["query_frame"]: _frames_of(entry) for entry in log}
     wrong = sum(expected.get(frame) != ours.get(frame) for frame in expected.keys() | ours.keys())
     return Check(case, "retrieved frames", float(wrong), 0.0, f"{len(expected)} queries")
+
+
+def _retrieved_given(
+    golden: Golden, latents: Tensor, memory: MemoryConfig, encode: KeyEncoder, *, block: int
+) -> Retrieved:
+    """What each block retrieves from recorded latents [B, F, C, H, W], rounded as those of a rollout are."""
+    history, retrieved = History(encode), {}
+    for start, part in zip(range(0, latents.shape[1], block), latents.split(block, dim=1), strict=True):
+        frames, _ = retrieve(history, memory, start=start, block=block, draft=_unused, draw=_unused)
+        if frames:
+            retrieved[start] = frames
+        history.append(part.to(golden.device, golden.dtype))
+    return retrieved
+
+
+def _unused() -> Tensor:
+    raise NotImplementedError("the original's memory needs neither drafts nor random numbers")
+
+
+def _passes(case: str, expected: Sequence[tuple[int, float]], ours: Sequence[tuple[int, float]]) -> Check:
+    """The largest difference of a timestep; infinite if there are other passes."""
+    if [frame for frame, _ in expected] != [frame for frame, _ in ours]:
+        return Check(case, "timestep of each pass", float("inf"), 1e-3, f"{len(ours)} passes, not {len(expected)}")
+    worst = max(abs(one - other) for (_, one), (_, other) in zip(expected, ours, strict=True))
+    return Check(case, "timestep of each pass", worst, 1e-3, f"{len(ours)} passes")
 
 
 def _similarities(
