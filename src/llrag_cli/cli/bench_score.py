@@ -128,7 +128,7 @@ def _rank_folders(scored: Sequence[ScoredFile], models: Models) -> dict[str, dic
         folders.setdefault(str(file.path.parent), []).append(file)
     if len(folders) < 2:
         raise UsageError(
-            "all videos are in one folder, so there is nothing to rank", hint="use one folder for each memory"
+            "all videos are in one folder: nothing to rank", hint="use one folder for each memory"
         )
     shapes = {(file.width, file.height) for file in scored}
     if len(shapes) > 1:
