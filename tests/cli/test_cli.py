@@ -78,8 +78,8 @@ def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> Non
     [
         (("--archive", "dsk"), "there is no archive `dsk`", "did you mean `disk`?"),
         (("--archive", "disk", "--no-rag"), "without retrieval nothing is recalled", "add `--rag`"),
-        (("--memory-budget", "much"), "`much` is no amount of memory", "for example `8GB`"),
-        (("--memory-budget", "1MB"), "where `--memory-budget` allows 1 MB; the most goes to weights", "smaller"),
+        (("--memory-budget", "much"), "`much` is not an amount of memory", "for example `8GB`"),
+        (("--memory-budget", "1MB"), "where the memory limit allows 1 MB; the most goes to weights", "smaller"),
     ],
 )
 def test_an_archive_that_cannot_be_is_one_sentence(
@@ -181,10 +181,10 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--backbone", "tinny"), "there is no preset `tinny`", "did you mean `tiny`?"),
         (("generate", "x", "--set", "memory.sinks=1"), "no setting `memory.sinks`", "did you mean `memory.sink`?"),
         (("generate", "x", "--preset", "no.yaml"), "there is no preset file `no.yaml`", "`llrag presets`"),
-        (("generate", "x", "--device", "cuda:7"), "there is no device `cuda:7` here", "this machine has `cpu`"),
+        (("generate", "x", "--device", "cuda:7"), "unknown device `cuda:7`", "this machine has `cpu`"),
         (("generate", "x", "--device", "meta"), "the device `meta` computes nothing", "use `cpu`"),
-        (("generate", "x", "--device", "warp"), "there is no device `warp` here", "this machine has `cpu`"),
-        (("generate", "x", "--dtype", "float13"), "there is no dtype `float13`", "did you mean `float"),
+        (("generate", "x", "--device", "warp"), "unknown device `warp`", "this machine has `cpu`"),
+        (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
         (("generate", "x", "--memory", "nearst"), "there is no memory policy `nearst`", "did you mean `nearest`?"),
         (("generate", "x", "--memory", "random", "--no-rag"), "`--memory` says what is recalled", "add `--rag`"),
@@ -221,8 +221,8 @@ def test_missing_weights_are_named_before_any_work(
     monkeypatch.setenv("LLRAG_WEIGHTS", str(tmp_path / "w"))
     done = llrag("generate", "x", "--backbone", "self-forcing")
     assert done.returncode == 1
-    assert "the weights of `self-forcing` are not all there" in done.stderr
-    assert "self_forcing.pt` (setting `backbone.weights`)" in done.stderr
+    assert "the weights of `self-forcing` are incomplete" in done.stderr
+    assert "self_forcing.pt` does not exist (setting `backbone.weights`)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

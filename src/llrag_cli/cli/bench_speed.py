@@ -142,6 +142,7 @@ def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:
 
 def _require_files(config: RunConfig) -> None:
     from llrag_cli.errors import LlragError, UsageError
+    from llrag_cli.cli.hints import hint_for
     from llrag_cli.files.paths import weights_folder
     from llrag_cli.models.family import require_files
 
@@ -151,7 +152,7 @@ def _require_files(config: RunConfig) -> None:
         raise
     except LlragError as error:
         raise LlragError(
-            error.problem, hint=f"`--random-weights` measures the same shape without them; {error.hint}"
+            error.problem, hint=f"`--random-weights` measures the same sizes without them; {hint_for(error)}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Errors of a download, each as one sentence with a hint."""
+"""Download errors as one sentence with a hint."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def test_bad_latents_are_named(latents: Path, llrag: Llrag, spoil: Any, said: st
     ("options", "said"),
     [
         (["--preset", "wam"], "unknown training preset `wam`"),
-        (["--set", "epoch=3"], "there is unknown setting `epoch`"),
+        (["--set", "epoch=3"], "unknown setting `epoch`"),
         (["--set", "epochs"], "`epochs` is not KEY=VALUE"),
         (["--epochs", "0"], "`epochs`: input should be greater than or equal to 1, not `0`"),
         (["--precision", "fp8"], "unknown precision `fp8`"),
