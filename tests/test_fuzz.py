@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from llrag_cli.errors import LlragError
 from llrag_cli.files.prompts import read_prompt_file
 from llrag_cli.memory.encoder import load_encoder
-from llrag_cli.presets import load_config, load_training, presets_folder
+from llrag_cli.presets import load_config, presets_folder
 from llrag_cli.runs.folder import RunFolder, read_run
 from llrag_cli.runs.latents import LatentFolder, read_latents
+from llrag_cli.training.encoder.config import load_training
 from runs.records import record_of
 
 few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -69,7 +70,7 @@ def sentence_or(read: Callable[[], Found]) -> Found | None:
 def test_presets(tmp_path: Path, data: st.DataObject) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(data.draw(damaged((presets_folder() / "tiny.yaml").read_bytes())))
-    config = sentence_or(lambda: load_config(file, method="retrieval"))
+    config = sentence_or(lambda: load_config(file))
     assert config is None or (config.memory.window is not None and config.backbone.fps > 0)
 
 

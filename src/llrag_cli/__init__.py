@@ -1,11 +1,11 @@
 """llrag: long videos from text with autoregressive diffusion, kept consistent by retrieval memory.
 
-    from llrag_cli import Pipeline, load_config
+    from llrag_cli import Pipeline
 
-    pipeline = Pipeline.load(load_config("tiny", method="retrieval"))
-    stream = pipeline.decoder.stream()
-    for block in pipeline.blocks(["a red circle bounces around on a plain gray wall"], seconds=10):
-        frames = stream.decode(block.latents)  # [1, t, 3, 64, 64] in [-1, 1]
+    pipeline = Pipeline.load("tiny")
+    with pipeline.start("a red circle bounces around on a plain gray wall", seconds=10) as session:
+        for block in session:
+            print(block.start, block.retrieved, block.frames.shape)  # frames [1, t, 3, 64, 64] in [-1, 1]
 
 Names are imported when they are first used, so importing the package is cheap.
 """

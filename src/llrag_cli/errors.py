@@ -262,3 +262,33 @@ class CollectionDiffersError(UsageError):
         settings = ", ".join(f"`{name}`" for name in names)
         super().__init__(f"`{path}` was started with other settings: {settings}", hint="choose another folder")
         self.path, self.names = path, tuple(names)
+
+
+class NoLatentsError(UsageError):
+    """A folder without latents to train on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"there are no latents in `{path}`", hint="collect some: files named latent_*.safetensors")
+        self.path = path
+
+
+class TrainingExistsError(UsageError):
+    """An encoder whose training was started before."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"`{path}` has been trained before, at least in part",
+            hint="resume or replace the training, or choose another file",
+        )
+        self.path = path
+
+
+class TrainingDiffersError(UsageError):
+    """A training that was started with another setting than requested."""
+
+    def __init__(self, path: Path, name: str, recorded: object) -> None:
+        super().__init__(
+            f"`{path}` was started with another `{name}`: {recorded}",
+            hint="resume the training with its own settings, or replace it",
+        )
+        self.path, self.name = path, name

@@ -46,13 +46,13 @@ def test_workers_batches_and_interruptions_change_nothing(llrag: Llrag, pool: Pa
     (tmp_path / "shared/latent_000001.safetensors").unlink()  # as if it had not been reached
     (tmp_path / "shared/latent_000001.safetensors.partial").write_bytes(b"half")
     done = llrag("collect", str(pool), "--out", "shared", *SHORT)
-    assert "1 video to make, 3 here" in done.stderr
+    assert "1 video to generate, 3 present" in done.stderr
     alone, shared = latents_in(tmp_path / "alone"), latents_in(tmp_path / "shared")
     assert alone.keys() == shared.keys()
     for name, latents in alone.items():
         assert (latents - shared[name]).abs().max() < 1e-4
     again = llrag("collect", str(pool), "--out", "shared", *SHORT, "--json")
-    assert "0 videos to make" in again.stderr
+    assert "0 videos to generate" in again.stderr
     assert [row["number"] for row in json.loads(again.stdout)] == [0, 1, 2, 3]
 
 
@@ -76,9 +76,9 @@ def test_a_folder_with_other_settings_is_left_alone(llrag: Llrag, pool: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--ratio", "0"), "a share of 0 cannot be drawn"),
+        (("--ratio", "0"), "a fraction of 0 cannot be sampled"),
         (("--seconds", "0"), "a video cannot last 0 seconds"),
-        (("--batch", "0"), "a batch of 0 cannot be made"),
+        (("--batch", "0"), "a batch of 0 cannot be generated"),
         (("--backbone", "tinny"), "did you mean `tiny`?"),
     ],
 )

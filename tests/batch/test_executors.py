@@ -97,7 +97,7 @@ def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, said = process.communicate(timeout=100)  # ends when the last worker lets go of its stderr
     assert process.returncode == 130
-    assert "the same command goes on from here" in said and "Traceback" not in said
+    assert "the same command continues from here" in said and "Traceback" not in said
 
 
 def test_outcomes_carry_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_engines_have_names() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("a cat", "--engine", "local:2"), "the engine `local:2` makes many videos at once"),
+        (("a cat", "--engine", "local:2"), "the engine `local:2` generates many videos"),
         (("a cat", "--engine", "slurm"), "unknown engine `slurm`"),
         (
             ("--prompts", "prompts.txt", "--out", "all", "--engine", "ray:127.0.0.1:1"),

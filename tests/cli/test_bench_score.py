@@ -73,7 +73,7 @@ def test_a_video_cut_short_is_scored_as_far_as_it_goes(llrag: Llrag, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.mp4"], "there is no file `nowhere.mp4`"),
+        (["nowhere.mp4"], "no such file: `nowhere.mp4`"),
         (["void"], "`void` contains no mp4 file"),
         (["a", "--rank-folders"], "all videos are in one folder"),
         (["a", "b", "--rank-folders"], "videos of different sizes cannot be ranked: 48x48, 64x64"),

@@ -16,6 +16,8 @@ PAGES = {
     "llrag verify": ("verify",),
     "llrag presets": ("presets",),
     "llrag presets show": ("presets", "show"),
+    "llrag presets strategies": ("presets", "strategies"),
+    "llrag download": ("download",),
     "llrag download weights": ("download", "weights"),
     "llrag download prompts": ("download", "prompts"),
     "llrag download metrics": ("download", "metrics"),

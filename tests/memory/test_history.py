@@ -35,7 +35,7 @@ def test_keys_are_unit() -> None:
     torch.testing.assert_close(history.keys.norm(dim=-1), torch.ones(2, 6))
 
 
-def test_a_repeated_frame_is_recalled() -> None:
+def test_a_repeated_frame_is_retrieved() -> None:
     history = History(average_pool)
     latents = torch.randn(1, 30, 4, 3, 5)
     latents[:, 29] = 2.5 * latents[:, 8]  # brighter, the same direction

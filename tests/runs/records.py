@@ -9,7 +9,7 @@ from llrag_cli.runs.record import RunRecord, ScheduledPrompt
 from llrag_cli.runs.statistics import ArchiveUse
 
 
-def record_of(memory: str = "nearest", **changes: Any) -> RunRecord:
+def record_of(memory: str | None = None, **changes: Any) -> RunRecord:
     """The record of a finished run of the embedded model."""
     record = RunRecord(
         status="complete",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llrag_cli.config import TIERS
+from llrag_cli.cache.tiers import TIERS
 from llrag_cli.errors import (
     DamagedRunError,
     FolderNotEmptyError,
@@ -101,7 +101,7 @@ def test_changes_are_validated() -> None:
 
 def test_differing_settings_are_named() -> None:
     before = record_of()
-    config = load_config("tiny", method="retrieval", settings=["memory.guard=1", "sampler.steps=[1000]"])
+    config = load_config("tiny", settings=["memory.guard=1", "sampler.steps=[1000]"])
     schedule = (ScheduledPrompt(block=0, prompt="a dog"),)
     now = before.updated(prompt_schedule=schedule, seed=1, image="a.png", dtype="bfloat16", config=config)
     names = ["prompt", "seed", "image", "dtype", "memory.guard", "sampler.steps"]
@@ -125,8 +125,7 @@ def test_what_does_not_change_the_video_does_not_differ() -> None:
 
 def test_exact_tiers_of_the_archive_give_the_same_video() -> None:
     records: dict[str, RunRecord] = {
-        tier: record_of(config=load_config("tiny", method="retrieval", settings=[f"memory.archive={tier}"]))
-        for tier in ("auto", *TIERS)
+        tier: record_of(config=load_config("tiny", settings=[f"memory.archive={tier}"])) for tier in ("auto", *TIERS)
     }
     exact = {"auto", "device", "host", "disk"}
     for one, before in records.items():

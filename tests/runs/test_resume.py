@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,22 @@ from torch import Tensor
 from conftest import Llrag
 from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video, resume_video
 from llrag_cli.cli.hints import hint_for
-from llrag_cli.errors import OutOfMemoryError, UsageError
+from llrag_cli.engine.rollout import Block
+from llrag_cli.engine.session import Session
+from llrag_cli.errors import NotFiniteError, OutOfMemoryError, UsageError
+from llrag_cli.models.wan.transformer import WanSession
 from llrag_cli.runs.maker import Existing
 from llrag_cli.runs.record import RunRecord
 
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
 FEW = ("sampler.steps=[1000, 500]",)
-SECONDS = 13.0  # nine blocks, three of them with recall
+SECONDS = 13.0  # nine blocks, three of them retrieve
 FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline.load(load_config("tiny", method="retrieval", settings=FEW), device="cpu")
+    return Pipeline.load(load_config("tiny", settings=FEW), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +58,16 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, *, block: int, error: BaseException) -> None:
-    """Let pipelines fail when they are about to hand over a block."""
-    blocks_of = Pipeline.blocks_of
+    """Let sessions fail when they are about to return a block."""
+    next_block = Session.__next__
 
-    def until(pipeline: Pipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
-        for each in blocks_of(pipeline, *arguments, **options):
-            if each.index == block:
-                raise error
-            yield each
+    def failing(session: Session) -> Block:
+        each = next_block(session)
+        if each.index == block:
+            raise error
+        return each
 
-    monkeypatch.setattr(Pipeline, "blocks_of", until)
+    monkeypatch.setattr(Session, "__next__", failing)
 
 
 @pytest.mark.parametrize(
@@ -210,19 +213,19 @@ def test_a_block_that_is_not_finite_stops_the_run(
     pipeline: Pipeline, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    flow, calls = pipeline.backbone.flow, [0]
+    flow, calls = WanSession.flow, [0]
 
-    def breaking(noisy: Tensor, timestep: Tensor) -> Tensor:
+    def breaking(session: WanSession, noisy: Tensor, timestep: Tensor) -> Tensor:
         calls[0] += 1
-        return flow(noisy, timestep) * (torch.nan if calls[0] == 3 * 2 + 1 else 1)  # two steps and a clean pass a block
+        return flow(session, noisy, timestep) * (torch.nan if calls[0] == 2 * 2 + 1 else 1)  # two steps a block
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.backbone, "flow", breaking)
-        with pytest.raises(LlragError, match="block 2 came out with values that are not finite"):
+        patched.setattr(WanSession, "flow", breaking)
+        with pytest.raises(NotFiniteError, match="block 2 has NaN or infinite values"):
             make(pipeline, folder)
     record = folder.read_record()
     assert (record.status, record.blocks_committed) == ("failed", 2)
-    assert record.error is not None and "not finite" in record.error
+    assert record.error == "block 2 has NaN or infinite values"
     resume_video(pipeline, folder)
     assert_same(folder, whole)
 
@@ -280,11 +283,12 @@ def test_resume_and_extend_from_the_command_line(llrag: Llrag, tmp_path: Path) -
         (("--resume", "run", "--seed", "0", "--seconds", "-1"), "a video cannot last -1 seconds"),
         (("another prompt", "--resume", "run", "--seed", "5"), "started with other settings: `prompt`, `seed`"),
         (("--resume", "run", "--set", "memory.guard=1"), "started with other settings: `memory.guard`"),
-        (("--resume", "run", "--memory", "random"), "started with other settings: `memory.recall`"),
-        (("--resume", "run", "--no-rag", "--backbone", "longlive"), "other settings: `backbone`, `method`"),
+        (("--resume", "run", "--memory", "random"), "started with other settings: `memory.strategy`"),
+        (("--resume", "run", "--no-rag", "--backbone", "longlive"), "other settings: `backbone`"),
+        (("--resume", "run", "--no-rag"), "other settings: `memory.strategy`"),
         (("--resume", "run", "--dtype", "bfloat16"), "other settings: `dtype`"),
-        (("--resume", "run", "--out", "there"), "`--out` does not go with `--resume`"),
-        (("--resume", "run", "--force"), "`--force` does not go with `--resume`"),
+        (("--resume", "run", "--out", "there"), "`--out` cannot be combined with `--resume`"),
+        (("--resume", "run", "--force"), "`--force` cannot be combined with `--resume`"),
     ],
 )
 def test_wrong_turns(llrag: Llrag, whole: RunFolder, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -310,6 +314,23 @@ def test_a_finished_run_is_not_loaded_again(
     assert json.loads(llrag("generate", "--resume", "run", "--json").stdout)["status"] == "complete"
     refused = llrag("generate", PROMPT, "--out", "run")
     assert refused.returncode == 2 and "`run` already contains a run" in refused.stderr
+
+
+def test_resuming_a_finished_run_does_not_import_torch(whole: RunFolder) -> None:
+    code = (
+        "import sys\n"
+        "from llrag_cli.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", "--resume", str(whole.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{whole.video}\n"
 
 
 def test_the_same_command_resumes_many_prompts(llrag: Llrag, tmp_path: Path) -> None:

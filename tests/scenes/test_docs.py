@@ -24,7 +24,7 @@ def example(folder: Path) -> Scene:
 
 
 def test_the_timeline_of_the_example(tmp_path: Path) -> None:
-    timeline = plan_timeline(example(tmp_path), load_config("longlive", method="native"))
+    timeline = plan_timeline(example(tmp_path), load_config("longlive"))
     for shot in timeline.shots:
         extent = timeline.extent(shot)
         ranges = [f"{part[0]}-{part[-1]}" for part in (extent.blocks, extent.latent_frames, extent.video_frames)]

@@ -42,7 +42,7 @@ def written(folder: Path, text: str, name: str = "scene.yaml") -> Path:
 
 def test_the_example_runs_on_the_embedded_model(tmp_path: Path) -> None:
     scene = read_scene(written(tmp_path, example_scene()))
-    timeline = plan_timeline(scene, load_config("tiny", method="retrieval"))
+    timeline = plan_timeline(scene, load_config("tiny"))
     assert [shot.kind for shot in timeline.shots] == ["start", "switch", "cut", "cut"]
     assert timeline.eligible(timeline.shots[3].start) == ("arrival", "return")
     for index in range(4):

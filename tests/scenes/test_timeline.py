@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llrag_cli.config import BackboneConfig, RunConfig, video_frames
+from llrag_cli.config import BackboneConfig, RunConfig
 from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import Timeline, plan_timeline
 
 
 def backbone(frames_per_block: int = 3, fps: int = 16) -> RunConfig:
     shape = {"family": "tiny", "frames_per_block": frames_per_block, "fps": fps}
-    return RunConfig(name="test", method="native", backbone=BackboneConfig.model_validate(shape))
+    return RunConfig(name="test", backbone=BackboneConfig.model_validate(shape))
 
 
 def shots(*seconds: float) -> Scene:
@@ -37,7 +37,7 @@ def test_spans_tile_the_video(seconds: list[float], config: RunConfig) -> None:
         ranges = [getattr(extent, unit) for extent in extents]
         assert [number for stretch in ranges for number in stretch] == list(range(total))
         assert all(ranges)
-    assert timeline.video_frames == video_frames(timeline.latent_frames)
+    assert timeline.video_frames == config.video_frames(timeline.latent_frames)
     assert extents[-1].end_seconds == timeline.seconds
 
 

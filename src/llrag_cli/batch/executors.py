@@ -160,7 +160,7 @@ def require_reachable(address: str) -> None:
     except OSError as error:
         raise LlragError(
             f"no Ray cluster at `{address}`: {(error.strerror or str(error)).lower()}",
-            hint="`ray start --head` starts one and prints its address",
+            hint="start a Ray cluster there, or name the address of another one",
         ) from error
 
 
@@ -185,7 +185,7 @@ class RayCluster:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise LlragError(
                 f"no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",
-                hint="`ray start --head` starts one and prints its address",
+                hint="start a Ray cluster there, or name the address of another one",
             ) from error
         try:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

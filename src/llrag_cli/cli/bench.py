@@ -29,7 +29,7 @@ def bench(
     context: typer.Context,
     backbones: Annotated[
         list[str] | None,
-        typer.Option("--backbone", help="Backbone, or YAML file of one; repeatable; default: tiny"),
+        typer.Option("--backbone", help="Bundled preset or YAML file; repeatable; default: tiny"),
     ] = None,
     memories: Annotated[
         list[str] | None,
@@ -43,21 +43,21 @@ def bench(
         list[float] | None, typer.Option("--horizon", help="Length: 60, 2m; repeatable; default: 30", **Seconds)
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file with one prompt a line; default for tiny: prompts of its own")
+        Path | None, typer.Option(help="Text file with one prompt per line; tiny has prompts of its own")
     ] = None,
     count: Annotated[
         int | None, typer.Option(help="Sample this many prompts; default: the whole file, or 8 of tiny's own")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds for each prompt")] = 1,
     seed: Annotated[
-        int, typer.Option(help="First seed, also of the sample of prompts; prompt n starts at 1000 (n - 1) more")
+        int, typer.Option(help="First seed, also of the sample of prompts; seeds of prompt n are 1000 (n - 1) higher")
     ] = 0,
     settings: Set = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the benchmark; the same command continues an interrupted one")
     ] = Path("bench"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how many videos are missing and what they cost, and stop")
+        bool, typer.Option("--dry-run", help="Show how many videos are missing and what they cost, then stop")
     ] = False,
     backend: Backend = "offline",
     device: Device = "auto",
@@ -78,7 +78,10 @@ def bench(
     from llrag_cli.cli import console
     from llrag_cli.evaluation.metrics.backends import find_backend
     from llrag_cli.formatting import counted
+    from llrag_cli.runs.folder import RunFolder
 
+    executor = parse_engine(engine)
+    RunFolder(out).require_writable()
     grid = _grid(
         backbones or ["tiny"],
         memories or ["none", "nearest"],
@@ -89,7 +92,6 @@ def bench(
         seed=seed,
         settings=settings or (),
     )
-    executor = parse_engine(engine)
     with console.working("loading"):
         models = find_backend(backend, device)
         from llrag_cli.evaluation.metrics.registry import about, ranked_metrics
@@ -179,11 +181,11 @@ def _grid(
 
 
 def _make(benchmark: Bench, missing: Sequence[Case], *, device: str, dtype: str) -> None:
-    """Make the missing videos, one after the other, in this process."""
+    """Generate the missing videos, one after the other, in this process."""
     from llrag_cli.cli import console
 
     blocks = {case: benchmark.blocks(case) for case in missing}
-    with console.counting("making", total=sum(blocks.values()), resume_with="the same command") as advance:
+    with console.counting("generating", total=sum(blocks.values()), resume_with="the same command") as advance:
 
         def on_block(case: Case, done: int) -> None:
             advance(1, f"{case.backbone} {case.memory} {case.number}, block {done}/{blocks[case]}")
@@ -202,7 +204,7 @@ def _make_elsewhere(
     dtype: str,
     backend: str,
 ) -> None:
-    """Make and score videos as jobs of an engine, one for each."""
+    """Generate and score videos as jobs of an engine, one for each."""
     from llrag_cli.cli.gather import gather, require_all
     from llrag_cli.evaluation.run import make_and_score
     from llrag_cli.runs.folder import RunFolder
@@ -213,7 +215,7 @@ def _make_elsewhere(
         executor,
         make_and_score,
         [benchmark.job(case, device=device, dtype=dtype, backend=backend) for case in cases],
-        title=f"making and scoring, {title}",
+        title=f"generating and scoring, {title}",
         total=sum(blocks.values()),
         completed=lambda _: sum(min(blocks[case], folders[case].blocks_committed()) for case in cases),
     )

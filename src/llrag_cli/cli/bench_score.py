@@ -38,10 +38,13 @@ def bench_score(
         bool, typer.Option("--strict", help="Stop at a file that is not a video instead of skipping it")
     ] = False,
     backend: Backend = "offline",
-    device: Annotated[str, typer.Option(help="Device of the official models: cpu, cuda or cuda:1; auto")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="Device of the official models: cpu, cuda or cuda:1; auto is the first GPU, or else the CPU"),
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
-    r"""Score any video: consistency, motion and drift, in one pass and constant memory.
+    r"""Score any video: consistency, motion and drift, in constant memory.
 
     Needs the extra `metrics`: pip install 'llrag\[metrics]'.
     """
@@ -83,7 +86,7 @@ def _find(given: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             paths[path] = None
         else:
-            raise UsageError(f"there is no file `{path}`", hint="give videos, or folders of videos")
+            raise UsageError(f"no such file: `{path}`", hint="give videos, or folders of videos")
     return list(paths)
 
 

@@ -20,7 +20,7 @@ SCHEMA = 2
 def bench_speed(
     backbone: Annotated[
         str | None,
-        typer.Option(help="Backbone, or YAML file of one; default: tiny, or self-forcing with random weights"),
+        typer.Option(help="Bundled preset or YAML file; default: tiny, or self-forcing with random weights"),
     ] = None,
     memories: Annotated[
         list[str] | None,
@@ -45,7 +45,9 @@ def bench_speed(
     blocks: Annotated[int, typer.Option(help="Timed blocks of each memory")] = 20,
     warmup: Annotated[
         int | None,
-        typer.Option(help="Blocks before them; default: until the window is full and every block retrieves K frames"),
+        typer.Option(
+            help="Untimed blocks before them; default: until the window is full and every block retrieves K frames"
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -53,7 +55,7 @@ def bench_speed(
     compile_: Compile = False,
     as_json: Json = False,
 ) -> None:
-    """Measure generation speed: frames a second, time to first frames, time of each part, and ratios of memories.
+    """Measure generation speed: frames per second, time to the first frames and of each part, ratios of memories.
 
     Memories take turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
     """
@@ -204,11 +206,11 @@ def _show(result: Mapping[str, Any]) -> None:
             cells.append(style.format(value))
         table.add_row(heading, *cells)
 
-    row("frames a second, end to end", "end_to_end", "pixel_fps")
+    row("frames per second, end to end", "end_to_end", "pixel_fps")
     row("  without decoding and writing", "generation", "pixel_fps")
-    row("latent frames a second, end to end", "end_to_end", "latent_fps")
+    row("latent frames per second, end to end", "end_to_end", "latent_fps")
     row("  without decoding and writing", "generation", "latent_fps")
-    row("seconds a block, end to end", "end_to_end", "block_seconds")
+    row("seconds per block, end to end", "end_to_end", "block_seconds")
     row("  without decoding and writing", "generation", "block_seconds")
     row("seconds until the first frames", "first_frames_seconds")
     for part in memories[baseline]["shares"]:

@@ -31,8 +31,8 @@ def collect(
     memory: Memory = None,
     encoder: Encoder = None,
     seconds: Annotated[float, typer.Option(help="Length of each video", **Seconds)] = 30.0,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the share that is drawn")] = 0,
-    ratio: Annotated[float, typer.Option(help="Share of the prompts to draw, at most 1")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise and of the sample of prompts")] = 0,
+    ratio: Annotated[float, typer.Option(help="Fraction of the prompts to sample, at most 1")] = 1.0,
     batch: Annotated[int, typer.Option(help="Videos generated together; affects speed and memory only")] = 1,
     preview: Annotated[bool, typer.Option("--preview", help="Also write each video as mp4")] = False,
     settings: Set = None,
@@ -41,7 +41,7 @@ def collect(
     engine: EngineName = "local",
     as_json: Json = False,
 ) -> None:
-    """Generate videos of a prompt pool and keep their latents, as training data for the retrieval encoder.
+    """Generate videos of many prompts and keep their latents, as training data for the retrieval encoder.
 
     One safetensors file per video, latent_000012.safetensors, with prompt, seed
     and backbone in its metadata. The original's corpus was LongLive without
@@ -60,7 +60,7 @@ def collect(
     texts = read_prompt_file(prompts)
     require_length(seconds)
     if not 0 < ratio <= 1:
-        raise UsageError(f"a share of {ratio:g} cannot be drawn", hint="`--ratio` is more than 0 and at most 1")
+        raise UsageError(f"a fraction of {ratio:g} cannot be sampled", hint="`--ratio` is more than 0 and at most 1")
     if batch < 1:
         raise UsageError(f"a batch of {batch} cannot be generated", hint="`--batch` is at least 1")
     where = parse_engine(engine)
@@ -96,7 +96,7 @@ def collect(
             console.note(budget.sentence())
             budget.require()
             config = budget.config
-    console.note(f"{counted(len(missing), 'video')} to generate, {len(drawn) - len(missing)} present; into {out}")
+    console.note(f"{counted(len(missing), 'video')} to generate, {len(drawn) - len(missing)} present; folder: {out}")
     needed = tuple(prompt.prompt for prompt in missing)
     if missing and where is not None:
         spec = PipelineSpec(config, device, dtype, prompts=needed)

@@ -20,7 +20,8 @@ Plan = Callable[[str, Sequence[str]], "Budget"]  # of a backbone, with settings
 def doctor(
     seconds: Annotated[float, typer.Option(help="Length of the video to plan memory for", **Seconds)] = 30.0,
     backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show the whole plan of one backbone, for each archive tier")
+        str | None,
+        typer.Option(metavar="NAME", help="Show the full memory plan of one backbone, for each archive tier"),
     ] = None,
     rag: Rag = None,
     memory_budget: MemoryBudget = None,
@@ -29,7 +30,7 @@ def doctor(
     offload: Annotated[bool, typer.Option("--offload", help="Plan with the weights kept on the host")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show this machine, the weights that are present, and whether each backbone fits into memory."""
+    """Show this machine, the weights that are present, and whether each backbone fits in memory."""
     from llrag_cli.cli import console
     from llrag_cli.formatting import parse_bytes
     from llrag_cli.runs.record import require_length
@@ -63,7 +64,7 @@ def doctor(
         return
     from llrag_cli.presets import preset_names
 
-    with console.working("looking"):
+    with console.working("inspecting"):
         machine = _machine(device)
         rows = [_backbone_row(name, plan, rag=rag, device=device) for name in preset_names()]
     if as_json:
@@ -133,7 +134,7 @@ def _show_plans(name: str, plan: Plan, *, seconds: float, as_json: bool) -> None
     table.add_row("", *("fits" if row["verdict"] == "fits" else "does not fit" for row in rows.values()))
     console.result_table(table)
     if len(budgets) > 1:
-        taken = "* chosen by `--archive auto`" if chosen else "nothing that `--archive auto` tries fits"
+        taken = "* chosen by `--archive auto`" if chosen else "no exact archive fits"
         console.result(f"{taken}; {', '.join(EXACT)} give the same video, the others nearly the same")
 
 

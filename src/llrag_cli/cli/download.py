@@ -34,8 +34,12 @@ def download_weights(
     ] = None,
     to: To = None,
     source: FromSource = None,
-    only: Annotated[bool, typer.Option("--only", help="Leave out the items that a backbone requires")] = False,
-    dtype: Annotated[str, typer.Option(help="Type to store backbones in: bfloat16, float16 or float32")] = "bfloat16",
+    only: Annotated[
+        bool, typer.Option("--only", help="Download the named items only, without what they require")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype that backbones are stored in: bfloat16, float16 or float32")
+    ] = "bfloat16",
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove each original from the hub's cache after conversion")
     ] = False,

@@ -31,7 +31,7 @@ def evaluate_encoder(
     seed: Annotated[int, typer.Option(help="Seed of the scenes")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval accuracy of encoders, beside average pooling and random projection."""
+    """Measure the retrieval accuracy of encoders; average pooling and random projection are the baselines."""
     import json
     from dataclasses import asdict
 

@@ -24,7 +24,7 @@ from llrag_cli.errors import UsageError
 
 
 def extend(
-    run: Annotated[Path, typer.Argument(help="Run folder of the video")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the video")],
     seconds: Annotated[float, typer.Option(help="Length to add", **Seconds)] = 30.0,
     prompt: Annotated[str | None, typer.Option(help="What the new part shows; default: the prompt of the run")] = None,
     archive: Archive = None,
@@ -35,7 +35,7 @@ def extend(
     compile_: Compile = False,
     as_json: Json = False,
 ) -> None:
-    """Extend a finished video, with its whole memory, under its prompt or a new one."""
+    """Extend a finished video, keeping its memory, with the same prompt or a new one."""
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", hint="describe in a sentence what the new part shows, or omit it")
     continue_run(
@@ -77,7 +77,6 @@ def continue_run(
     Settings that are ``repeated`` on the command line, and those after it, must be those of the run.
     """
     from llrag_cli.cli import console
-    from llrag_cli.cli.generate import warn_of_unknown_words
     from llrag_cli.errors import RunDiffersError, RunLengthError
     from llrag_cli.formatting import parse_bytes
     from llrag_cli.memory.strategies import RetrievalMemory
@@ -131,7 +130,7 @@ def continue_run(
             how = Execution(offload=offload, attention=attention, compile=compile_)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         if prompt is not None:
-            warn_of_unknown_words(pipeline.text.unknown_words(prompt))
+            console.warn_of_unknown_words(pipeline.text.unknown_words(prompt))
         blocks = config.latent_frames(total) // config.backbone.frames_per_block
         with console.generation(config.label, blocks=blocks, frame_rate=config.backbone.fps, folder=path) as update:
             record = resume_video(pipeline, folder, seconds=total, prompt=prompt, on_progress=update)

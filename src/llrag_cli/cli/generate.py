@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[list[str] | None, typer.Argument(help="What the video shows, in a quoted sentence")] = None,
+    prompt: Annotated[list[str] | None, typer.Argument(help="What the video shows: one sentence, in quotes")] = None,
     backbone: BackboneName = None,
     rag: Rag = None,
     memory: Memory = None,
@@ -47,7 +47,7 @@ def generate(
     seconds: Annotated[
         float, typer.Option(help="Length of the video: 30, 90s, 2m, 1:30; rounded up to a whole block", **Seconds)
     ] = 30.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same video")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same video")] = 0,
     size: Size = None,
     image: Annotated[
         Path | None, typer.Option(help="Picture that the video starts from; for frame-wise backbones")
@@ -58,7 +58,8 @@ def generate(
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file with one prompt per line; one run folder each", **MANY)
+        Path | None,
+        typer.Option(help="Text file with one prompt per line, # for comments; each gets its own run folder", **MANY),
     ] = None,
     settings: Set = None,
     device: Device = "auto",
@@ -66,7 +67,7 @@ def generate(
     offload: Offload = False,
     attention: Attention = None,
     compile_: Compile = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run; --seconds may be longer")
     ] = None,
@@ -78,8 +79,8 @@ def generate(
     The run folder contains video.mp4, run.json (settings, versions, timings),
     memory.jsonl (frames retrieved for each block) and latents.safetensors.
 
-    --resume continues an interrupted run. With --prompts and --out, repeating
-    the command does.
+    --resume continues an interrupted run. With --prompts and --out, repeat the
+    same command to continue.
     """
     text = one_prompt(prompt)
     if resume is not None:
@@ -143,6 +144,16 @@ def generate(
     config = configured("tiny")
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)
+    if where is not None:
+        if prompts is None or out is None:
+            raise UsageError(
+                f"the engine `{engine}` generates many videos", hint="give them with `--prompts FILE --out FOLDER`"
+            )
+        if limit is not None:
+            raise UsageError(
+                "`--memory-budget` is planned on this machine, but jobs may run on others",
+                hint="choose the `--archive` instead; each worker takes the first tier that fits",
+            )
     parent = RunFolder(out or Path("runs"))
     parent.require_writable()
     if prompts is None:
@@ -163,15 +174,6 @@ def generate(
             config = configured(name)
         how = Execution(offload=offload, attention=attention, compile=compile_)
     if where is not None:
-        if prompts is None or out is None:
-            raise UsageError(
-                f"the engine `{engine}` generates many videos", hint="give them with `--prompts FILE --out FOLDER`"
-            )
-        if limit is not None:
-            raise UsageError(
-                "`--memory-budget` is planned on this machine, but jobs may run on others",
-                hint="choose the `--archive` instead; each worker takes the first tier that fits",
-            )
         _run_jobs(
             where, config, texts, folders, seconds, seed, image, device=device, dtype=dtype, how=how, force=force,
             title=f"{config.label}, {engine}", as_json=as_json,
@@ -199,7 +201,7 @@ def generate(
     blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
     results = []
     for number, (text, folder) in enumerate(zip(texts, folders, strict=True), start=1):
-        warn_of_unknown_words(pipeline.text.unknown_words(text))
+        console.warn_of_unknown_words(pipeline.text.unknown_words(text))
         title = config.label + (f" {number}/{len(texts)}" if len(texts) > 1 else "")
         with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
             record = make_video(
@@ -285,14 +287,6 @@ def one_prompt(words: list[str] | None) -> str | None:
     if not words[0].strip():
         raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
     return words[0]
-
-
-def warn_of_unknown_words(words: list[str]) -> None:
-    """Name the words of a prompt that the model does not know."""
-    from llrag_cli.cli import console
-
-    for word in words:
-        console.warn(f"`{word}` is outside the vocabulary of the embedded model and is ignored")
 
 
 def slug(text: str) -> str:

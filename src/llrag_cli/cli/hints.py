@@ -18,12 +18,15 @@ from llrag_cli.errors import (
     LlragError,
     MissingMetricModelError,
     MissingWeightsError,
+    NoLatentsError,
     NotARunError,
     OutOfMemoryError,
     RunDiffersError,
     RunExistsError,
     RunLengthError,
     RunLockedError,
+    TrainingDiffersError,
+    TrainingExistsError,
     UnwritableError,
 )
 
@@ -103,6 +106,9 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
         "a cheaper `--archive`, `--offload` or a smaller `--memory-budget` needs less memory; finished blocks are "
         f"kept, `llrag generate --resume {error.path}` continues the run"
     ),
+    NoLatentsError: lambda _: "`llrag collect PROMPTS --out FOLDER` generates some: latent_*.safetensors",
+    TrainingExistsError: lambda _: "`--resume` continues it, `--force` starts over; or choose another `--out`",
+    TrainingDiffersError: lambda _: "repeat the command that started it, or start over with `--force`",
     CollectionDiffersError: lambda error: "choose another `--out`, or repeat the command that started it",
 }
 

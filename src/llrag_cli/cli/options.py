@@ -20,8 +20,10 @@ COMPUTING: Any = {"rich_help_panel": "Computing"}
 MANY: Any = {"rich_help_panel": "Many videos"}
 
 
-def parse_seconds(text: str) -> float:
-    """``90``, ``90s``, ``2m``, ``1m30s`` or ``1:30`` as seconds."""
+def parse_seconds(text: str | float) -> float:
+    """``90``, ``90s``, ``2m``, ``1m30s`` or ``1:30`` as seconds; typer also passes defaults, which are numbers."""
+    if not isinstance(text, str):
+        return text
     clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
     units = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     match = clock or units
@@ -80,7 +82,7 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Upper limit of memory on the device, and on the host, for example 8GB; chooses --archive",
+        help="Memory limit on the device and on the host, for example 8GB; --archive is chosen to fit",
         **MEMORY,
     ),
 ]
@@ -135,7 +137,14 @@ def configuration(
     config = load_config(backbone or default, memory=memory)
     if size is not None:
         config = with_settings(config, size_settings(config, size, keys_chosen=_chooses_keys(encoder, settings)))
-    config = with_settings(config, [*encoder_settings(encoder), *archive_settings(archive), *settings])
+    retrieval = [*encoder_settings(encoder), *archive_settings(archive)]
+    if retrieval and not isinstance(config.memory, RetrievalMemory):
+        option = "encoder" if encoder is not None else "archive"
+        raise UsageError(
+            f"`--{option}` applies to retrieval, and the memory strategy is `{config.memory.strategy}`",
+            hint=f"leave out `--{option}`, or name another strategy with `--memory`",
+        )
+    config = with_settings(config, [*retrieval, *settings])
     if rag and not isinstance(config.memory, RetrievalMemory):
         raise UsageError(
             f"`--rag` retrieves frames, and the memory strategy of `{config.name}` is `{config.memory.strategy}`",

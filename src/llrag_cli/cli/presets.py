@@ -8,12 +8,14 @@ import typer
 
 from llrag_cli.cli.options import Encoder, Json, Memory, Rag, Set, configuration
 
-presets_app = typer.Typer(help="List the bundled presets, or show one.", invoke_without_command=True)
+presets_app = typer.Typer(
+    help="List the bundled presets, show one, or list the memory strategies.", invoke_without_command=True
+)
 
 
 @presets_app.callback()
 def presets(context: typer.Context, as_json: Json = False) -> None:
-    """List the bundled presets, or show one."""
+    """List the bundled presets, show one, or list the memory strategies."""
     if context.invoked_subcommand is not None:
         return
     from rich.table import Table

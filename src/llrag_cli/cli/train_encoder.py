@@ -16,8 +16,12 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def train_encoder(
-    latents: Annotated[Path, typer.Option(help="Folder filled by `llrag collect`, or of the original's latent_*.pt")],
-    out: Annotated[Path, typer.Option(help="File of the best encoder, .safetensors; a folder beside it has the rest")],
+    latents: Annotated[
+        Path, typer.Option(help="Folder written by `llrag collect`, or with the original's latent_*.pt files")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="File for the best encoder, .safetensors; all else goes to a folder beside it")
+    ],
     preset: Annotated[
         str | None, typer.Option(help="wan, tiny or a YAML file; default: by the size of the latents")
     ] = None,
@@ -79,8 +83,8 @@ def train_encoder(
         )
     console.note(
         f"{counted(len(trainer.training_videos), 'video')} for training, {len(trainer.validation_videos)} for "
-        f"validation, latents of {shape_text(pool.shape)} to {training.latent_dim}, preset `{preset}`; into {out} and "
-        f"{folder.path}/"
+        f"validation, latents of {shape_text(pool.shape)} to {training.latent_dim}, preset `{preset}`; "
+        f"writing {out} and {folder.path}/"
     )
     if trainer.epochs_done:
         console.note(f"resuming after epoch {trainer.epochs_done}")

@@ -117,7 +117,7 @@ class Nearest(RetrievalMemory):
 
 @register
 class Successor(RetrievalMemory):
-    """The frames one block after the most similar ones; their similarities are those of the matches."""
+    """The frames one block after the most similar ones; recorded similarities are those of the matches."""
 
     strategy: Literal["successor"] = "successor"
 
@@ -146,10 +146,12 @@ class Prompt(RetrievalMemory):
 
 @register
 class Diverse(RetrievalMemory):
-    """Maximal marginal relevance (Carbonell and Goldstein 1998): like the query, unlike what is chosen already."""
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): like the query, unlike the frames already chosen."""
 
     strategy: Literal["diverse"] = "diverse"
-    relevance: float = Field(default=0.5, ge=0, le=1, description="1 is `nearest`, 0 is variety alone")
+    relevance: float = Field(
+        default=0.5, ge=0, le=1, description="weight of similarity against diversity; 1 is `nearest`"
+    )
 
     def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """As ``RetrievalMemory.choose``."""
@@ -169,7 +171,7 @@ class Diverse(RetrievalMemory):
 
 @register
 class Gate(RetrievalMemory):
-    """As `nearest` where the similarity reaches a threshold; the earliest frames take the places left over."""
+    """The nearest frames whose similarity reaches a threshold; the earliest frames fill the remaining places."""
 
     strategy: Literal["gate"] = "gate"
     threshold: float = Field(default=0.9, ge=-1, le=1, description="least cosine similarity")
@@ -184,7 +186,7 @@ class Gate(RetrievalMemory):
 
 @register
 class Uniform(RetrievalMemory):
-    """Frames at equal distances over all candidates, each in the middle of its share."""
+    """Frames at equal distances over all candidates."""
 
     strategy: Literal["uniform"] = "uniform"
 
@@ -198,7 +200,7 @@ class Uniform(RetrievalMemory):
 
 @register
 class Random(RetrievalMemory):
-    """Frames at random, drawn anew for each block: the control for every choice."""
+    """Random frames, drawn anew for each block: the control for the other strategies."""
 
     strategy: Literal["random"] = "random"
 
@@ -210,7 +212,7 @@ class Random(RetrievalMemory):
 
 @register
 class DeepSink(RetrievalMemory):
-    """The earliest candidates: together with the sink, one of ``sink + retrieved`` frames."""
+    """The earliest candidates: together with the sink, a longer sink."""
 
     strategy: Literal["deep-sink"] = "deep-sink"
 

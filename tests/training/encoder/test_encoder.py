@@ -102,7 +102,7 @@ def test_another_training_is_not_gone_on_with(latents: Path, tmp_path: Path) -> 
         train(latents, out)
     folder = TrainingFolder(out)
     other = SMALL.model_copy(update={"delta_margin": 0.5})
-    with pytest.raises(UsageError, match=r"begun with another `delta_margin`: 0\.85"):
+    with pytest.raises(UsageError, match=r"started with another `delta_margin`: 0\.85"):
         EncoderTrainer(LatentPool(latents), other, folder, device="cpu", resume=True)
 
 

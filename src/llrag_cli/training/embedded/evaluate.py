@@ -1,7 +1,12 @@
 """How well the embedded model follows prompts: ``python -m llrag_cli.training.embedded.evaluate``.
 
+<<<<<<< HEAD
 Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as by
 ``llrag generate``, written to mp4, read back, and judged by ``world/checker.py``.
+=======
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are
+generated as by users, written to mp4, read back, and judged by ``world/checker.py``.
+>>>>>>> tests-a
 """
 
 from __future__ import annotations
@@ -15,7 +20,6 @@ from typing import Annotated
 import torch
 import typer
 
-from llrag_cli.cli import console
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
@@ -34,7 +38,11 @@ NAMES = {
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
+<<<<<<< HEAD
     """Generate, read back and judge one video per scene; run folders are kept in ``out``."""
+=======
+    """Generate, read back and judge one video per scene; run folders are left in ``out``."""
+>>>>>>> tests-a
     verdicts = []
     for number, scene in enumerate(scenes, start=1):
         folder = RunFolder(out / f"{number:03d}")
@@ -53,7 +61,11 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
+<<<<<<< HEAD
     """Generate videos of prompts and print how often they show what was prompted."""
+=======
+    """Generate videos of prompts and print how often they show what was asked."""
+>>>>>>> tests-a
     torch.set_num_threads(2)
     config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")
@@ -62,12 +74,12 @@ def main(
         verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
     if as_json:
         rows = [{"prompt": prompt(scene), **asdict(verdict)} for scene, verdict in zip(scenes, verdicts, strict=True)]
-        console.result(json.dumps(rows, indent=1))
+        typer.echo(json.dumps(rows, indent=1))
         return
     kind = "held out of" if unseen else "in"
-    console.result(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
+    typer.echo(f"{count} prompts, combinations {kind} training, {seconds:g} s each, {config.memory.strategy}")
     for name, meaning in NAMES.items():
-        console.result(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
+        typer.echo(f"  {100 * share(verdicts, name):5.1f} %  {meaning}")
 
 
 if __name__ == "__main__":

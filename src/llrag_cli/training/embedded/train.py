@@ -1,12 +1,19 @@
 """Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
+<<<<<<< HEAD
 The stages are vae, clips and backbone, in this order; each reads the files that earlier ones wrote into the
 folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool for
 ``llrag collect`` and ``llrag train-encoder``, which train the encoder in the package.
+=======
+The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
+folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool
+of prompts to collect latents of, for the training of the encoder that it ships too.
+>>>>>>> tests-a
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +31,7 @@ Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
 @app.callback()
 def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) -> None:
     """Shared by all stages."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from pathlib import Path
@@ -13,7 +14,6 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llrag_cli.cli import console
 from llrag_cli.memory.history import average_pool
 from llrag_cli.models.embedded.model import new_transformer
 from llrag_cli.models.embedded.text import TinyText, tokenize
@@ -21,6 +21,8 @@ from llrag_cli.training.embedded.dataset import LatentClips
 from llrag_cli.training.embedded.optim import optimizers
 from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, random_contexts
 from llrag_cli.world.sprites import SHAPES, Scene, caption
+
+logger = logging.getLogger(__name__)
 
 BLOCK, WINDOW, SINK, RETRIEVED, GUARD = 3, 12, 1, 4, 2  # as in presets/tiny.yaml
 NOISY_STREAMS = 2
@@ -88,7 +90,7 @@ def train_backbone(
                 f"{name} {recent[kind][0]:.4f} (shapes {recent[kind][1]:.4f})"
                 for kind, name in ((False, "loss"), (True, "of opening blocks"))
             )
-            console.note(f"step {step + 1} of {steps}: {losses}")
+            logger.info("step %d of %d: %s", step + 1, steps, losses)
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             _save(average, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -13,12 +14,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llrag_cli.cli import console
 from llrag_cli.models.embedded.vae import TIME, TinyVAE
 from llrag_cli.training.embedded.optim import optimizers
 from llrag_cli.world.sprites import clip, random_scene
 
+<<<<<<< HEAD
 BOTTLENECK = 2e-3  # weight of the divergence; detail that the decoder can fill in is left out of the latents
+=======
+logger = logging.getLogger(__name__)
+
+BOTTLENECK = 2e-3  # of the divergence; what the decoder can fill in by itself, the backbone need not learn
+>>>>>>> tests-a
 
 
 def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -81,13 +87,13 @@ def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: in
         for name, value in vae.state_dict().items():
             average[name].lerp_(value, 0.01 if step > 100 else 0.2)
         if step % 50 == 0:
-            console.note(f"step {step} loss {loss.item():.4f} kl {divergence.item():.3f} {_quality(vae, held)}")
+            logger.info("step %d loss %.4f kl %.3f %s", step, loss.item(), divergence.item(), _quality(vae, held))
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
             _save(vae, average, data, out)
     _save(vae, average, data, out)
     vae.load_state_dict(average)
-    console.note(f"average weights: {_quality(vae, held)}")
+    logger.info("average weights: %s", _quality(vae, held))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import LlragError, NoLatentsError, UsageError
 from llrag_cli.runs.latents import LatentFolder, read_latents
 
 
@@ -32,10 +32,7 @@ class LatentPool:
     def __init__(self, folder: Path, *, on_file: Callable[[], None] = lambda: None) -> None:
         self.paths = LatentFolder(folder).files() if folder.is_dir() else []
         if not self.paths:
-            raise UsageError(
-                f"there are no latents in `{folder}`",
-                hint="`llrag collect PROMPTS --out DIR` makes some: latent_*.safetensors",
-            )
+            raise NoLatentsError(folder)
         if len(self.paths) < 2:
             raise UsageError(
                 f"there is one video in `{folder}`",

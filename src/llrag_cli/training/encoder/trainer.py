@@ -3,7 +3,7 @@
 for each epoch:
     chunks of consecutive latent frames, drawn anew by (seed, epoch)
     loss = reconstruction + Window Temporal Delta Loss + trajectory smoothness
-    AdamW; then validation on videos held out; the best encoder is kept, and all that is needed to go on
+    AdamW; then validation on videos held out; the best encoder is kept, and all that is needed to resume
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import LlragError, TrainingDiffersError, TrainingExistsError, UnwritableError, UsageError
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.files.durable import replacing
 from llrag_cli.files.tensors import read_file
@@ -55,7 +55,7 @@ class Objective(nn.Module):
 
 
 class TrainingFolder:
-    """Beside ``encoder.safetensors``, ``encoder.training/``: settings, metrics, curves, and the state to go on from."""
+    """Beside ``encoder.safetensors``, ``encoder.training/``: settings, metrics, curves, state to resume from."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -67,25 +67,23 @@ class TrainingFolder:
         self.summary = self.path / "summary.html"
 
     def create(self, *, resume: bool, force: bool) -> None:
-        """Make the folder; what was trained before is gone on with or replaced only when asked for."""
+        """Create the folder; an earlier training is resumed or replaced only on request."""
         try:
             begun = self.state.exists() or self.out.exists()
             if begun and not resume and not force:
-                raise UsageError(
-                    f"`{self.out}` has been trained before, at least in part",
-                    hint="`--resume` goes on with it, `--force` begins anew; or choose another `--out`",
-                )
+                raise TrainingExistsError(self.out)
             self.path.mkdir(parents=True, exist_ok=True)
             if force and not resume:
                 for file in (self.out, self.config, self.metrics, self.state, self.curves, self.summary):
                     file.unlink(missing_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UsageError(f"`{self.path}` cannot be written: {reason}", hint="choose another `--out`") from error
+            raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
 
     def replacing(self, target: Path) -> AbstractContextManager[Path]:
         """Where to write the new content of one of these files, as ``files.durable.replacing``."""
-        return replacing(target, hint="make room; the last good state is kept, and `--resume` goes on from it")
+        return replacing(
+            target, hint="free some space; the last complete state is kept, and the training can be resumed"
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """The epochs so far."""
@@ -118,7 +116,7 @@ class EncoderTrainer:
         if len(self.training_videos) * training.chunks_per_video < self.accelerator.num_processes:
             raise UsageError(
                 f"{self.accelerator.num_processes} processes cannot share {len(self.training_videos)} videos",
-                hint="collect more, start fewer processes, or `--set chunks_per_video=8`",
+                hint="collect more, start fewer processes, or increase `chunks_per_video`",
             )
         sizes = EncoderConfig(
             in_channels=pool.shape[0],
@@ -150,7 +148,7 @@ class EncoderTrainer:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes and reports."""
         return bool(self.accelerator.is_main_process)
 
     def run(self, on_epoch: Callable[[Mapping[str, Any]], None] = lambda record: None) -> list[dict[str, Any]]:
@@ -232,14 +230,14 @@ class EncoderTrainer:
         return {name: measured[name] for name in ("similarity", "effective_rank", "near_guard")}
 
     def _keep(self, record: dict[str, Any]) -> None:
-        """Write the epoch's record, its encoder if it is the best, and what is needed to go on."""
+        """Write the epoch's record, its encoder if it is the best, and what is needed to resume."""
         folder = self.folder
         model = self.accelerator.unwrap_model(self.objective).autoencoder
         total = record["validation"]["total"]
         if not math.isfinite(total):
             raise LlragError(
                 f"the loss is {total} in epoch {record['epoch']}",
-                hint="`--precision no`, or a smaller `--set learning_rate`; the best encoder so far is kept",
+                hint="train in full precision, or with a smaller `learning_rate`; the best encoder so far is kept",
             )
         if total < self.best:
             self.best, self.best_epoch = total, record["epoch"]
@@ -267,14 +265,11 @@ class EncoderTrainer:
     def _restore(self) -> None:
         state = read_file(self.folder.state)
         if not isinstance(state, Mapping) or not {"model", "optimizer", "epoch", "settings"} <= state.keys():
-            raise LlragError(f"`{self.folder.state}` is no state of a training", hint="`--force` begins anew")
+            raise LlragError(f"`{self.folder.state}` is not the state of a training", hint="replace the training")
         now, before = self._settings(), state["settings"]
         changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if changed:
-            raise UsageError(
-                f"`{self.folder.out}` was begun with another `{changed[0]}`: {before.get(changed[0])}",
-                hint="repeat the command that began it, or `--force` to begin anew",
-            )
+            raise TrainingDiffersError(self.folder.out, changed[0], before.get(changed[0]))
         self.accelerator.unwrap_model(self.objective).autoencoder.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -282,7 +277,7 @@ class EncoderTrainer:
         self.epochs_done, self.best, self.best_epoch = state["epoch"], state["best"], state["best_epoch"]
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same for a training to be gone on with; it may be made longer."""
+        """Settings that must be the same for a training to be resumed; it may become longer."""
         files = "\n".join(
             f"{path.name} {length}" for path, length in zip(self.pool.paths, self.pool.lengths, strict=True)
         )

@@ -1,0 +1,176 @@
+"""What can be known before work is refused before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Llrag
+from llrag_cli.cli.options import parse_seconds
+from llrag_cli.errors import UsageError
+from llrag_cli.files.prompts import read_prompt_file
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what its message contains
+    "existing folder": (("generate", "x", "--out", "used"), "`used` already contains a run"),
+    "folder of other files": (("generate", "x", "--out", "notes"), "`notes` exists and is not empty"),
+    "unwritable folder": (("generate", "x", "--out", "file/run"), "`file/run` cannot be written: not a directory"),
+    "folder of all runs": (
+        ("generate", "--prompts", "prompts.txt", "--out", "file"),
+        "`file` cannot be written: not a directory",
+    ),
+    "resume": (("generate", "--resume", "notes"), "`notes` is not a run folder: it has no run.json"),
+    "extend": (("extend", "nowhere"), "no run folder `nowhere`"),
+    "inspect": (("inspect", "notes"), "`notes` is not a run folder"),
+    "backbone": (("generate", "x", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "backbone of doctor": (("doctor", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "backbone of bench": (("bench", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "backbone of bench speed": (("bench", "speed", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "backbone of collect": (("collect", "prompts.txt", "--out", "o", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "memory": (("generate", "x", "--memory", "nearst"), "unknown memory strategy `nearst`"),
+    "memory of bench": (("bench", "--memory", "nearst"), "unknown memory strategy `nearst`"),
+    "setting": (("generate", "x", "--set", "memory.retreived=3"), "unknown setting `memory.retreived`"),
+    "seconds": (("generate", "x", "--seconds", "soon"), "`soon` is not a length of time"),
+    "no seconds": (("generate", "x", "--seconds", "0"), "a video cannot last 0 seconds"),
+    "seconds of extend": (("extend", "used", "--seconds", "nan"), "a video cannot last nan seconds"),
+    "size": (("generate", "x", "--size", "100x64"), "`--size 100x64` is not a valid size of `tiny`"),
+    "not a size": (("generate", "x", "--size", "big"), "`--size big` is not a valid size of `tiny`"),
+    "picture": (
+        ("generate", "x", "--backbone", "causal-forcing-framewise", "--image", "notes/mine.txt"),
+        "`notes/mine.txt` cannot be read: it is not an image",
+    ),
+    "missing picture": (
+        ("generate", "x", "--backbone", "causal-forcing-framewise", "--image", "no.png"),
+        "`no.png` does not exist",
+    ),
+    "picture for a chunk-wise backbone": (("generate", "x", "--image", "no.png"), "cannot start from one picture"),
+    "missing prompts": (("generate", "--prompts", "no.txt"), "no prompt file `no.txt`"),
+    "empty prompts": (("generate", "--prompts", "comments.txt"), "`comments.txt` contains no prompt"),
+    "unreadable prompts": (("collect", "bytes.txt", "--out", "o"), "`bytes.txt` cannot be read: it is not UTF-8 text"),
+    "engine": (("generate", "--prompts", "prompts.txt", "--engine", "slurm"), "unknown engine `slurm`"),
+    "engine of bench": (("bench", "--engine", "local:0"), "unknown engine `local:0`"),
+    "unwritable folder of bench": (("bench", "--out", "file/bench"), "`file/bench` cannot be written"),
+    "engine for one prompt": (("generate", "x", "--engine", "local:2"), "the engine `local:2` generates many videos"),
+    "archive": (("generate", "x", "--archive", "dsk"), "unknown archive `dsk`"),
+    "archive without retrieval": (("generate", "x", "--no-rag", "--archive", "disk"), "`--archive` applies to"),
+    "encoder": (("generate", "x", "--encoder", "no.safetensors"), "no such file: `no.safetensors`"),
+    "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
+    "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
+}
+RUN_EACH = """
+import io, json, os, sys, traceback
+from contextlib import redirect_stderr
+from llrag_cli.cli.main import main
+
+commands, outcomes = json.load(sys.stdin), {}
+for name, arguments in commands.items():
+    source, target = os.pipe()
+    if os.fork() == 0:  # each command in a process of its own
+        sys.argv, code, text = ["llrag", *arguments], 0, io.StringIO()
+        try:
+            with redirect_stderr(text):
+                main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = traceback.format_exc()
+        os.write(target, json.dumps([code, text.getvalue(), "torch" in sys.modules]).encode())
+        os._exit(0)
+    os.close(target)
+    with os.fdopen(source) as file:
+        outcomes[name] = json.loads(file.read())
+    os.wait()
+json.dump(outcomes, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, bool]]:
+    """Exit code and message of each command, and whether torch was imported."""
+    folder = tmp_path_factory.mktemp("requests")
+    for name in ("used", "notes"):
+        (folder / name).mkdir()
+    (folder / "used/run.json").write_text("{}")
+    (folder / "notes/mine.txt").write_text("mine")
+    (folder / "file").write_text("")
+    (folder / "prompts.txt").write_text("a red circle\n")
+    (folder / "comments.txt").write_text("# no prompt yet\n\n")
+    (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH],
+        input=json.dumps({name: arguments for name, (arguments, _) in REFUSED.items()}),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(folder.rglob("*")) == before  # nothing is left behind
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_invalid_request_is_refused_before_torch_is_imported(
+    outcomes: dict[str, tuple[int, str, bool]], name: str
+) -> None:
+    code, message, imported = outcomes[name]
+    assert code == 2
+    assert REFUSED[name][1] in message
+    assert message.startswith("error: ") and "\n\nhint: " in message
+    assert not imported
+
+
+def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, tuple[int, str, bool]]) -> None:
+    assert outcomes["unquoted prompt"][1].endswith('hint: quote the prompt: `llrag generate "a red circle"`\n')
+
+
+def test_valid_sizes_are_named(outcomes: dict[str, tuple[int, str, bool]]) -> None:
+    assert "multiples of 16 pixels, for example 64x64" in outcomes["size"][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("2m", 120),
+        ("1:30", 90),
+        ("1m30s", 90),
+        ("1m30", 90),
+        ("0.5m", 30),
+        ("1h", 3600),
+        ("1:00:05", 3605),
+        ("0:07.5", 7.5),
+        ("2.5", 2.5),
+        ("1e2", 100),
+    ],
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "2x", "1:", "m2", "1 hour", "1:2:3:4"])
+def test_other_lengths_of_time_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a length of time"):
+        parse_seconds(text)
+
+
+def test_lines_with_a_hash_are_comments(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# two prompts\na red circle\n\n  # another comment\n  a #1 sign  \n")
+    assert read_prompt_file(file) == ["a red circle", "a #1 sign"]
+
+
+def test_another_size_is_generated_and_compared_by_average_pooling(llrag: Llrag, tmp_path: Path) -> None:
+    few = ("--set", "sampler.steps=[1000]", "--seconds", "0:09", "--json")
+    done = llrag("generate", "a red circle", "--size", "128x96", "--out", "run", *few)
+    assert done.returncode == 0, done.stderr
+    assert "at 128x96 frames are compared by average pooling (`memory.keys=average`)" in " ".join(done.stderr.split())
+    record = json.loads(done.stdout)
+    assert record["latent_shape"] == [8, 12, 16]
+    assert (record["seconds"], record["config"]["memory"]["keys"]) == (9, "average")
+    chosen = llrag("presets", "show", "tiny", "--no-rag", "--set", "backbone.width=16")
+    assert "width: 16" in chosen.stdout
