@@ -29,11 +29,7 @@ from llrag_cli.evaluation.speed import (
     summary,
 )
 from llrag_cli.models.vae import DecoderStream
-<<<<<<< HEAD
 from llrag_cli.models.wan.transformer import WanSession
-=======
-from llrag_cli.models.wan.transformer import WanBackbone
->>>>>>> main
 from llrag_cli.presets import load_config, load_shape
 from llrag_cli.runs.video import VideoWriter, read_video
 
@@ -255,11 +251,7 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
         (["--config", "small.yaml", "--device", "cuda:77"], "unknown device `cuda:77`"),
         (["--dtype", "float12"], "unknown dtype `float12`"),
         (["--attention", "flush"], "unknown attention backend `flush`"),
-<<<<<<< HEAD
         (["--set", "memory.sinks=2"], "unknown setting `memory.sinks`"),
-=======
-        (["--set", "memory.sinks=2"], "no setting `memory.sinks`"),
->>>>>>> main
     ],
 )
 def test_bad_requests_get_a_sentence(llrag: Llrag, small: Path, arguments: list[str], said: str) -> None:
@@ -275,8 +267,4 @@ def test_missing_weights_are_named_with_the_way_to_do_without(llrag: Llrag) -> N
     done = llrag("bench", "speed", "--backbone", "self-forcing")
     assert done.returncode == 1
     assert "the weights of `self-forcing` are incomplete" in done.stderr
-<<<<<<< HEAD
-    assert "hint: `--random-weights` measures the same shape without them" in done.stderr
-=======
     assert "hint: `--random-weights` measures the same sizes without them" in done.stderr
->>>>>>> main

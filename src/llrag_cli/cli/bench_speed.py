@@ -143,8 +143,8 @@ def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:
 
 
 def _require_files(config: RunConfig) -> None:
-    from llrag_cli.errors import LlragError, UsageError
     from llrag_cli.cli.hints import hint_for
+    from llrag_cli.errors import LlragError, UsageError
     from llrag_cli.files.paths import weights_folder
     from llrag_cli.models.family import require_files
 

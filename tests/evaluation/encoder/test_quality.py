@@ -13,10 +13,6 @@ from conftest import Llrag
 from llrag_cli.evaluation.encoder.descriptors import random_projection
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.models.embedded.model import load_embedded
-<<<<<<< HEAD
-=======
-from llrag_cli.models.embedded.vae import TinyDecoder
->>>>>>> main
 from llrag_cli.world.panorama import WORLDS, World, make_panorama
 
 GEOMETRY = Geometry(block=3, window=6, sink=1, guard=2, count=2)

@@ -1,12 +1,7 @@
 """How well the embedded model follows prompts: ``python -m llrag_cli.training.embedded.evaluate``.
 
-<<<<<<< HEAD
-Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as by
-``llrag generate``, written to mp4, read back, and judged by ``world/checker.py``.
-=======
-Prompts name combinations of colour, shape and wall that were held out of all training. Videos are
-generated as by users, written to mp4, read back, and judged by ``world/checker.py``.
->>>>>>> tests-a
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as
+by users, written to mp4, read back, and judged by ``world/checker.py``.
 """
 
 from __future__ import annotations
@@ -38,11 +33,7 @@ NAMES = {
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
-<<<<<<< HEAD
     """Generate, read back and judge one video per scene; run folders are kept in ``out``."""
-=======
-    """Generate, read back and judge one video per scene; run folders are left in ``out``."""
->>>>>>> tests-a
     verdicts = []
     for number, scene in enumerate(scenes, start=1):
         folder = RunFolder(out / f"{number:03d}")
@@ -61,11 +52,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
-<<<<<<< HEAD
     """Generate videos of prompts and print how often they show what was prompted."""
-=======
-    """Generate videos of prompts and print how often they show what was asked."""
->>>>>>> tests-a
     torch.set_num_threads(2)
     config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")

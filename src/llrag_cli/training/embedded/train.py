@@ -1,14 +1,8 @@
 """Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
-<<<<<<< HEAD
 The stages are vae, clips and backbone, in this order; each reads the files that earlier ones wrote into the
-folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool for
-``llrag collect`` and ``llrag train-encoder``, which train the encoder in the package.
-=======
-The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
-folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool
-of prompts to collect latents of, for the training of the encoder that it ships too.
->>>>>>> tests-a
+folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool, whose
+latents are collected to train the encoder in the package.
 """
 
 from __future__ import annotations

@@ -18,13 +18,9 @@ from llrag_cli.models.embedded.vae import TIME, TinyVAE
 from llrag_cli.training.embedded.optim import optimizers
 from llrag_cli.world.sprites import clip, random_scene
 
-<<<<<<< HEAD
-BOTTLENECK = 2e-3  # weight of the divergence; detail that the decoder can fill in is left out of the latents
-=======
 logger = logging.getLogger(__name__)
 
-BOTTLENECK = 2e-3  # of the divergence; what the decoder can fill in by itself, the backbone need not learn
->>>>>>> tests-a
+BOTTLENECK = 2e-3  # weight of the divergence; detail that the decoder can fill in is left out of the latents
 
 
 def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
