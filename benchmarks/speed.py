@@ -39,19 +39,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks")
-    parser.add_argument("--late", type=int, default=300, help="block that block 20 is compared with")
+    parser.add_argument("--early", type=int, default=20, help="block in the middle of the early ones")
+    parser.add_argument("--late", type=int, default=300, help="block in the middle of the late ones")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     steps = ["sampler.steps=[1000, 750, 500, 250]"]  # as many as the real backbones take
     for memory in ("none", "nearest"):
         pipeline = Pipeline.load(load_config("tiny", memory=memory, settings=steps), device="cpu")
         sides = [
-            ahead(pipeline.start(PROMPT, seconds=10_000), block - options.pairs // 2) for block in (options.late, 20)
+            ahead(pipeline.start(PROMPT, seconds=10_000), block - options.pairs // 2)
+            for block in (options.late, options.early)
         ]
         late, early = in_turns(sides, options.pairs)
         quotient = ratio(late, early)
         sys.stdout.write(
-            f"block {options.late} / block 20, {memory}: {1e3 * statistics.median(late):.1f} / "
+            f"block {options.late} / block {options.early}, {memory}: {1e3 * statistics.median(late):.1f} / "
             f"{1e3 * statistics.median(early):.1f} ms = {quotient['median']:.3f} "
             f"(middle half {quotient['quarter']:.3f}-{quotient['three_quarters']:.3f})\n"
         )
