@@ -17,9 +17,10 @@ PROMPTS = (
     "a little blue cross is bouncing over a striped green backdrop",
 )
 SECONDS, COLUMNS, SIDE, LINE = 10, 8, 128, 26
+TARGET = Path(__file__).with_name("contact-sheet.png")
 
 
-def main() -> None:
+def main(path: Path = TARGET) -> None:
     """Generate the videos, take frames at equal distances, and write the picture."""
     pipeline = Pipeline.load("tiny")
     sheet = Image.new("RGB", (COLUMNS * SIDE, len(PROMPTS) * (SIDE + LINE)), "white")
@@ -36,7 +37,7 @@ def main() -> None:
                 pixels = (frame.permute(1, 2, 0) * 255).to(torch.uint8).numpy()
                 picture = Image.fromarray(pixels).resize((SIDE - 2, SIDE - 2), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (column * SIDE + 1, top + LINE))
-    sheet.save(Path(__file__).with_name("contact-sheet.png"), optimize=True)
+    sheet.save(path, optimize=True)
 
 
 if __name__ == "__main__":

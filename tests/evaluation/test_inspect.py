@@ -10,7 +10,7 @@ import pytest
 from conftest import Llrag
 from llrag_cli.evaluation.inspect import example_blocks, memory_stats
 from llrag_cli.presets import load_config
-from llrag_cli.runs.folder import BlockMemory, RunFolder, read_run
+from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, read_run
 from runs.records import record_of
 
 SETTINGS = ["memory.window=6", "memory.retrieved=2", "memory.guard=1"]
@@ -106,3 +106,5 @@ def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
     folder.write_record(RECORD)
     folder.memory.write_text('{"block": 0, "frame": 0, "retrieved": [3], "similarities": [0.5]}\n')
     assert read_run(folder) == (RECORD, (BlockMemory(0, (3,), (0.5,)),))
+    folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
+    assert read_run(folder) == (RECORD, blocks)
