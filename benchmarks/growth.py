@@ -1,17 +1,16 @@
 """Does a video cost the same however long it is? ``python benchmarks/growth.py --plot docs/growth.png``.
 
 For each tier of the archive, in a process of its own: one long video of the embedded model, and at blocks 20, 200,
-1000 and 5000 a fresh one beside it, which runs in turns with it, block by block, so that a noisy machine slows both
-alike. Prints the medians of its blocks, the ratio to the fresh video's blocks 20 and after, and resident memory. Few
-sampling steps, since ratios are asked for; every part that could grow (search, archive, clean pass) is as always.
+1000 and 5000 a fresh one, which takes turns with it, block by block, so that a noisy machine slows both alike. Prints
+the median time of its blocks, the ratio to the fresh video's blocks from 20 on, and resident memory. It uses few
+sampling steps, since only ratios matter; every part that could grow (search, archive, clean pass) is as always.
 
-``--search`` measures recall over a million keys instead.
+``--search`` measures a search over a million keys instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import subprocess
@@ -23,11 +22,11 @@ from typing import Any
 
 import torch
 
-from llrag_cli.config import TIERS
+from llrag_cli.cache.tiers import TIERS
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.formatting import human
-from llrag_cli.memory.retrieval import nearest
+from llrag_cli.memory.candidates import cosine_similarities, top
 from llrag_cli.presets import load_config
 
 MARKS = (20, 200, 1000, 5000)
@@ -37,23 +36,19 @@ FLAT = ("disk", "recompute")  # tiers that keep nothing in memory
 
 def resident() -> dict[str, int]:
     """Bytes of this process in memory: its own (anonymous), and pages of mapped files, which the system may drop."""
-    found = {}
+    sizes = {}
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         if name in ("RssAnon", "RssFile"):
-            found[name] = 1024 * int(rest.split()[0])
-    return found
+            sizes[name] = 1024 * int(rest.split()[0])
+    return sizes
 
 
 def video(pipeline: Pipeline, blocks: int) -> Iterator[Block]:
-    """A rollout of so many blocks with a backbone of its own."""
+    """A new video of so many blocks."""
     config = pipeline.config
     frames = blocks * config.backbone.frames_per_block
-    seconds = (4 * (frames - 1) + 1) / config.backbone.fps
-    assert config.latent_frames(seconds) == frames
-    own = copy.copy(pipeline)
-    own.backbone = type(pipeline.backbone)(copy.deepcopy(pipeline.backbone.transformer))
-    return own.blocks([PROMPT], seconds=seconds)
+    return pipeline.start(PROMPT, seconds=config.video_frames(frames) / config.backbone.fps)
 
 
 def timed(blocks: Iterator[Block], clock: Callable[[], float]) -> tuple[float, Block]:
@@ -66,21 +61,21 @@ def timed(blocks: Iterator[Block], clock: Callable[[], float]) -> tuple[float, B
 def measure(tier: str, *, steps: list[int], last: int, pairs: int, clock: Callable[[], float]) -> dict[str, Any]:
     """One tier in this process."""
     settings = (f"memory.archive={tier}", f"sampler.steps={steps}")
-    pipeline = Pipeline.load(load_config("tiny", method="retrieval", settings=settings), device="cpu")
+    pipeline = Pipeline.load(load_config("tiny", settings=settings), device="cpu")
     marks = [mark for mark in MARKS if mark <= last]
     long, made = video(pipeline, last + pairs + 1), 0
-    points, recalled, moved = [], 0, 0
+    points, retrieved, moved = [], 0, 0
     for mark in marks:
         for _ in range(mark - made):
             block = next(long)
-            recalled, moved = recalled + sum(map(len, block.recalled)), moved + block.moved
+            retrieved, moved = retrieved + sum(map(len, block.retrieved)), moved + block.moved
         made = mark
         memory = resident()
         fresh = video(pipeline, marks[0] + pairs + 1)
         for _ in range(marks[0]):
             next(fresh)
         late, early = [], []
-        pages = [0, 0]  # brought in the blocks that are timed
+        pages = [0, 0]  # copied to the device in the blocks that are timed
         for turn in range(pairs):
             sides = ((0, long, late), (1, fresh, early))
             for side, blocks, times in sides if turn % 2 else sides[::-1]:
@@ -100,12 +95,12 @@ def measure(tier: str, *, steps: list[int], last: int, pairs: int, clock: Callab
             }
         )
         del fresh, blocks, sides
-    rate = 1 - moved / recalled if recalled else None
+    rate = 1 - moved / retrieved if retrieved else None
     return {"tier": tier, "points": points, "hit_rate": rate}
 
 
 def search(*, keys: int, count: int = 6) -> None:
-    """Recall over many keys, by batch and length of a key: median of wall time, and of the process's own."""
+    """Search over many keys, by batch and size of a key: median of wall time and of processor time."""
     for batch, size in ((4, 16), (4, 64), (4, 128), (1, 1024)):
         many = torch.randn(batch, keys, size)
         many.div_(many.norm(dim=2, keepdim=True))
@@ -113,10 +108,10 @@ def search(*, keys: int, count: int = 6) -> None:
         times = []
         for _ in range(7):
             started, own = time.perf_counter(), time.process_time()
-            nearest(query, many, count=count, candidates=range(1, keys - 12))
+            top(cosine_similarities(query, many[:, 1 : keys - 12]), count)
             times.append((time.perf_counter() - started, time.process_time() - own))
-        wall, own = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
-        say(f"| {batch} x {keys:,} keys of {size} | {human(many.numel() * 4)} | {wall:.0f} ms | {own:.0f} ms |")
+        wall, own = (1e3 * statistics.median(part) for part in zip(*times, strict=True))
+        echo(f"| {batch} x {keys:,} keys of {size} | {human(many.numel() * 4)} | {wall:.0f} ms | {own:.0f} ms |")
         del many
 
 
@@ -148,7 +143,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """One line, at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -165,25 +160,25 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="the process's own time, on a busy machine")
     parser.add_argument("--results", type=Path, help="JSON file to keep results in; tiers that are in it are not run")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
-    parser.add_argument("--search", action="store_true", help="measure recall over --keys keys instead")
+    parser.add_argument("--search", action="store_true", help="measure a search over --keys keys instead")
     parser.add_argument("--keys", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=TIERS, help=argparse.SUPPRESS)  # what a process of its own is asked
+    parser.add_argument("--only", choices=TIERS, help=argparse.SUPPRESS)  # for the process of one tier
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.search:
-        say("| search | keys | median | of CPU time |\n|---|---|---|---|")
+        echo("| search | keys | median | of CPU time |\n|---|---|---|---|")
         search(keys=options.keys)
         return
     if options.only:
         clock = time.process_time if options.cpu_time else time.perf_counter
-        found = measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs, clock=clock)
-        say(json.dumps(found))
+        result = measure(options.only, steps=options.steps, last=options.last, pairs=options.pairs, clock=clock)
+        echo(json.dumps(result))
         return
     results: list[dict[str, Any]] = []
     if options.results and options.results.exists():
         results = json.loads(options.results.read_text())
-    say("| tier | block | median | against block 20 | middle half | pages brought: then, at 20 | own memory | mapped |")
-    say("|---|---|---|---|---|---|---|---|")
+    echo("| tier | block | median | against block 20 | middle half | pages copied: then, at 20 | own memory | mapped |")
+    echo("|---|---|---|---|---|---|---|---|")
     for tier in options.tiers:
         if any(result["tier"] == tier for result in results):
             continue
@@ -197,14 +192,14 @@ def main() -> None:
         for point in result["points"]:
             low, high = point["middle_half"]
             then, at_20 = point["moved"]
-            say(
+            echo(
                 f"| {tier} | {point['block']} | {point['ms']:.1f} ms | {point['ratio']:.3f} | {low:.3f}-{high:.3f} "
                 f"| {then:.1f}, {at_20:.1f} | {human(point['RssAnon'])} | {human(point['RssFile'])} |"
             )
-        say(f"\n{tier}: {100 * (result['hit_rate'] or 0):.0f} % of recalled pages were on the device already\n")
+        echo(f"\n{tier}: {100 * (result['hit_rate'] or 0):.0f} % of retrieved pages were on the device already\n")
         if tier in FLAT and len(result["points"]) > 2:
             first, last = (point["RssAnon"] + point["RssFile"] for point in (result["points"][1], result["points"][-1]))
-            say(f"\n{tier}: memory after block {result['points'][-1]['block']} / block 200: {last / first:.3f}\n")
+            echo(f"\n{tier}: memory after block {result['points'][-1]['block']} / block 200: {last / first:.3f}\n")
     if options.plot:
         draw(results, options.plot)
 

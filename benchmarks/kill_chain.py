@@ -1,8 +1,8 @@
-"""Kill a run again and again, and compare what it ends with: ``python benchmarks/kill_chain.py --kills 50``.
+"""Kill a run again and again, and compare its files: ``python benchmarks/kill_chain.py --kills 50``.
 
-One run is left in peace. Another is killed (SIGKILL, now and then SIGINT) at random moments, in loading, in catching
-up and in the midst of blocks, and gone on with by ``llrag generate --resume`` until it is finished. Latents, memory log
-and video must be the same, byte for byte. Exits with 1 if they are not.
+One run is never interrupted. Another is killed (SIGKILL, sometimes SIGINT) at random moments: while it loads, while it
+replays committed blocks, and while it generates new ones. It is resumed with ``llrag generate --resume`` until it is
+finished. Latents, memory log and video must be byte-identical. Exits with 1 if they are not.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ def kill_somewhere(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     done = commits(run)
     process.send_signal(rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT)))
     process.wait()
-    return "in the midst of blocks" if done > before else "in catching up" if before else "before the first block"
+    return "while generating" if done > before else "while replaying" if before else "before the first block"
 
 
 def chain(folder: Path, *, kills: int, seconds: float, seed: int) -> bool:
-    """Make both runs, and say what happened; whether they are the same."""
+    """Make both runs and report what happened; returns whether they are the same."""
     rng = random.Random(seed)
     run, whole = folder / "killed", folder / "whole"
     options = (PROMPT, "--seconds", f"{seconds:g}", "--set", "sampler.steps=[1000, 750, 500, 250]")
     if start(*options, "--out", str(whole)).wait():
-        raise SystemExit("the run that was left in peace failed")
+        raise SystemExit("the run that is not interrupted failed")
     killed: collections.Counter[str] = collections.Counter()
     while killed.total() < kills:
         begun = (run / "run.json").exists()
         process = start("--resume", str(run)) if begun else start(*options, "--out", str(run), "--force")
-        what = kill_somewhere(process, run, rng)
-        if what == "failed":
+        state = kill_somewhere(process, run, rng)
+        if state == "failed":
             assert process.stderr is not None
-            raise SystemExit(f"it failed: {process.stderr.read().decode()[-2000:]}")
-        if what == "finished":
+            raise SystemExit(f"the run failed: {process.stderr.read().decode()[-2000:]}")
+        if state == "finished":
             break
-        killed[what] += 1
-        typer.echo(f"kill {killed.total()}, {what}: {commits(run)} blocks committed", err=True)
+        killed[state] += 1
+        typer.echo(f"kill {killed.total()}, {state}: {commits(run)} blocks committed", err=True)
     if start("--resume", str(run)).wait():
         raise SystemExit("the last resume failed")
     same = {name: filecmp.cmp(run / name, whole / name, shallow=False) for name in FILES}
     blocks, record = commits(whole), json.loads((run / "run.json").read_text())
     typer.echo(f"{killed.total()} kills of a run of {blocks} blocks:")
-    for what, count in killed.items():
-        typer.echo(f"  {count} {what}")
+    for state, count in killed.items():
+        typer.echo(f"  {count} {state}")
     for name, equal in same.items():
         typer.echo(f"{name}: {'the same' if equal else 'DIFFERENT'}, {(whole / name).stat().st_size} bytes")
     typer.echo(f"status: {record['status']}")
@@ -94,9 +94,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of video; more kills need more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the two runs; default: a temporary one")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        same = chain(given.out or Path(scratch), kills=given.kills, seconds=given.seconds, seed=given.seed)
+        same = chain(options.out or Path(scratch), kills=options.kills, seconds=options.seconds, seed=options.seed)
     raise SystemExit(0 if same else 1)
 
 

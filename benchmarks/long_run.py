@@ -1,7 +1,7 @@
-"""Does a long video cost the same to its end? ``python benchmarks/long_run.py --seconds 1800``.
+"""Does a block of a long video cost the same to its end? ``python benchmarks/long_run.py --seconds 1800``.
 
-Runs ``llrag generate`` as anyone would, in a process of its own, and looks at it from outside: what is committed in the
-run folder, how much memory and processor time the process has. Prints a row for each tenth of the video.
+Runs ``llrag generate`` in a process of its own and watches it from outside: which blocks are committed in the run
+folder, and how much memory and processor time the process uses. Prints a row for each tenth of the video.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Look:
 
 
 def look(process: int, folder: Path, started: float) -> Look | None:
-    """What there is to see; None once the process has ended."""
+    """The process now; None once it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
         times = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -46,17 +46,17 @@ def look(process: int, folder: Path, started: float) -> Look | None:
 
 
 def watch(command: list[str], folder: Path) -> list[Look]:
-    """Run a command to its end; a look at each block that was seen to be new."""
+    """Run a command to its end; one look for each new block that was seen."""
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    started, seen = time.perf_counter(), [Look(0, 0.0, 0.0, 0)]
+    started, looks = time.perf_counter(), [Look(0, 0.0, 0.0, 0)]
     while child.poll() is None:
-        found = look(child.pid, folder, started)
-        if found is not None and found.blocks > seen[-1].blocks:
-            seen.append(found)
+        latest = look(child.pid, folder, started)
+        if latest is not None and latest.blocks > looks[-1].blocks:
+            looks.append(latest)
         time.sleep(TICK)
     if child.returncode:
         raise SystemExit(child.returncode)
-    return seen[1:]
+    return looks[1:]
 
 
 def draw(seen: list[Look], seconds_a_block: float, path: Path) -> None:
@@ -70,7 +70,7 @@ def draw(seen: list[Look], seconds_a_block: float, path: Path) -> None:
     minutes = [one.blocks * seconds_a_block / 60 for one in marks]
     rates = [(after.blocks - before.blocks) / (after.processor - before.processor) for before, after in pairwise(marks)]
     speed.plot(minutes[1:], rates)
-    speed.set(ylabel="blocks a second of the processor", ylim=(0, 1.2 * max(rates)))
+    speed.set(ylabel="blocks per second of processor time", ylim=(0, 1.2 * max(rates)))
     memory.plot(minutes, [one.resident / 1e6 for one in marks])
     memory.set(ylabel="memory of the process, MB", ylim=(0, 1.2e-6 * max(one.resident for one in marks)))
     for axes in (speed, memory):
@@ -87,16 +87,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/long"))
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    config = load_config("tiny", method="retrieval")
-    a_block = 4 * config.backbone.frames_per_block / config.backbone.fps
+    config = load_config("tiny")
+    a_block = config.second_of(config.backbone.frames_per_block)
     command = [sys.executable, "-m", "llrag_cli", "generate", "a red circle bounces around on a striped blue wall"]
     command += ["--seconds", str(options.seconds), "--archive", options.archive, "--out", str(options.out)]
     seen = watch(command, options.out)
     frames = config.video_frames(config.latent_frames(options.seconds))
     sys.stdout.write("| minutes of video | wall, ms a block | processor, ms a block | memory of the process |\n")
     sys.stdout.write("|---|---|---|---|\n")
-    size = len(seen) // 10
-    for first in range(0, 10 * size, size):
+    if len(seen) < 2:
+        raise SystemExit("the video is too short: fewer than two blocks were seen")
+    size = max(1, len(seen) // 10)
+    for first in range(0, min(10 * size, len(seen) - 1), size):
         before, after = seen[first], seen[min(first + size, len(seen) - 1)]
         blocks = after.blocks - before.blocks
         sys.stdout.write(

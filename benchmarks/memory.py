@@ -1,9 +1,9 @@
 """Does retrieval help the embedded model? ``python benchmarks/memory.py --out DIR``.
 
-Every memory makes the same videos (prompt and seed) at equal context. Prompts describe panoramas and leave things
-out, so that what the video has shown, not the prompt, must say what comes back. Frames are judged by
-``tiny/consistency.py`` against the video's own first part. Finished videos are kept in DIR/videos.jsonl; the same
-command goes on where it stopped, and ends with DIR/table.md, DIR/memory.json and DIR/memory.png.
+Every memory generates the same videos (prompt and seed) with the same context size. Prompts describe panoramas and
+leave things out, so that only the video itself determines what comes back. Frames are judged by
+``world/consistency.py`` against the first part of their own video. Finished videos are recorded in DIR/videos.jsonl;
+the same command continues an interrupted run, and writes DIR/table.md, DIR/memory.json and DIR/memory.png at its end.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from llrag_cli import Pipeline, load_config
+from llrag_cli import Pipeline, RunConfig, load_config
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.world.consistency import consistency, looks
 from llrag_cli.world.sprites import caption, random_scene
 
-MEMORIES: dict[str, tuple[str, ...]] = {  # settings of the retrieval method; none is the native window
-    "native window": (),
-    "nearest, encoder": ("memory.keys=encoder",),
-    "nearest, average pooling": ("memory.keys=average",),
-    "successor, encoder": ("memory.recall=successor", "memory.keys=encoder"),
-    "successor, average pooling": ("memory.recall=successor", "memory.keys=average"),
-    "random": ("memory.recall=random",),
-    "uniform": ("memory.recall=uniform",),
-    "deep sink": ("memory.recall=deep-sink",),
-    "diverse, encoder": ("memory.recall=diverse", "memory.keys=encoder"),
-    "gate, encoder": ("memory.recall=gate", "memory.keys=encoder"),
-    "prompt, encoder": ("memory.recall=prompt", "memory.keys=encoder"),
+MEMORIES: dict[str, tuple[str, ...]] = {  # the strategy, and settings
+    "native window": ("none",),
+    "nearest, encoder": ("nearest", "memory.keys=encoder"),
+    "nearest, average pooling": ("nearest", "memory.keys=average"),
+    "successor, encoder": ("successor", "memory.keys=encoder"),
+    "successor, average pooling": ("successor", "memory.keys=average"),
+    "random": ("random",),
+    "uniform": ("uniform",),
+    "deep sink": ("deep-sink",),
+    "diverse, encoder": ("diverse", "memory.keys=encoder"),
+    "gate, encoder": ("gate", "memory.keys=encoder"),
+    "prompt, encoder": ("prompt", "memory.keys=encoder"),
 }
 MEASURES = {
     "color": "objects of a colour seen before",
@@ -52,7 +52,7 @@ LATENT_FPS = 2  # of the embedded model: 8 frames a second, 4 to a latent frame
 
 
 def prompts_of(count: int, *, keep: float) -> list[str]:
-    """Captions of panoramas, each attribute said with probability ``keep``."""
+    """Captions of panoramas, each attribute named with probability ``keep``."""
     rng, found = random.Random("memory"), list[str]()
     while len(found) < count:
         scene = random_scene(rng)
@@ -62,19 +62,19 @@ def prompts_of(count: int, *, keep: float) -> list[str]:
     return found
 
 
-def settings_of(memory: str, steps: int) -> tuple[str, ...]:
+def config_of(memory: str, steps: int) -> RunConfig:
+    strategy, *settings = MEMORIES[memory]
     schedule = [round(1000 - 1000 * step / steps) for step in range(steps)]
-    return (*MEMORIES[memory], f"sampler.steps={schedule}")
+    return load_config("tiny", memory=strategy, settings=[*settings, f"sampler.steps={schedule}"])
 
 
 def judge_batch(pipeline: Pipeline, prompts: Sequence[str], *, seconds: float, seed: int, first: int) -> list[Any]:
-    """Make a batch of videos and read what each shows at the end of every latent frame."""
+    """Generate a batch of videos and read what each shows at the end of every latent frame."""
     frames: list[torch.Tensor] = []
-    stream, ratio = pipeline.decoder.stream(), pipeline.decoder.temporal_ratio
+    ratio = pipeline.decoder.temporal_ratio
     samples = range(first, first + len(prompts))
-    for block in pipeline.blocks(prompts, seconds=seconds, seed=seed, samples=samples):
-        decoded = stream.decode(block.latents)
-        frames.append(decoded[:, (decoded.shape[1] - 1) % ratio :: ratio])
+    for block in pipeline.start(prompts, seconds=seconds, seed=seed, samples=samples):
+        frames.append(block.frames[:, (block.frames.shape[1] - 1) % ratio :: ratio])
     videos = (torch.cat(frames, dim=1) / 2 + 0.5).clamp(0, 1)  # [B, F, 3, H, W]
     return [looks(video) for video in videos]
 
@@ -164,17 +164,19 @@ def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the results")],
     prompts: Annotated[int, typer.Option(help="Prompts")] = 32,
-    skip: Annotated[int, typer.Option(help="Prompts of the pool before them: 32 are new ones")] = 0,
+    skip: Annotated[int, typer.Option(help="Prompts of the pool to leave out at its start")] = 0,
     seeds: Annotated[int, typer.Option(help="Seeds of each prompt")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of each video")] = 60.0,
-    reference: Annotated[float, typer.Option(help="Seconds at the start that later ones are compared with")] = 20.0,
-    keep: Annotated[float, typer.Option(help="Probability that a prompt says an attribute")] = 0.4,
+    reference: Annotated[float, typer.Option(help="Seconds at the start that are the reference")] = 20.0,
+    keep: Annotated[float, typer.Option(help="Probability that a prompt names an attribute")] = 0.4,
     steps: Annotated[int, typer.Option(help="Denoising steps")] = 10,
-    batch: Annotated[int, typer.Option(help="Videos made together")] = 32,
-    memories: Annotated[str, typer.Option(help="Comma-separated, of: " + "; ".join(MEMORIES))] = ";".join(MEMORIES),
+    batch: Annotated[int, typer.Option(help="Videos generated together")] = 32,
+    memories: Annotated[str, typer.Option(help="Separated by semicolons, of: " + "; ".join(MEMORIES))] = ";".join(
+        MEMORIES
+    ),
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
 ) -> None:
-    """Make the videos that are not there yet, judge them, and write the report."""
+    """Generate the missing videos, judge them, and write the report."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     pool = prompts_of(skip + prompts, keep=keep)
@@ -182,10 +184,7 @@ def main(
     record = out / "videos.jsonl"
     common = {"seconds": seconds, "reference": reference, "keep": keep, "steps": steps}
     for memory in memories.split(";"):
-        config = load_config(
-            "tiny", method="retrieval" if MEMORIES[memory] else "native", settings=settings_of(memory, steps)
-        )
-        pipeline = Pipeline.load(config, device="cpu")
+        pipeline = Pipeline.load(config_of(memory, steps), device="cpu")
         for seed in range(seeds):
             done = {
                 (row["memory"], row["prompt"], row["seed"]) for row in collect_rows(record) if row["common"] == common

@@ -1,7 +1,7 @@
-"""Is the memory of `llrag bench score` flat? ``python benchmarks/score_memory.py``.
+"""Is the memory of `llrag bench score` constant? ``python benchmarks/score_memory.py``.
 
-Makes two moving test pictures of 832x480 that differ in length only, scores each in a process of its own, and prints a
-Markdown table: most memory held by the process (resident), and time of the processor and of the wall for each frame.
+Makes two test videos of 832x480 that differ in length only, scores each in a process of its own, and prints a Markdown
+table: peak resident memory of the process, and processor and wall time for each frame.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def scored(path: Path) -> tuple[int, float, float, int]:
     command = [sys.executable, "-m", "llrag_cli", "bench", "score", "--json", str(path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout is not None
-    told = json.loads(child.stdout.read())
-    _, status, usage = os.wait4(child.pid, 0)  # of this child alone, its ffmpeg apart
+    result = json.loads(child.stdout.read())
+    _, status, usage = os.wait4(child.pid, 0)  # of this child without its ffmpeg
     if status:
         raise SystemExit(f"scoring `{path}` failed")
     kilo = 1 if sys.platform == "darwin" else 1024
     wall = time.perf_counter() - started
-    return kilo * usage.ru_maxrss, usage.ru_utime + usage.ru_stime, wall, told["videos"][0]["frames"]
+    return kilo * usage.ru_maxrss, usage.ru_utime + usage.ru_stime, wall, result["videos"][0]["frames"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draws docs/contact-sheet.png: frames of four videos of the embedded model, as they come out of the files."""
+"""Draws docs/contact-sheet.png: frames of four videos of the embedded model, read back from the video files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from llrag_cli import Pipeline, RunFolder, load_config, make_video, read_video
+from llrag_cli import Pipeline, RunFolder, make_video, read_video
 
 PROMPTS = (
     "a red circle and a white cross pass by on a striped blue wall",
@@ -17,11 +17,12 @@ PROMPTS = (
     "a little blue cross is bouncing over a striped green backdrop",
 )
 SECONDS, COLUMNS, SIDE, LINE = 10, 8, 128, 26
+TARGET = Path(__file__).with_name("contact-sheet.png")
 
 
-def main() -> None:
-    """Make the videos, take frames at equal distances, and write the picture."""
-    pipeline = Pipeline.load(load_config("tiny", method="retrieval"))
+def main(path: Path = TARGET) -> None:
+    """Generate the videos, take frames at equal distances, and write the picture."""
+    pipeline = Pipeline.load("tiny")
     sheet = Image.new("RGB", (COLUMNS * SIDE, len(PROMPTS) * (SIDE + LINE)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     with tempfile.TemporaryDirectory() as scratch:
@@ -36,7 +37,7 @@ def main() -> None:
                 pixels = (frame.permute(1, 2, 0) * 255).to(torch.uint8).numpy()
                 picture = Image.fromarray(pixels).resize((SIDE - 2, SIDE - 2), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (column * SIDE + 1, top + LINE))
-    sheet.save(Path(__file__).with_name("contact-sheet.png"), optimize=True)
+    sheet.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Run each help page and write them down."""
+    """Run each help page and write all of them to docs/cli.md."""
     parts = ["# Command line\n\nWritten by `python docs/write_cli.py`.\n"]
     for command in COMMANDS:
         page = subprocess.run(

@@ -1,4 +1,4 @@
-"""Pages, the places they rest on, and the slots they come to."""
+"""Pages, the pools that store them, and the slots that they are copied to."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llrag_cli.cache import archive
 from llrag_cli.cache.archive import Slots
 from llrag_cli.cache.pages import DiskPool, HostPool, Layout, Pool, reserve
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.errors import LlragError
 
 CPU = torch.device("cpu")
@@ -63,11 +64,11 @@ def test_a_pool_keeps_every_part_of_every_page(
     )
     assert pool.bytes == pages * parts * size
     expected = torch.randint(0, 256, (pages, parts, size), dtype=torch.uint8)
-    places = [(page, part) for page in range(pages) for part in range(parts)]
-    for page, part in data.draw(st.permutations(places)):
+    parts_of_pages = [(page, part) for page in range(pages) for part in range(parts)]
+    for page, part in data.draw(st.permutations(parts_of_pages)):
         pool.put(page, part * size, expected[page, part])
         if data.draw(st.booleans()):
-            pool.rest()
+            pool.flush()
     for page in range(pages):
         assert torch.equal(pool.get(page), expected[page].flatten())
     assert list(folder.iterdir()) == []  # the file has no name, so nothing can be left behind
@@ -80,28 +81,28 @@ def test_a_pool_keeps_every_part_of_every_page(
 )
 def test_slots_hold_what_was_claimed_and_move_only_what_is_missing(data: st.DataObject, rows: int, count: int) -> None:
     slots = Slots(rows, count)
-    inside: list[list[int]] = [[] for _ in range(rows)]  # a plain model: frames, the least recently recalled first
+    inside: list[list[int]] = [[] for _ in range(rows)]  # a plain model: frames, the least recently retrieved first
     for _ in range(data.draw(st.integers(1, 12))):
         length = data.draw(st.integers(0, count))
         frames = st.lists(st.integers(0, 9), min_size=length, max_size=length, unique=True)
-        recalled = [data.draw(frames) for _ in range(rows)]
-        moved = slots.claim(recalled)
+        retrieved = [data.draw(frames) for _ in range(rows)]
+        moved = slots.claim(retrieved)
         assert {(row, frame) for row, frame, _ in moved} == {
-            (row, frame) for row in range(rows) for frame in recalled[row] if frame not in inside[row]
+            (row, frame) for row in range(rows) for frame in retrieved[row] if frame not in inside[row]
         }
         for row, held in enumerate(inside):
-            again = [frame for frame in recalled[row] if frame in held]
-            new = [frame for frame in recalled[row] if frame not in held]
+            again = [frame for frame in retrieved[row] if frame in held]
+            new = [frame for frame in retrieved[row] if frame not in held]
             held[:] = [*(frame for frame in held if frame not in again), *again, *new][-count:]
-        places = slots.places(recalled)
-        assert places.shape == (rows, length)
-        assert all(len(set(row)) == length and set(row) <= set(range(count)) for row in places.tolist())
+        numbers = slots.of(retrieved)
+        assert numbers.shape == (rows, length)
+        assert all(len(set(row)) == length and set(row) <= set(range(count)) for row in numbers.tolist())
         for row, frame, slot in moved:
-            assert places[row, recalled[row].index(frame)] == slot
+            assert numbers[row, retrieved[row].index(frame)] == slot
         if data.draw(st.booleans()):  # once more: nothing is missing
-            assert slots.claim(recalled) == []
+            assert slots.claim(retrieved) == []
             for row, held in enumerate(inside):
-                held[:] = [*(frame for frame in held if frame not in recalled[row]), *recalled[row]]
+                held[:] = [*(frame for frame in held if frame not in retrieved[row]), *retrieved[row]]
 
 
 @pytest.fixture
@@ -116,11 +117,10 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files")
 def test_a_disk_too_small_is_known_before_the_first_page(tmp_path: Path) -> None:
     DiskPool(10, 10_000, folder=tmp_path)
-    with pytest.raises(
-        LlragError, match=r"takes 110 kB of disk in `.*`, which could not be had: file too large"
-    ) as told:
+    with pytest.raises(LlragError, match=r"cannot reserve 110 kB of disk in `.*`: file too large") as caught:
         DiskPool(11, 10_000, folder=tmp_path)
-    assert "--archive recompute" in told.value.hint
+    assert "set `memory.archive` to `recompute`" in caught.value.hint
+    assert "`--archive recompute`" in hint_for(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,13 +139,13 @@ def test_a_disk_that_fills_up_while_writing_is_one_sentence(tmp_path: Path, monk
     pool = DiskPool(2, 64, folder=tmp_path)
 
     class Full:
-        def seek(self, place: int) -> None: ...
+        def seek(self, offset: int) -> None: ...
 
         def write(self, content: memoryview) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pool, "_file", Full())
-    with pytest.raises(LlragError, match="could not be had: no space left on device"):
+    with pytest.raises(LlragError, match=r"cannot reserve 128 bytes of disk in `.*`: no space left on device"):
         pool.put(1, 0, torch.zeros(64, dtype=torch.uint8))
 
 
@@ -154,8 +154,8 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = pool._file
 
     class Slow:
-        def seek(self, place: int) -> int:
-            return file.seek(place)
+        def seek(self, offset: int) -> int:
+            return file.seek(offset)
 
         def write(self, content: memoryview) -> int | None:
             return file.write(content[:7])
@@ -167,7 +167,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(LlragError, match="could not be had: no such file or directory"):
+    with pytest.raises(LlragError, match=r"cannot reserve 64 bytes of disk in `.*`: no such file or directory"):
         DiskPool(1, 64, folder=tmp_path / "nowhere")
 
 

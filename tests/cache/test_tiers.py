@@ -12,6 +12,7 @@ from llrag_cli import Pipeline, load_config
 from llrag_cli.cache import archive
 from llrag_cli.cache.rotary import RotaryTables
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.errors import LlragError
 from llrag_cli.memory.history import History, average_pool

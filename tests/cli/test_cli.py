@@ -294,10 +294,10 @@ def test_presets_are_listed_and_shown(llrag: Llrag, tmp_path: Path) -> None:
 def test_verify_exits_1_when_a_number_is_off(llrag: Llrag, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from conftest import GOLDENS
+    from llrag_cli.parity import BUNDLED
 
-    tensors = load_file(GOLDENS / "scheduler.safetensors")
-    (tmp_path / "scheduler.json").write_text((GOLDENS / "scheduler.json").read_text())
+    tensors = load_file(BUNDLED / "scheduler.safetensors")
+    (tmp_path / "scheduler.json").write_text((BUNDLED / "scheduler.json").read_text())
     save_file(tensors, tmp_path / "scheduler.safetensors")
     right = llrag("verify", ".")
     assert right.returncode == 0, right.stderr

@@ -23,10 +23,7 @@ PRESET = """
 backbone:
   {{family: wan, weights: generator.pt, ema: true, base: base, height: 4, width: 6, fps: 16{lora}}}
 sampler: {{steps: [1000, 500]}}
-methods:
-  native: {{policy: native, window: 6, sink: 1}}
-  retrieval:
-    {{policy: retrieval, window: 8, sink: 1, retrieved: 3, guard: 0, keys: encoder, encoder: ae.pt, archive: host}}
+memory: {{strategy: nearest, window: 8, sink: 1, retrieved: 3, guard: 0, keys: encoder, encoder: ae.pt, archive: host}}
 """
 
 
@@ -71,9 +68,9 @@ def preset(folder: Path, *, lora: str = "") -> Path:
     return file
 
 
-@pytest.mark.parametrize("method", ["native", "retrieval"])
-def test_wan_runs_from_official_files(weights: Path, tmp_path: Path, method: str) -> None:
-    config = load_config(preset(tmp_path), method=method)  # type: ignore[arg-type]
+@pytest.mark.parametrize("memory", ["none", "nearest"])
+def test_wan_runs_from_official_files(weights: Path, tmp_path: Path, memory: str) -> None:
+    config = load_config(preset(tmp_path), memory=memory)
     pipeline = Pipeline.load(config, device="cpu", weights=weights)
     record = make_video(pipeline, "a cat", RunFolder(tmp_path / "run"), seconds=3)
     assert record.status == "complete"
@@ -83,9 +80,9 @@ def test_wan_runs_from_official_files(weights: Path, tmp_path: Path, method: str
 def test_a_lora_changes_the_video(weights: Path, tmp_path: Path) -> None:
     plain, adapted = (
         next(
-            Pipeline.load(
-                load_config(preset(tmp_path, lora=lora), method="native"), device="cpu", weights=weights
-            ).blocks(["a cat"], seconds=0.5)
+            Pipeline.load(load_config(preset(tmp_path, lora=lora), memory="none"), device="cpu", weights=weights).start(
+                "a cat", seconds=0.5
+            )
         ).latents
         for lora in ("", ", lora: lora.pt, lora_alpha: 2")
     )
@@ -105,7 +102,7 @@ def test_text_is_cleaned_as_the_original_does() -> None:
 
 
 def test_an_encoder_of_another_size_is_refused(weights: Path, tmp_path: Path) -> None:
-    config = load_config(preset(tmp_path), method="retrieval", settings=["backbone.width=8"])
+    config = load_config(preset(tmp_path), memory="nearest", settings=["backbone.width=8"])
     with pytest.raises(LlragError, match=r"was made for latents of 16x4x6, `.*` writes 16x4x8"):
         Pipeline.load(config, device="cpu", weights=weights)
 

@@ -18,18 +18,18 @@ from transformers import UMT5EncoderModel
 
 from conftest import GOLDENS, Llrag
 from hub import Hub
-from llrag_cli import LlragError, Pipeline, load_config, read_video
+from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video, resume_video
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import memory_plan, schedule_of
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.errors import LlragWarning
 from llrag_cli.memory.history import History
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
 from llrag_cli.models.wan.text import WanText, load_text_encoder, umt5_from, umt5_name
 from llrag_cli.models.wan.vae import load_vae
 from llrag_cli.parity.generation import RecordedNoise
-from llrag_cli.presets import Method
 from official import HEIGHT, WIDTH, official_repos, save_tokenizer, umt5
 
 SMALL = (f"backbone.height={HEIGHT}", f"backbone.width={WIDTH}")
@@ -65,30 +65,30 @@ def golden(case: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "method", "case"),
+    ("backbone", "memory", "case"),
     [
-        ("self-forcing", "native", "native_w12_s1_b3"),
-        ("self-forcing", "retrieval", "rag_ae_w12_s1_k6_r5_b3"),
-        ("causal-forcing", "native", "native_w12_s1_b3"),
-        ("causal-forcing", "retrieval", "rag_ae_w12_s1_k6_r5_b3"),
+        ("self-forcing", "none", "native_w12_s1_b3"),
+        ("self-forcing", "nearest", "rag_ae_w12_s1_k6_r5_b3"),
+        ("causal-forcing", "none", "native_w12_s1_b3"),
+        ("causal-forcing", "nearest", "rag_ae_w12_s1_k6_r5_b3"),
     ],
 )
-def test_downloaded_backbones_write_the_golden_latents(weights: Path, backbone: str, method: Method, case: str) -> None:
+def test_downloaded_backbones_write_the_golden_latents(weights: Path, backbone: str, memory: str, case: str) -> None:
     """The bundled preset, only made as small as the golden latents, writes what the original system wrote."""
-    config = load_config(backbone, method=method, settings=SMALL)
+    config = load_config(backbone, memory=memory, settings=SMALL)
     pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
     written = rollout_of(pipeline, golden(case)["latents"].shape[1])
     assert (written - golden(case)["latents"]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("method", ["native", "retrieval"])
-def test_longlive_writes_the_golden_latents_with_its_lora(weights: Path, method: Method) -> None:
-    name = {"native": "native", "retrieval": "rag"}[method]
+@pytest.mark.parametrize("memory", ["none", "nearest"])
+def test_longlive_writes_the_golden_latents_with_its_lora(weights: Path, memory: str) -> None:
+    name = {"none": "native", "nearest": "rag"}[memory]
     alpha = json.loads((GOLDENS / "lora_output.json").read_text())["alpha"]["lora"]
     settings = [*SMALL, f"backbone.lora_alpha={alpha}"]
-    if method == "retrieval":  # as it was recorded
+    if memory == "nearest":  # as it was recorded
         settings += ["memory.window=9", "memory.retrieved=2", "memory.guard=1", "memory.keys=average"]
-    config = load_config("longlive", method=method, settings=settings)
+    config = load_config("longlive", memory=memory, settings=settings)
     pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
     expected = golden("lora_output")[f"generation_{name}.latents"]
     assert (rollout_of(pipeline, expected.shape[1]) - expected).abs().max() < 1e-4
@@ -96,8 +96,9 @@ def test_longlive_writes_the_golden_latents_with_its_lora(weights: Path, method:
 
 def rollout_of(pipeline: Pipeline, frames: int) -> Tensor:
     """Latents [1, F, C, h, w] of the golden inputs, from a loaded pipeline."""
-    inputs, config = golden("inputs"), pipeline.config
-    archive = "host" if config.memory.archive == "auto" else config.memory.archive
+    inputs, config, memory = golden("inputs"), pipeline.config, pipeline.config.memory
+    if isinstance(memory, RetrievalMemory) and memory.archive == "auto":
+        memory = memory.model_copy(update={"archive": "host"})
     blocks = rollout(
         pipeline.backbone,
         inputs["prompt_embeds"][:1],
@@ -105,7 +106,7 @@ def rollout_of(pipeline: Pipeline, frames: int) -> Tensor:
         shape=(16, HEIGHT, WIDTH),
         block=config.backbone.frames_per_block,
         schedule=schedule_of(config),
-        memory=config.memory.model_copy(update={"archive": archive}),
+        memory=memory,
         history=History(pipeline.encode_key),
         noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
     )
@@ -146,7 +147,7 @@ def test_weights_rounded_at_download_are_said_so(
     state = load_file(weights / "self_forcing.safetensors")
     torch.save({"generator_ema": state}, tmp_path / "original.pt")
     convert(tmp_path / "original.pt", folder / "self_forcing.safetensors", kind="generator", ema=True, dtype="bfloat16")
-    config = load_config("self-forcing", method="native", settings=SMALL)
+    config = load_config("self-forcing", memory="none", settings=SMALL)
     with pytest.warns(LlragWarning, match="was rounded to bfloat16 when it was downloaded"):
         Pipeline.load(config, device="cpu", dtype="float32", weights=folder)
     Pipeline.load(config, device="cpu", dtype="bfloat16", weights=folder)  # warnings fail tests
@@ -175,17 +176,33 @@ def test_a_picture_opens_the_video(
     done = llrag("generate", "a cat", *arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["image"] == str(image)
-    config = load_config(backbone, method="retrieval", settings=SMALL)
+    config = load_config(backbone, memory="nearest", settings=SMALL)
     pipeline = Pipeline.load(config, device="cpu", weights=weights)
-    first, second = list(pipeline.blocks(["a cat"], seconds=0.2, image=image))[:2]
+    first, second = list(pipeline.start("a cat", seconds=0.2, image=image))[:2]
     assert torch.equal(first.latents, pipeline.image_latent(image))
     assert not torch.equal(first.latents, second.latents)
+
+
+def test_a_video_that_starts_from_a_picture_resumes_to_the_same_bytes(weights: Path, tmp_path: Path) -> None:
+    """The picture's frame alone is given: the others were generated, with noise in their clean pass."""
+    image = picture(tmp_path / "start.png")
+    settings = [*SMALL, "sampler.context_timestep=100", "memory.window=6", "memory.retrieved=2", "memory.guard=1"]
+    pipeline = Pipeline.load(
+        load_config("causal-forcing-2step", settings=settings), device="cpu", weights=weights, dtype="float32"
+    )
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    make_video(pipeline, "a cat", whole, seconds=3, image=image)
+    make_video(pipeline, "a cat", parts, seconds=1, image=image)
+    record = resume_video(pipeline, parts, seconds=3)
+    assert record.resumed_at == (5,)
+    for name in ("latents.safetensors", "memory.jsonl"):
+        assert (parts.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
 def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:
     done = llrag("generate", "a red circle", "--image", str(picture(tmp_path / "start.png")))
     assert done.returncode == 2
-    assert "blocks of 3 latent frames, so it cannot open with one picture" in done.stderr
+    assert "blocks of 3 latent frames, so it cannot start from one picture" in done.stderr
     (tmp_path / "text.png").write_text("no picture")
     for name, said in (("text.png", "it is not an image"), ("none.png", "does not exist")):
         options = ["--backbone", "causal-forcing-framewise", "--image", str(tmp_path / name)]
@@ -201,7 +218,7 @@ def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:
     "how", [Execution(offload=True), Execution(attention="_native_math"), Execution(compile=True)], ids=str
 )
 def test_how_it_is_run_does_not_change_the_video(weights: Path, how: Execution) -> None:
-    config = load_config("self-forcing", method="retrieval", settings=(*SMALL, "memory.guard=0"))
+    config = load_config("self-forcing", memory="nearest", settings=(*SMALL, "memory.guard=0"))
     plain, other = (
         Pipeline.load(config, device="cpu", dtype="float32", weights=weights, how=each) for each in (Execution(), how)
     )
@@ -239,7 +256,7 @@ def test_a_run_that_cannot_fit_stops_before_loading(
 
 
 def test_the_plan_is_what_the_caches_take(weights: Path) -> None:
-    config = load_config("self-forcing", method="retrieval", settings=(*SMALL, "memory.archive=device"))
+    config = load_config("self-forcing", memory="nearest", settings=(*SMALL, "memory.archive=device"))
     budget = memory_plan(config, device="cpu", dtype="float32", seconds=7, weights=weights)
     planned = {part.name: part.bytes for part in budget.parts}
     pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import WatchedBackbone, Write, latents_of
-from llrag_cli.engine.rollout import Block
+from conftest import SHAPE, WatchedBackbone, Write, latents_of
+from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.memory.context import retrievable
-from llrag_cli.memory.history import average_pool
+from llrag_cli.memory.history import History, average_pool
 from llrag_cli.memory.strategies import (
     STRATEGIES,
     MemoryConfig,
@@ -18,6 +18,9 @@ from llrag_cli.memory.strategies import (
     fields_for,
     parse_memory,
 )
+from llrag_cli.models.wan.transformer import WanSession
+from llrag_cli.sampling.noise import AddressedNoise
+from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 NATIVE = SlidingWindow(window=6, sink=1)
 RETRIEVING = Nearest(window=8, sink=1, retrieved=3, guard=1)
@@ -153,3 +156,65 @@ def test_retrieved_frames_obey_the_guard(write: Write) -> None:
     for block in write(RETRIEVING, frames=60):
         newest = block.start - 8 + 1 - 1 - 1  # start - window + sink - guard - 1
         assert all(1 <= frame <= newest for row in block.retrieved for frame in row)
+
+
+def continued(
+    backbone: WatchedBackbone, initial: torch.Tensor | None, *, given: int | None, memory: MemoryConfig = NATIVE
+) -> torch.Tensor:
+    """Twelve frames, one a block, with other steps in the first generated block and noisy clean passes."""
+    return latents_of(
+        list(
+            rollout(
+                backbone,
+                torch.ones(1, 5, 8),
+                frames=12,
+                shape=SHAPE,
+                block=1,
+                schedule=FlowMatchSchedule(steps=[1000, 500], first_steps=[1000, 750, 500, 250], shift=5.0),
+                memory=memory,
+                history=History(average_pool),
+                noise=AddressedNoise(0),
+                context_timestep=100.0,
+                initial_latents=initial,
+                given_frames=given,
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_steps_and_timesteps_count_from_the_given_frames(
+    backbone: WatchedBackbone, monkeypatch: pytest.MonkeyPatch, given: int
+) -> None:
+    passes: dict[int, list[float]] = {}
+    flow, update_cache = WanSession.flow, WanSession.update_cache
+
+    def watched_flow(session: WanSession, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        passes.setdefault(session._start, []).append(round(float(timestep)))
+        return flow(session, noisy, timestep)
+
+    def watched_update(session: WanSession, latents: torch.Tensor, timestep: float, *rest: object) -> None:
+        passes.setdefault(session._start, []).append(timestep)
+        update_cache(session, latents, timestep, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WanSession, "flow", watched_flow)
+    monkeypatch.setattr(WanSession, "update_cache", watched_update)
+    initial = torch.randn(1, given, *SHAPE) if given else None
+    latents = continued(backbone, initial, given=None)
+    assert initial is None or torch.equal(latents[:, :given], initial)
+    assert [passes[frame] for frame in range(given)] == [[0.0]] * given
+    assert passes[given] == [1000, 938, 833, 625, 100.0]
+    assert all(passes[frame] == [1000, 833, 100.0] for frame in range(given + 1, 12))
+
+
+@pytest.mark.parametrize("memory", [NATIVE, RETRIEVING])
+@pytest.mark.parametrize("given", [0, 2])
+@pytest.mark.parametrize("known", [2, 3, 9])
+def test_latents_generated_earlier_continue_the_same_video(
+    backbone: WatchedBackbone, memory: MemoryConfig, given: int, known: int
+) -> None:
+    initial = torch.randn(1, given, *SHAPE) if given else None
+    whole = continued(backbone, initial, given=None, memory=memory)
+    assert torch.equal(continued(backbone, whole[:, :known], given=given, memory=memory), whole)
+    if known > given:  # as frames of the user's own they are another video
+        assert not torch.equal(continued(backbone, whole[:, :known], given=None, memory=memory), whole)

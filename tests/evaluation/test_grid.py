@@ -23,6 +23,7 @@ from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.results import compare, verdict
 from llrag_cli.evaluation.run import Scored
+from llrag_cli.memory.strategies import Random
 
 RANKED = ranked_metrics("offline")
 GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4", "--set", "sampler.steps=[1000, 500]")
@@ -160,13 +161,13 @@ def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Pa
     ("arguments", "said"),
     [
         (["--engine", "slurm"], "unknown engine `slurm`"),
-        (["--backbone", "tinny"], "there is no preset `tinny`"),
+        (["--backbone", "tinny"], "unknown preset `tinny`"),
         (["--memory", "nearst"], "unknown memory strategy `nearst`"),
         (["--horizon", "0"], "a horizon must be longer than 0 seconds"),
         (["--seeds", "0"], "a benchmark needs at least one prompt and one seed"),
-        (["--backbone", "longlive"], "this backbone needs a file of prompts"),
-        (["--prompts", "no.txt"], "there is no prompt file `no.txt`"),
-        (["--set", "memory.sinks=2"], "no setting `memory.sinks`"),
+        (["--backbone", "longlive"], "these backbones need a file of prompts"),
+        (["--prompts", "no.txt"], "no prompt file `no.txt`"),
+        (["--set", "memory.sinks=2"], "unknown setting `memory.sinks`"),
     ],
 )
 def test_bad_requests_get_a_sentence(llrag: Llrag, arguments: list[str], said: str) -> None:
@@ -178,7 +179,7 @@ def test_bad_requests_get_a_sentence(llrag: Llrag, arguments: list[str], said: s
 
 def test_memories_differ_in_memory_only() -> None:
     none, random = memory_config("tiny", "none"), memory_config("tiny", "random", ["memory.guard=1"])
-    assert random.memory.recall == "random" and random.memory.guard == 1
+    assert isinstance(random.memory, Random) and random.memory.guard == 1
     assert none.sampler == random.sampler and none.backbone == random.backbone
     assert none.memory.window == random.memory.window  # equal context
     assert memory_config("tiny", "none", ["memory.guard=1"]) == none

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from conftest import Llrag
-from llrag_cli.config import MemoryConfig
 from llrag_cli.evaluation.inspect import example_blocks, memory_stats
-from llrag_cli.runs.folder import BlockMemory, RunFolder, read_run
+from llrag_cli.presets import load_config
+from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, read_run
+from runs.records import record_of
 
-MEMORY = MemoryConfig(policy="retrieval", window=6, sink=1, retrieved=2, guard=1)
+SETTINGS = ["memory.window=6", "memory.retrieved=2", "memory.guard=1"]
+CONFIG = load_config("tiny", settings=SETTINGS)  # 8 frames a second
 LOG = [  # frames 1 .. start - 7 can be retrieved
     BlockMemory(0, (), ()),
     BlockMemory(3, (), ()),
@@ -24,7 +26,7 @@ LOG = [  # frames 1 .. start - 7 can be retrieved
 
 
 def test_numbers_of_a_known_log() -> None:
-    stats = memory_stats(LOG, MEMORY, fps=8)
+    stats = memory_stats(LOG, CONFIG)
     assert stats is not None
     assert (stats.blocks, stats.retrieving) == (6, 3)
     assert stats.coverage == pytest.approx(3 / 8)  # 1, 2 and 5, of 1 .. 8
@@ -36,7 +38,7 @@ def test_numbers_of_a_known_log() -> None:
 
 
 def test_nothing_retrieved_has_no_statistics() -> None:
-    assert memory_stats(LOG[:3], MEMORY, fps=8) is None
+    assert memory_stats(LOG[:3], CONFIG) is None
     assert example_blocks(LOG[:3]) == []
 
 
@@ -71,7 +73,7 @@ def test_a_run_without_memory_retrieves_nothing(llrag: Llrag) -> None:
     assert "nothing: the plain sliding window" in told.stdout
 
 
-RECORD = record_of("native")
+RECORD = record_of("none")
 OTHER = json.dumps(json.loads(RECORD.to_json()) | {"fps": 0})
 
 
@@ -102,5 +104,7 @@ def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str,
 def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
     folder, blocks = RunFolder(tmp_path), (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.write_record(RECORD)
-    folder.memory.write_text('{"block": 0, "frame": 0, "recalled": [3], "similarities": [0.5]}\n')
-    assert read_run(folder) == (RECORD, [BlockMemory(0, (3,), (0.5,))])
+    folder.memory.write_text('{"block": 0, "frame": 0, "retrieved": [3], "similarities": [0.5]}\n')
+    assert read_run(folder) == (RECORD, (BlockMemory(0, (3,), (0.5,)),))
+    folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
+    assert read_run(folder) == (RECORD, blocks)

@@ -125,8 +125,8 @@ def test_tables_stay_on_the_page(make: Make, memories: int, width: int, height: 
             "[...document.querySelectorAll('table')].map(table => table.parentElement.getBoundingClientRect().right)"
         )
         assert max(page.evaluate(edges)) <= width
-        page.evaluate("document.getElementById('seek').value = 2")
-        page.evaluate("document.getElementById('seek').dispatchEvent(new Event('input'))")
+        seek = "const seek = document.getElementById('seek'); seek.value = 2; seek.dispatchEvent(new Event('input'))"
+        page.evaluate(f"() => {{ {seek} }}")  # at once: the page follows the video many times a second
         wait_until(page, "document.querySelectorAll('.retrieved img').length > 0")
         wait_until(page, "[...document.querySelectorAll('.retrieved img')].every(image => image.naturalWidth)")
         browser.close()

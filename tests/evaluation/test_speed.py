@@ -28,8 +28,8 @@ from llrag_cli.evaluation.speed import (
     steady_after,
     summary,
 )
-from llrag_cli.models.vae import StreamingDecoder
-from llrag_cli.models.wan.transformer import WanBackbone
+from llrag_cli.models.vae import DecoderStream
+from llrag_cli.models.wan.transformer import WanSession
 from llrag_cli.presets import load_config, load_shape
 from llrag_cli.runs.video import VideoWriter, read_video
 
@@ -62,7 +62,7 @@ def test_any_shape_is_measured_without_weights(llrag: Llrag, small: Path) -> Non
         3,
         9,
         2,
-    )  # until frame 24 the memory recalls fewer than 6
+    )  # until frame 24 the memory retrieves fewer than 6
     assert 2e4 < told["parameters"] < 1e5
     assert told["peak_memory_bytes"] > 1e8
     assert list(told["memories"]) == ["none", "nearest"] and told["baseline"] == "none"
@@ -103,11 +103,10 @@ def test_memories_are_those_of_bench(llrag: Llrag, small: Path) -> None:
 class AtOnce:
     """A sink without a thread of its own, so that a made-up clock stands still while it writes."""
 
-    def __init__(self, decoder: StreamingDecoder, writer: VideoWriter) -> None:
+    def __init__(self, decoder: DecoderStream, writer: VideoWriter) -> None:
         self.decoder, self.writer = decoder, writer
 
     def __enter__(self) -> AtOnce:
-        self.decoder.reset()
         return self
 
     def put(self, latents: Tensor) -> None:
@@ -121,17 +120,18 @@ def test_warmup_is_left_out(small: Path, tmp_path: Path, monkeypatch: pytest.Mon
     """By a clock on which the first two blocks take 10 s, the others 1 s (2 s with retrieval), and nothing else."""
     now = [0.0]
 
-    def denoised(backbone: WanBackbone, *arguments: Any, block: int, **options: Any) -> Tensor:
-        now[0] += 10.0 if block < 2 else 2.0 if backbone is pipelines["retrieval"].backbone else 1.0
-        return denoise(backbone, *arguments, block=block, **options)
+    def denoised(session: WanSession, *arguments: Any, block: int, **options: Any) -> Tensor:
+        retrieves = session.cache.archive is not None
+        now[0] += 10.0 if block < 2 else 2.0 if retrieves else 1.0
+        return denoise(session, *arguments, block=block, **options)
 
     monkeypatch.setattr("llrag_cli.engine.rollout.denoise", denoised)
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(speed, "VideoSink", AtOnce)
     settings = ("backbone.height=4", "backbone.width=6", "sampler.steps=[1000]", "memory.keys=average")
     configs = {
-        "native": load_config("self-forcing", method="native", settings=settings[:3]),
-        "retrieval": load_config("self-forcing", method="retrieval", settings=settings),
+        "none": load_config("self-forcing", memory="none", settings=settings[:3]),
+        "nearest": load_config("self-forcing", memory="nearest", settings=settings),
     }
     pipelines = load(configs, shape=load_shape(small), device="cpu", dtype="auto", how=Execution())
     blocks: list[int] = []
@@ -142,32 +142,28 @@ def test_warmup_is_left_out(small: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert measured.streamed == steady
         assert measured.generating == measured.whole == measured.parts["denoise"] == [steady, steady]
         assert measured.shares == {part: float(part == "denoise") for part in PARTS}
-    told = summary(configs["native"], found)
-    assert told["memories"]["retrieval"]["generation"] == {"latent_fps": 1.5, "pixel_fps": 6.0, "block_seconds": 2.0}
-    assert set(told["ratios"]["retrieval"]["with_decoding"].values()) == {2.0}
-    assert len(read_video(tmp_path / "native.mp4")) == 45  # four blocks of three latent frames
+    told = summary(configs["none"], found)
+    assert told["memories"]["nearest"]["generation"] == {"latent_fps": 1.5, "pixel_fps": 6.0, "block_seconds": 2.0}
+    assert set(told["ratios"]["nearest"]["with_decoding"].values()) == {2.0}
+    assert len(read_video(tmp_path / "none.mp4")) == 45  # four blocks of three latent frames
 
 
-def test_methods_share_their_weights_and_nothing_else(small: Path) -> None:
+def test_memories_share_their_weights_and_nothing_else(small: Path) -> None:
     settings = ("backbone.height=4", "backbone.width=6", "sampler.steps=[1000, 500]")
-    configs = {
-        name: load_config("self-forcing", method=name, settings=settings)  # type: ignore[arg-type]
-        for name in ("native", "retrieval")
-    }
+    configs = {name: load_config("self-forcing", memory=name, settings=settings) for name in ("none", "nearest")}
     pipelines = load(configs, shape=load_shape(small), device="cpu", dtype="auto", how=Execution())
     one, other = (pipeline.backbone.transformer for pipeline in pipelines.values())
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert mine is theirs
-    embedding = pipelines["native"].text.encode(["a"])
 
     def video(name: str) -> Any:
-        return pipelines[name].blocks_of(embedding, seconds=5)
+        return pipelines[name].start("a", seconds=5)
 
     alone = {name: torch.cat([block.latents for block in video(name)], dim=1) for name in configs}
-    turns = list(zip(video("native"), video("retrieval"), strict=True))
+    turns = list(zip(video("none"), video("nearest"), strict=True))
     for side, name in enumerate(configs):
         assert torch.equal(torch.cat([pair[side].latents for pair in turns], dim=1), alone[name])
-    assert not torch.equal(alone["native"], alone["retrieval"])
+    assert not torch.equal(alone["none"], alone["nearest"])
 
 
 def test_turns_alternate() -> None:
@@ -190,9 +186,9 @@ def test_ratios_are_of_pairs() -> None:
     assert 1 <= spread["low"] < 3 < spread["high"] <= 5
 
 
-@pytest.mark.parametrize(("method", "blocks"), [("native", 5), ("retrieval", 9)])
-def test_a_block_is_steady_once_the_window_is_full_and_all_is_recalled(method: Any, blocks: int) -> None:
-    config = load_config("self-forcing", method=method)
+@pytest.mark.parametrize(("memory", "blocks"), [("none", 5), ("nearest", 9)])
+def test_a_block_is_steady_once_the_window_is_full_and_all_is_retrieved(memory: str, blocks: int) -> None:
+    config = load_config("self-forcing", memory=memory)
     assert steady_after(config) == blocks
     assert config.latent_frames(seconds_of(config, blocks=4, warmup=9)) == 3 * (9 + 2 * 4)
 
@@ -210,7 +206,7 @@ def test_the_shape_of_a_model_is_read_from_its_own_configuration(tmp_path: Path)
     assert shape == ModelShape(num_layers=40, num_attention_heads=40, ffn_dim=13824)
     for changed, said in (
         ({"in_channels": 36}, "36 channels go in and 16 come out"),
-        ({"_class_name": "UNet2DModel"}, "a `UNet2DModel` is not of Wan's kind"),
+        ({"_class_name": "UNet2DModel"}, "a `UNet2DModel` is not supported"),
     ):
         file.write_text(json.dumps(own | changed))
         with pytest.raises(UsageError, match=said):
@@ -218,13 +214,13 @@ def test_the_shape_of_a_model_is_read_from_its_own_configuration(tmp_path: Path)
 
 
 def test_weights_are_counted_once_and_memories_each() -> None:
-    configs = [load_config("self-forcing", method=method) for method in ("native", "retrieval")]  # type: ignore[arg-type]
+    configs = [load_config("self-forcing", memory=memory) for memory in ("none", "nearest")]
     budget = memory_needed(configs, seconds=30, shape=ModelShape(), device=torch.device("cpu"), dtype=torch.bfloat16)
     parts = {part.name: part.bytes for part in budget.parts}
     assert parts["weights"] == pytest.approx(2.84e9, rel=0.02)
     assert sum(name.startswith("weights") for name in parts) == sum(name.startswith("VAE") for name in parts) == 1
     assert sum(name.startswith("K/V") for name in parts) == 4
-    assert parts["archive of K/V, retrieval"] == pytest.approx(0.2875e9 * 123, rel=0.01)
+    assert parts["archive of K/V, nearest"] == pytest.approx(0.2875e9 * 123, rel=0.01)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,23 +235,23 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backbone", "tinny"], "there is no preset `tinny`"),
+        (["--backbone", "tinny"], "unknown preset `tinny`"),
         (["--memory", "nearst"], "unknown memory strategy `nearst`"),
-        (["--blocks", "0"], "there is nothing to time"),
-        (["--warmup", "-1"], "there is nothing to time"),
+        (["--blocks", "0"], "nothing to time"),
+        (["--warmup", "-1"], "nothing to time"),
         (["--backbone", "tiny", "--random-weights"], "the embedded model has one size and comes with its weights"),
-        (["--config", "no.yaml"], "there is no file `no.yaml`"),
+        (["--config", "no.yaml"], "no such file: `no.yaml`"),
         (["--config", "bad.yaml"], "`bad.yaml`, line 2: unknown key `num_layer`"),
         (["--config", "none.yaml"], "`none.yaml`, line 1: `num_layers`: input should be greater than 0, not `0`"),
-        (["--config", "list.yaml"], "`list.yaml` holds no mapping of keys to values"),
+        (["--config", "list.yaml"], "`list.yaml` is not a mapping of keys to values"),
         (
             ["--config", "small.yaml", "--set", "backbone.height=5"],
             "latent frames of 5x104 cannot be cut into tokens of 2x2",
         ),
-        (["--config", "small.yaml", "--device", "cuda:77"], "there is no device `cuda:77` here"),
-        (["--dtype", "float12"], "there is no dtype `float12`"),
-        (["--attention", "flush"], "there is no attention back end `flush`"),
-        (["--set", "memory.sinks=2"], "no setting `memory.sinks`"),
+        (["--config", "small.yaml", "--device", "cuda:77"], "unknown device `cuda:77`"),
+        (["--dtype", "float12"], "unknown dtype `float12`"),
+        (["--attention", "flush"], "unknown attention backend `flush`"),
+        (["--set", "memory.sinks=2"], "unknown setting `memory.sinks`"),
     ],
 )
 def test_bad_requests_get_a_sentence(llrag: Llrag, small: Path, arguments: list[str], said: str) -> None:
@@ -270,5 +266,5 @@ def test_bad_requests_get_a_sentence(llrag: Llrag, small: Path, arguments: list[
 def test_missing_weights_are_named_with_the_way_to_do_without(llrag: Llrag) -> None:
     done = llrag("bench", "speed", "--backbone", "self-forcing")
     assert done.returncode == 1
-    assert "the weights of `self-forcing` are not all there" in done.stderr
-    assert "hint: `--random-weights` measures the same shape without them" in done.stderr
+    assert "the weights of `self-forcing` are incomplete" in done.stderr
+    assert "hint: `--random-weights` measures the same sizes without them" in done.stderr

@@ -57,7 +57,7 @@ from llrag_cli.models.family import family_of
 from llrag_cli.presets import load_config
 from pathlib import Path
 for name in ("tiny", "self-forcing"):
-    config = load_config(name, method="retrieval")
+    config = load_config(name, memory="nearest")
     print(family_of(config).name, len(family_of(config).missing(config, Path("nowhere"))))
 assert "torch" not in sys.modules
 """
@@ -73,7 +73,7 @@ def test_an_unknown_family_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "self-forcing"])
 def test_a_family_is_what_the_configuration_says(name: str) -> None:
-    config = load_config(name, method="native")
+    config = load_config(name, memory="none")
     family = family_of(config)
     assert family.name == config.backbone.family
     assert family.latent_space is LATENT_SPACES[family.name]
@@ -88,14 +88,14 @@ def test_a_family_is_what_the_configuration_says(name: str) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_any_number_of_frames_makes_a_block(frames: int) -> None:
-    config = load_config("tiny", method="native", settings=[f"backbone.frames_per_block={frames}"])
+    config = load_config("tiny", memory="none", settings=[f"backbone.frames_per_block={frames}"])
     assert config.latent_frames(3) % frames == 0
     assert config.video_frames(config.latent_frames(3)) >= 24
     assert (config.width, config.height) == (64, 64)
 
 
 def test_complete_weights_lack_nothing(weights: Path) -> None:
-    config = load_config("self-forcing", method="retrieval", settings=SMALL)
+    config = load_config("self-forcing", memory="nearest", settings=SMALL)
     assert family_of(config).missing(config, weights) == {}
     require_files(config, weights)
 
@@ -116,7 +116,7 @@ def test_each_missing_file_is_named(weights: Path, setting: str, file: str) -> N
     shards = sorted((weights / "Wan2.1-T2V-1.3B-Diffusers/text_encoder").glob("model-*"))
     path = shards[1] if "model-" in file else weights / file
     path.unlink()
-    config = load_config("self-forcing", method="retrieval", settings=SMALL)
+    config = load_config("self-forcing", memory="nearest", settings=SMALL)
     assert family_of(config).missing(config, weights) == {setting: path}
     with pytest.raises(MissingWeightsError, match=f"`{path}` does not exist .setting `{setting}`") as caught:
         require_files(config, weights)
@@ -126,7 +126,7 @@ def test_each_missing_file_is_named(weights: Path, setting: str, file: str) -> N
 
 def test_damage_is_found_before_the_text_encoder_is_read(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llrag_cli.models.wan.text.load_text_encoder", lambda *_: pytest.fail("it was read"))
-    config = load_config("self-forcing", method="native", settings=SMALL)
+    config = load_config("self-forcing", memory="none", settings=SMALL)
 
     def load() -> None:
         family_of(config).load(
@@ -164,7 +164,7 @@ def test_damage_is_found_before_the_text_encoder_is_read(weights: Path, monkeypa
     ],
 )
 def test_a_vae_of_another_shape_is_refused(weights: Path, changes: dict[str, object], reason: str) -> None:
-    config = load_config("self-forcing", method="native", settings=SMALL)
+    config = load_config("self-forcing", memory="none", settings=SMALL)
     file = weights / "Wan2.1-T2V-1.3B-Diffusers/vae/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     cpu = torch.device("cpu")
@@ -217,7 +217,7 @@ def test_a_transformer_of_other_latents_than_the_vae_is_refused(weights: Path) -
     state["head.head.weight"] = torch.zeros(3 * len(head), head.shape[1])
     state["head.head.bias"] = torch.zeros(3 * len(head))
     save_file(state, weights / "self_forcing.safetensors")
-    config = load_config("self-forcing", method="native", settings=(*SMALL, "backbone.ema=false"))
+    config = load_config("self-forcing", memory="none", settings=(*SMALL, "backbone.ema=false"))
     with pytest.raises(UnsupportedModelError, match=r"its latents have 16 channels, the transformer .* reads 48"):
         family_of(config).load(config, weights, device=torch.device("cpu"), dtype=torch.float32)
 

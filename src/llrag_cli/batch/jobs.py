@@ -1,4 +1,4 @@
-"""The jobs that engines hand to workers: one video, or the latents of a batch."""
+"""The jobs that engines give to workers: one video, or the latents of a batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LatentsJob:
     preview: bool = False
 
 
-_loaded: dict[PipelineSpec, Pipeline] = {}  # the last one of this process
+_loaded: dict[PipelineSpec, Pipeline] = {}  # the most recent one of this process
 
 
 def load_pipeline(spec: PipelineSpec) -> Pipeline:

@@ -27,19 +27,25 @@ class Slots:
     def __init__(self, rows: int, count: int) -> None:
         self.count = count
         self._held: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(rows)]  # frame to slot, oldest first
+        self._free = [list(reversed(range(count))) for _ in range(rows)]
 
     def claim(self, retrieved: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
         """Assign slots to frames [B][<= count]; returns (row, frame, slot) of those that were in none."""
         missing = []
-        for row, (frames, held) in enumerate(zip(retrieved, self._held, strict=True)):
+        for row, (frames, held, free) in enumerate(zip(retrieved, self._held, self._free, strict=True)):
             for frame in frames:
                 if frame in held:
                     held.move_to_end(frame)
             for frame in frames:
                 if frame not in held:
-                    held[frame] = len(held) if len(held) < self.count else held.popitem(last=False)[1]
+                    held[frame] = free.pop() if free else held.popitem(last=False)[1]
                     missing.append((row, frame, held[frame]))
         return missing
+
+    def discard(self, frames: range) -> None:
+        """Empty the slots of frames whose pages have changed."""
+        for held, free in zip(self._held, self._free, strict=True):
+            free += [held.pop(frame) for frame in frames if frame in held]
 
     def of(self, retrieved: Sequence[Sequence[int]]) -> Tensor:
         """Slots [B, K] of frames that are in one."""
@@ -49,7 +55,7 @@ class Slots:
 class Archive(ABC):
     """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
-    ``slots`` pages of each video are on the device. ``recomputes`` tells whether pages are computed again instead of
+    ``slots`` pages of each video are on the device. ``recomputes`` is whether pages are computed again instead of
     being stored. Storage for ``frames`` is allocated at the first write.
     """
 
@@ -64,7 +70,9 @@ class Archive(ABC):
         self._pages: Tensor | None = None  # [B, slots, layers, bytes], uint8, on the device
 
     def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV]) -> None:
-        """Add a block: latents [B, T, C, H, W] of frames from ``start`` on, and their keys and values by layer."""
+        """Add a block, or replace old frames: latents [B, T, C, H, W] from ``start`` on, keys and values by layer."""
+        if self._slots is not None:
+            self._slots.discard(range(start, start + latents.shape[1]))
         if self._pages is None:
             keys = fresh[0][0]
             self._dtype = keys.dtype

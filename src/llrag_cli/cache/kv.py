@@ -18,14 +18,15 @@ from llrag_cli.cache.rotary import rotate
 class FramePages:
     """Keys and values [B, pages, tokens, heads, D] of the frames of one layer, on the compute device.
 
-    With ``ring`` pages, frame f >= sink lives on page sink + (f - sink) mod (ring - sink), so old frames
-    are overwritten. Without, page f is frame f. Memory for all ``frames`` of the video, or for the ring, is
-    allocated at the first write.
+    With ``ring`` pages, the frames of the sink are on the first pages, and any other frame f on page
+    sink + (f - sink) mod (ring - sink), so old frames are overwritten. Without, page f is frame f. Memory for all
+    ``frames`` of the video, or for the ring, is allocated at the first write.
     """
 
     def __init__(self, *, sink: int, ring: int | None, frames: int) -> None:
         self.sink = sink
         self.ring = ring
+        self.sink_start = 0  # first frame of the sink
         self.count = frames if ring is None else min(ring, frames)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
@@ -35,7 +36,8 @@ class FramePages:
         if self.ring is None:
             return frames
         turned = self.sink + (frames - self.sink) % (self.ring - self.sink)
-        return torch.where(frames < self.sink, frames, turned)
+        offset = frames - self.sink_start
+        return torch.where((offset >= 0) & (offset < self.sink), offset, turned)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1."""
@@ -165,6 +167,11 @@ class WanKVCache:
         self.layers = []
         if self.archive is not None:
             self.archive.close()
+
+    def move_sink(self, frame: int) -> None:
+        """Make the frames from ``frame`` on the sink; their keys and values are to be committed next."""
+        for layer in self.layers:
+            layer.pages.sink_start = frame
 
     @property
     def moved(self) -> int:

@@ -65,7 +65,7 @@ def bench_speed(
     from llrag_cli.models.family import family_of
 
     if blocks < 1 or (warmup is not None and warmup < 0):
-        raise UsageError("there is nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
+        raise UsageError("nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
     shape = _shape(shape_file, random_weights=random_weights)
     source = backbone or ("self-forcing" if shape else "tiny")
     configs = {memory: memory_config(source, memory, settings or ()) for memory in memories or ("none", "nearest")}
@@ -143,6 +143,7 @@ def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:
 
 
 def _require_files(config: RunConfig) -> None:
+    from llrag_cli.cli.hints import hint_for
     from llrag_cli.errors import LlragError, UsageError
     from llrag_cli.files.paths import weights_folder
     from llrag_cli.models.family import require_files
@@ -153,7 +154,7 @@ def _require_files(config: RunConfig) -> None:
         raise
     except LlragError as error:
         raise LlragError(
-            error.problem, hint=f"`--random-weights` measures the same shape without them; {error.hint}"
+            error.problem, hint=f"`--random-weights` measures the same sizes without them; {hint_for(error)}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Carries out a plan: every file is downloaded, checked, converted or linked, and recorded."""
+"""Executes a plan: downloads, checks, converts or links, and records every file."""
 
 from __future__ import annotations
 

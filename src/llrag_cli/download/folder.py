@@ -21,7 +21,7 @@ LOCK = "download.lock"
 
 
 def target_path(folder: Path, spec: CatalogueFile, path: str) -> Path:
-    """Where a file of a repository goes; a converted checkpoint ends in ``.safetensors``."""
+    """Path of a repository's file in the folder; a converted checkpoint ends in ``.safetensors``."""
     target = folder / spec.to
     if spec.to.endswith("/"):
         return target / PurePosixPath(path).name
@@ -65,7 +65,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise what prevents writing to a path as ``DownloadFolderError``."""
+    """Raise errors of writing to a path as ``DownloadFolderError``."""
     try:
         yield
     except WriteFailedError as error:
@@ -94,7 +94,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_stale(targets: Iterable[Path]) -> None:
-    """Remove what a killed download left beside its targets; the folder must be locked."""
+    """Remove partial files of a killed download; the folder must be locked."""
     for target in targets:
         for partial in target.parent.glob(f"{target.name}.*partial"):
             if partial.is_dir():

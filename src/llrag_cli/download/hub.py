@@ -1,4 +1,4 @@
-"""The Hugging Face hub through ``huggingface_hub``: which files a repository has, and bringing one into the cache."""
+"""The Hugging Face hub through ``huggingface_hub``: lists a repository, downloads a file into the cache."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _require_shards(index: Path) -> None:
 
 
 def fetch_from_hub(repo: str, path: str, commit: str, *, advance: Advance) -> Path:
-    """Path of a file in the hub's cache, downloaded if it is not there."""
+    """Path of a file in the hub's cache, downloaded if necessary."""
 
     class Bar(_Silent):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -40,9 +40,9 @@ class PlannedFile:
 
 
 def plan(chosen: Iterable[tuple[str, Source]], folder: Path, *, dtype: str, force: bool = False) -> list[PlannedFile]:
-    """Compare what the chosen items consist of with what is in the folder and in the hub's cache.
+    """Compare the files of the chosen items with those in the folder and in the hub's cache.
 
-    Every repository is asked once (offline, the cache is). Raises ``LlragError`` if one is not accessible or lacks a
+    Every repository is queried once (offline, the cache). Raises ``LlragError`` if one is not accessible or lacks a
     file.
     """
     chosen = list(chosen)
@@ -98,7 +98,7 @@ def _on_web(base: str, spec: CatalogueFile, source: Source, folder: Path) -> Rem
 
 
 def _same(entry: Mapping[str, Any], source: Source, file: RemoteFile, *, sha256: str | None, dtype: str) -> bool:
-    """Whether a recorded file is the planned one: of the same content, kept in the same type."""
+    """Whether a recorded file is the planned one: the same content, stored in the same dtype."""
     unchanged = entry["sha256"] == sha256 if sha256 else entry["commit"] == file.commit
     same_file = (entry["repo"], entry["path"]) == (source.repo, file.path)
     return same_file and unchanged and entry["dtype"] in (None, dtype)

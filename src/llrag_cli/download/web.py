@@ -1,4 +1,4 @@
-"""Files that are on no hub repository, from the web servers of their authors."""
+"""Files that are not on the hub, from the web servers of their authors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNCOMPRESSED = {"Accept-Encoding": "identity"}  # so that Content-Length is the 
 
 
 def size_on_web(url: str, *, target: Path) -> int | None:
-    """Size of a file in bytes, if the server knows it; offline, the size of the file that is already at ``target``."""
+    """Size of a file in bytes, if the server reports it; offline, the size of the file already at ``target``."""
     if constants.HF_HUB_OFFLINE:
         if target.exists():
             return target.stat().st_size
@@ -48,7 +48,7 @@ def fetch_from_web(url: str, partial: Path, *, advance: Advance) -> None:
 def _require_success(response: Any, url: str) -> None:
     if response.status_code != 200:
         raise LlragError(
-            f"{_host(url)} answered {response.status_code} when asked for `{url}`",
+            f"{_host(url)} answered {response.status_code} for `{url}`",
             hint="try again later, or update llrag; complete files are kept",
         )
 

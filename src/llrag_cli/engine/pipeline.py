@@ -85,6 +85,7 @@ class Pipeline:
         samples: Sequence[int] | None = None,
         image: Path | None = None,
         initial_latents: Tensor | None = None,
+        given_frames: int | None = None,
         prompt_schedule: Mapping[int, str] | None = None,
         scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -93,9 +94,10 @@ class Pipeline:
 
         A video depends on its prompt, the seed and its sample number (0, 1, ... unless ``samples`` says otherwise), not
         on the batch. It may open with an ``image`` (any size, cropped to the video's shape; only frame-wise backbones)
-        or with ``initial_latents`` [B, whole blocks of frames, C, h, w]. Prompts of ``prompt_schedule`` take over, for
-        the whole batch, at the block of their number. Files of the archive are in the folder ``scratch``, or in that
-        for temporary files. Parts of a block are timed by ``clock``, in seconds.
+        or with ``initial_latents`` [B, whole blocks of frames, C, h, w]. The first ``given_frames`` of these, by
+        default all, were not generated; the others were, by an earlier session of this video. Prompts of
+        ``prompt_schedule`` take over, for the whole batch, at the block of their number. Files of the archive are in
+        the folder ``scratch``, or in that for temporary files. Parts of a block are timed by ``clock``, in seconds.
 
         Raises ``UsageError`` for an empty prompt or an invalid length.
         """
@@ -122,6 +124,7 @@ class Pipeline:
             noise=AddressedNoise(seed, range(len(prompts)) if samples is None else samples),
             context_timestep=config.sampler.context_timestep,
             initial_latents=initial_latents,
+            given_frames=given_frames,
             prompt_schedule=embeddings,
             scratch=scratch,
             clock=clock,
@@ -188,7 +191,7 @@ def memory_plan(
     limit: int | None = None,
     scratch: Path | None = None,
 ) -> Budget:
-    """What a run will hold in memory and what there is; reads headers only, raises if a file is not there.
+    """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
     Its ``config`` is the one to run: with the tier of the archive chosen as ``budget.plan`` says.
     """

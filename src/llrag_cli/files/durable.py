@@ -1,4 +1,4 @@
-"""Files that survive: what was said to be written is on the disk, whatever happens next."""
+"""Atomic, fsynced writes: what was written survives a crash or a power cut."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> WriteFailedE
 
 @contextmanager
 def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
-    """Yields a path for the new content; when the block ends, the file there is synced and replaces ``target``.
+    """Yield a path for the new content; when the block ends, that file is synced and replaces ``target``.
 
-    The new file has the permissions that the umask gives, also where a library created it with fewer. After an error
-    ``target`` is as before; errors of the disk, also through torch and safetensors, become ``WriteFailedError``.
+    The new file has the default permissions of the umask, even if a library created it with fewer. After an error
+    ``target`` is unchanged; disk errors, also from torch and safetensors, are raised as ``WriteFailedError``.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("ab"):
             mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # safetensors writes for the owner only
+        partial.chmod(mode)  # safetensors grants access to the owner only
         with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
+            os.fsync(file.fileno())  # otherwise a power cut could leave an empty file under the new name
         partial.replace(target)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise unwritten(target, error, hint=hint) from error
@@ -46,15 +46,15 @@ def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
 
 
 def replace_text(target: Path, text: str, *, hint: str = HINT) -> None:
-    """Write a text file in one step, as ``replacing``."""
+    """Write a text file atomically, as ``replacing``."""
     with replacing(target, hint=hint) as partial, partial.open("wb", buffering=0) as file:
         _write(file.fileno(), text.encode())
 
 
 class AppendFile:
-    """A file that grows by whole pieces: after an error it ends where its last whole piece did.
+    """An append-only file: after an error it ends with the last complete append.
 
-    It is cut to ``length`` bytes when opened; shorter, it is an error.
+    Opening truncates it to ``length`` bytes; a shorter file is an error.
     """
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
@@ -73,7 +73,7 @@ class AppendFile:
             raise unwritten(path, error) from error
 
     def append(self, content: bytes) -> None:
-        """Add a piece; it is on the disk when this returns."""
+        """Append bytes; they are on disk when this returns."""
         number = self._file.fileno()
         try:
             _write(number, content)
@@ -85,7 +85,7 @@ class AppendFile:
         self.length += len(content)
 
     def overwrite(self, content: bytes) -> None:
-        """Replace the first bytes of the file by as many others."""
+        """Replace the first bytes of the file by ``content``."""
         try:
             self._file.seek(0)
             _write(self._file.fileno(), content)
@@ -96,7 +96,7 @@ class AppendFile:
             self._file.seek(self.length)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> AppendFile:
@@ -109,7 +109,7 @@ class AppendFile:
 
 
 def _write(number: int, content: bytes) -> None:
-    """All of it: the system may take a part at a time."""
+    """Write all of ``content``; one call of ``os.write`` may write only a part."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(number, rest) :]

@@ -1,7 +1,7 @@
 """The retrieval encoder: a convolutional autoencoder over single latent frames.
 
-Only its encoder is used when generating; the decoder serves the reconstruction loss. Module names are
-those of the released checkpoints.
+Generation uses the encoder only; the decoder is for the reconstruction loss. Module names match the
+released checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llrag_cli.files.tensors import load_strictly, read_file
 
 
 class EncoderConfig(BaseModel):
-    """Sizes of a retrieval autoencoder; keys of a checkpoint's config that are not here are its trainer's."""
+    """Sizes of a retrieval autoencoder; other keys of a checkpoint's config (training settings) are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     in_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
@@ -99,7 +99,7 @@ class LatentDecoder(nn.Module):
 
 
 class LatentAutoencoder(nn.Module):
-    """Embedding and reconstruction of latent frames; called, it gives the unit embedding [N, D]."""
+    """Encoder and decoder of latent frames; calling it returns unit-norm embeddings [N, D]."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -108,13 +108,13 @@ class LatentAutoencoder(nn.Module):
         self.decoder = LatentDecoder(config)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Unit-norm embeddings [N, D] of latent frames [N, C, H, W], in the module's type."""
+        """Unit-norm embeddings [N, D] of latent frames [N, C, H, W], in the module's dtype."""
         weight = self.encoder.fc.weight
         return F.normalize(self.encoder(latents.to(weight.device, weight.dtype)), dim=-1)
 
 
 def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAutoencoder:
-    """Read ``{'model', 'config', ...}`` or our safetensors with the config in the metadata; strict."""
+    """Load a released checkpoint (``model`` and ``config``) or safetensors with the config in its metadata; strict."""
     if path.suffix == ".safetensors":
         content: Mapping[str, Any] = {"model": read_file(path), "config": _metadata_config(path)}
     else:
@@ -129,14 +129,14 @@ def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAut
 
 
 def embedding_size(path: Path) -> int:
-    """How long the keys of an encoder's file are; of safetensors only the header is read."""
+    """Length of the keys of an encoder file; only the header of safetensors is read."""
     if path.suffix == ".safetensors":
         return int(_metadata_config(path)["latent_dim"])
     return load_encoder(path).config.latent_dim
 
 
 def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> LatentAutoencoder:
-    """An autoencoder in float32 from its tensors and its configuration."""
+    """Build an autoencoder in float32 from its tensors and configuration."""
     try:
         sizes = EncoderConfig.model_validate(config)
     except ValidationError as error:

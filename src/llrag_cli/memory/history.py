@@ -1,4 +1,4 @@
-"""The key that every latent frame made so far is found by, on the compute device."""
+"""Keys of all latent frames generated so far, on the compute device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class KeyEncoder(Protocol):
-    """Turns latent frames into the vectors they are compared by."""
+    """Embeds latent frames for similarity search."""
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Embeddings [N, D] of latent frames [N, C, H, W]."""
@@ -23,7 +23,7 @@ def average_pool(latents: Tensor) -> Tensor:
 
 
 class GrowingTensor:
-    """A tensor [B, N, ...] that grows along N: room for ``expected`` entries at once, doubled whenever it is full."""
+    """A tensor [B, N, ...] that grows along N; capacity starts at ``expected`` entries and doubles when full."""
 
     def __init__(self, expected: int = 64) -> None:
         self._expected = expected
@@ -35,14 +35,14 @@ class GrowingTensor:
 
     @property
     def filled(self) -> Tensor:
-        """What was appended so far [B, N, ...], a view."""
+        """A view of all entries so far [B, N, ...]."""
         if self._room is None:
-            raise ValueError("nothing was appended yet")
+            raise ValueError("the tensor is empty")
         return self._room[:, : self._count]
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Allocated memory in bytes."""
         return 0 if self._room is None else self._room.numel() * self._room.element_size()
 
     def append(self, entries: Tensor) -> None:
@@ -59,9 +59,9 @@ class GrowingTensor:
 
 
 class History:
-    """The unit keys [B, N, D] of all latent frames, oldest first, on the compute device.
+    """Unit-norm keys [B, N, D] of all latent frames, oldest first, on the compute device.
 
-    ``frames`` says how many are expected, so that room for them is made once.
+    ``frames`` is the expected number of frames, for which space is allocated at once.
     """
 
     def __init__(self, encode: KeyEncoder, *, frames: int = 64) -> None:
@@ -78,7 +78,7 @@ class History:
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Allocated memory in bytes."""
         return self._keys.bytes
 
     @torch.no_grad()
@@ -88,5 +88,5 @@ class History:
         return F.normalize(embeddings, dim=-1).unflatten(0, latents.shape[:2])
 
     def append(self, latents: Tensor) -> None:
-        """Take in finished latent frames [B, T, C, H, W]."""
+        """Add the keys of finished latent frames [B, T, C, H, W]."""
         self._keys.append(self.keys_of(latents))

@@ -25,6 +25,11 @@ class MemoryConfig(Config):
     strategy: str
     window: int | None = Field(default=12, gt=0, description="frames attended, own block included; null: unlimited")
     sink: int = Field(default=1, ge=0, description="first frames of the video, always attended")
+    recache: Literal["keep", "renew", "none"] = Field(
+        default="keep",
+        description="when the prompt changes: compute keys and values of the window again and keep the sink's, or make "
+        "the oldest frames of the window the sink (`renew`), or neither",
+    )
 
     @property
     def retrieves(self) -> bool:
@@ -195,7 +200,7 @@ class Uniform(RetrievalMemory):
 
 @register
 class Random(RetrievalMemory):
-    """Random frames, drawn anew for each block: the control for the other strategies."""
+    """Random frames, drawn for each block: the control for the other strategies."""
 
     strategy: Literal["random"] = "random"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import LlragError, closest
 from llrag_cli.parity.checkpoints import formats, manifest
 from llrag_cli.parity.checks import Check, Golden, read_json
-from llrag_cli.parity.generation import generation, lora
+from llrag_cli.parity.generation import generation, lora, prompt_switch
 from llrag_cli.parity.parts import autoencoder, scheduler, units, vae
 
 __all__ = ["BUNDLED", "Check", "Golden", "replay"]
@@ -19,21 +19,36 @@ BUNDLED = Path(__file__).parent / "vectors"
 Case = Callable[[Golden, str, dict[str, Any], Path], Iterator[Check]]
 
 
+def _unsupported(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    yield Check(case, "latents", None, 0.0, f"`{about['kind']}` is not implemented")
+
+
+KINDS: Mapping[str, Case] = {  # how a case is replayed whose JSON has a `kind`
+    "first_chunk": generation,
+    "prompt_switch": prompt_switch,
+    "commit_rule": _unsupported,
+    "read_locus": _unsupported,
+}
+
+
 def replay(golden: Golden) -> Iterator[Check]:
-    """Every check of every case in the folder, in order of names."""
+    """Every check of every case in the folder, in order of names. Raises ``LlragError`` for an unknown `kind`."""
     files = [*sorted(golden.folder.glob("*.json")), *sorted(golden.folder.glob("*/*.json"))]
-    cases = [(file, kind) for file in files if (kind := _kind(file)) is not None]
-    if not any(kind is not _skip for _, kind in cases):
+    cases = [(file, about, case) for file in files if (case := _case(file, about := read_json(file))) is not None]
+    if not any(case is not _skip for _, _, case in cases):
         raise LlragError(f"`{golden.folder}` holds no golden case", hint="expected NAME.json beside NAME.safetensors")
-    for file, kind in cases:
-        yield from kind(golden, file.stem, read_json(file), file.parent)
+    for file, about, case in cases:
+        yield from case(golden, file.stem, about, file.parent)
 
 
-def _kind(file: Path) -> Case | None:
-    """How a case is replayed, told by what its JSON holds; None for files that are no case."""
-    about = read_json(file)
+def _case(file: Path, about: Mapping[str, Any]) -> Case | None:
+    """How a case is replayed: by its `kind`, otherwise by what its JSON holds; None for files that are no case."""
+    if "kind" in about:
+        if about["kind"] not in KINDS:
+            raise LlragError(f"`{file}` has the unknown kind `{about['kind']}`", hint=closest(about["kind"], KINDS))
+        return KINDS[about["kind"]]
     tensors = about.get("tensors", {})
-    marks: tuple[tuple[bool, Case], ...] = (
+    cases: tuple[tuple[bool, Case], ...] = (
         ("num_tensors" in about, manifest),
         ("checksum" in about and "files" in about, formats),
         ("generations" in about, lora),
@@ -44,7 +59,7 @@ def _kind(file: Path) -> Case | None:
         ("decode_full" in tensors, vae),
         ("tensors" in about and (file.stem.startswith("weights") or "noise" in tensors), _skip),
     )
-    return next((kind for fits, kind in marks if fits), None)
+    return next((case for fits, case in cases if fits), None)
 
 
 def _skip(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import rotate
-from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.engine.rollout import Block, retrieve, rollout
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
-from llrag_cli.memory.strategies import MemoryConfig, Nearest, SlidingWindow
+from llrag_cli.memory.strategies import MemoryConfig, Nearest, RetrievalMemory, SlidingWindow
 from llrag_cli.models.wan.transformer import WanBackbone
-from llrag_cli.parity.checks import FINE, LATENTS, Check, Golden, bar_of, read_json
+from llrag_cli.parity.checks import FINE, HALF_ROLLOUT, LATENTS, Check, Golden, bar_of, read_json
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 
@@ -40,8 +41,11 @@ def memory_of(config: Mapping[str, Any]) -> MemoryConfig:
     """Our memory configuration for one of the original's."""
     model = config["model_kwargs"]
     window, sink = model["local_attn_size"], model["sink_size"]
+    recache: Literal["keep", "renew"] = "keep" if config.get("global_sink", True) else "renew"
+    if model.get("use_infinite_attention", False):  # the times of its frames are their slots, as with retrieval
+        return Nearest(window=window, sink=sink, retrieved=0, recache=recache)
     if not model.get("use_latentmem", False):
-        return SlidingWindow(window=None if window < 0 else window, sink=sink)
+        return SlidingWindow(window=None if window < 0 else window, sink=sink, recache=recache)
     return Nearest(
         window=window,
         sink=sink,
@@ -58,6 +62,7 @@ class Replay:
     latents: Tensor
     blocks: list[Block]
     seen: dict[str, Tensor]
+    passes: list[tuple[int, float]]  # first frame and timestep of each pass
     history: History
 
 
@@ -70,23 +75,32 @@ def _replay(
     frames: int,
     batch: int,
     encode: KeyEncoder,
+    given: int = 0,
+    prompts: Sequence[int] = (),
+    switches: Mapping[int, int] | None = None,
     wanted: Sequence[str] = (),
 ) -> Replay:
+    """``prompts`` are rows of the embeddings, one for each prompt; by default, the first ``batch`` rows are a batch.
+
+    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is.
+    """
     memory = memory_of(config)
-    if isinstance(memory, Nearest):
+    if isinstance(memory, Nearest) and memory.retrieves:
         memory = memory.model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
         steps=config["denoising_step_list"],
         shift=config["model_kwargs"]["timestep_shift"],
         warp=config["warp_denoising_step"],
+        first_steps=config.get("denoising_step_list_first_chunk"),
     )
     block = config["num_frame_per_block"]
     tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
     history = History(encode)
+    embeddings = inputs["prompt_embeds"]
     blocks = list(
         rollout(
             tap,
-            inputs["prompt_embeds"][:batch],
+            embeddings[prompts[0], None] if prompts else embeddings[:batch],
             frames=frames,
             shape=(*inputs["noise"].shape[2:],),
             block=block,
@@ -95,9 +109,11 @@ def _replay(
             history=history,
             noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
             context_timestep=float(config["context_noise"]),
+            initial_latents=inputs["initial_latent"][:batch, :given] if given else None,
+            prompt_schedule={at: embeddings[prompts[number], None] for at, number in (switches or {}).items()},
         )
     )
-    return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, history)
+    return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, tap.passes, history)
 
 
 class Tap:
@@ -113,11 +129,12 @@ class Tap:
         memory: MemoryConfig,
     ) -> None:
         self.inner, self.window, self.block = inner, memory.window, block
-        self.relative = memory.retrieves
+        self.relative = isinstance(memory, RetrievalMemory)
         self.seen: dict[str, Tensor] = {}
+        self.passes: list[tuple[int, float]] = []
         self.schedule = _TappedSchedule(schedule, self)
         self._wanted = {name.split(".")[0] + "." + name.split(".")[1] for name in wanted if "." in name}
-        self._block = self._call = self._start = 0
+        self._block = self._call = self._start = self._switches = 0
         self._context: Context | None = None
         layers = inner.transformer.blocks
         for index, layer in enumerate(layers):
@@ -155,8 +172,21 @@ class Tap:
         if name in self._wanted:
             self.seen[f"{name}.call{self._call}.timestep"] = timestep.reshape(1, 1).expand(noisy.shape[:2]).clone()
         flow = self._session.flow(noisy, timestep)
+        self.passes.append((self._start, float(timestep)))
         self._call += 1
         return flow
+
+    def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float) -> None:
+        """As ``BackboneSession.recache``; the flow of the pass and the last layer's cache after it are recorded."""
+        name, size = f"switch{self._switches}", {"height": latents.shape[3], "width": latents.shape[4]}
+        self._session.set_context(context, start=start, block=latents.shape[1], **size)
+        self.seen[f"{name}.flow"] = self._session.flow(latents, torch.tensor(timestep))
+        self._session.recache(context, latents, start=start, timestep=timestep)
+        end = start + latents.shape[1]
+        self._size = self.inner.grid(*latents.shape[3:])
+        keys, values = self._slots(self.inner.layers - 1, end=end)
+        self.seen |= {f"{name}.k": keys, f"{name}.v": values}
+        self._switches += 1
 
     def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None:
         """As ``BackboneSession.update_cache``; a recorded block runs its clean pass to the end first."""
@@ -164,6 +194,7 @@ class Tap:
         if name in self._wanted:
             self.seen[f"{name}.clean_pass.flow"] = self.flow(latents, torch.tensor(timestep))
         self._call = -1
+        self.passes.append((self._start, timestep))
         self._session.update_cache(latents, timestep, prefetch)
 
     def close(self) -> None:
@@ -182,9 +213,9 @@ class Tap:
     def _slots(self, layer: int, *, end: int) -> tuple[Tensor, Tensor]:
         """Keys as the original keeps them (the native model's rotated) and values [B, slots * tokens, heads, D]."""
         pages = self._session.cache.layers[layer]
-        sink = pages.pages.sink
+        sink, sink_start = pages.pages.sink, pages.pages.sink_start
         first = 0 if self.window is None else max(0, end - self.window)
-        frames = torch.tensor([*range(min(sink, end)), *range(first + sink, end)])
+        frames = torch.tensor([*range(sink_start, min(sink_start + sink, end)), *range(first + sink, end)])
         keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames))
         if not self.relative:
             height, width = self._size
@@ -229,7 +260,7 @@ class _TappedSchedule(FlowMatchSchedule):
 
 
 def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
-    """A rollout, native or with retrieval."""
+    """A rollout, native or with retrieval, whose first blocks may be given."""
     config = about["config"]
     if about.get("optional"):
         yield Check(case, "latents", None, 0.0, "optional: a sink longer than a block is not run the original's way")
@@ -242,9 +273,58 @@ def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -
     batch, frames = reference["latents"].shape[:2]
     backbone = golden.backbone(folder, about["weights"])
     replay = _replay(
-        golden, backbone, config, inputs, frames=frames, batch=batch, encode=encode, wanted=list(reference)
+        golden,
+        backbone,
+        config,
+        inputs,
+        frames=frames,
+        batch=batch,
+        encode=encode,
+        given=about.get("given_frames", 0),
+        wanted=list(reference),
     )
+    if "passes" in about:
+        yield _passes(case, about["passes"], replay.passes)
     yield from _compare_rollout(golden, case, about, replay, reference, encode)
+
+
+def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout whose prompt changes: its latents, and the window as it was computed again for each new prompt."""
+    reference = golden.tensors(folder, about["file"])
+    replay = _replay(
+        golden,
+        golden.backbone(folder, about["weights"]),
+        about["config"],
+        golden.tensors(folder, about["inputs"]),
+        frames=reference["latents"].shape[1],
+        batch=1,
+        encode=average_pool,
+        prompts=about["prompt_rows"],
+        switches=switch_blocks(about["switch_frames"], block=about["config"]["num_frame_per_block"]),
+    )
+    if not golden.exact:
+        yield golden.compare(case, "latents", replay.latents, reference["latents"], LATENTS, half=HALF_ROLLOUT)
+        return
+    bar = bar_of(about, LATENTS)
+    yield golden.compare(case, "latents", replay.latents, reference["latents"], bar)
+    for quantity, ending in (("flow of the recomputed window", "flow"), ("its keys and values", "kv")):
+        names = [name for name in reference if name.startswith("switch") and name.split(".")[1] in ending]
+        checks = []
+        for name in names:
+            ours = replay.seen[name]
+            theirs = reference[name]
+            if ending == "flow":  # a sink that is kept is not computed again
+                theirs = theirs[:, theirs.shape[1] - ours.shape[1] :]
+            checks.append(golden.compare(case, quantity, ours, theirs, bar))
+        yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:
+    """The number of the prompt by the block it takes over at: from its frame on, at most one prompt a block."""
+    switches: dict[int, int] = {}
+    for number, frame in enumerate(frames, start=1):
+        switches[max(math.ceil(frame / block), max(switches, default=-1) + 1)] = number
+    return switches
 
 
 def encoder_of(golden: Golden, folder: Path, weights: str) -> LatentAutoencoder:
@@ -267,16 +347,16 @@ def _compare_rollout(
     bar = bar_of(about, LATENTS)
     latents = reference[f"{prefix}latents"]
     if not golden.exact:
-        first = replay.blocks[0].latents.shape[1]
-        yield golden.compare(case, "latents of the first block", replay.latents[:, :first], latents[:, :first], bar)
+        yield from _compare_half(golden, case, about, replay, latents, encode)
         return
     yield golden.compare(case, "latents", replay.latents, latents, bar)
     if "descriptors" in reference:
         ours = encode(replay.latents.flatten(0, 1)).unflatten(0, replay.latents.shape[:2])
         yield golden.compare(case, "descriptors", ours, reference["descriptors"], FINE)
     log = about.get("memory_indices_log", [])
-    if log or any(block.retrieved for block in replay.blocks):
-        yield _selections(case, log, replay.blocks)
+    retrieved = {block.start: block.retrieved for block in replay.blocks if block.retrieved}
+    if log or retrieved:
+        yield _selections(case, log, retrieved)
     similar = [name for name in reference if name.startswith("similarities.")]
     if similar:
         yield _similarities(golden, case, similar, reference, replay, memory_of(about["config"]))
@@ -287,6 +367,23 @@ def _compare_rollout(
             groups.setdefault(quantity, []).append(golden.compare(case, quantity, ours, reference[name], bar))
     for checks in groups.values():
         yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def _compare_half(
+    golden: Golden, case: str, about: Mapping[str, Any], replay: Replay, latents: Tensor, encode: KeyEncoder
+) -> Iterator[Check]:
+    """Frames retrieved on the original's latents, and latents up to the first block that retrieves other frames."""
+    log, frames = about.get("memory_indices_log", []), latents.shape[1]
+    same = frames
+    if log:
+        size = replay.blocks[0].latents.shape[1]
+        given = _retrieved_given(golden, latents, memory_of(about["config"]), encode, block=size)
+        check = _selections(case, log, given)
+        yield replace(check, note=f"{check.note}, on the original's latents")
+        ours = {block.start: block.retrieved for block in replay.blocks}
+        same = next((entry["query_frame"] for entry in log if ours[entry["query_frame"]] != _frames_of(entry)), frames)
+    check = golden.compare(case, "latents", replay.latents[:, :same], latents[:, :same], LATENTS, half=HALF_ROLLOUT)
+    yield check if same == frames else replace(check, note=f"{check.note}, until other frames are retrieved at {same}")
 
 
 def _quantity(name: str) -> str:
@@ -304,12 +401,45 @@ def _quantity(name: str) -> str:
     return "self-attention"
 
 
-def _selections(case: str, log: Sequence[Mapping[str, Any]], blocks: Sequence[Block]) -> Check:
+Retrieved = Mapping[int, list[list[int]]]  # frames [B][K] by first frame of the block
+
+
+def _frames_of(entry: Mapping[str, Any]) -> list[list[int]]:
+    """The frames that an entry of the original's log names."""
+    frames: list[list[int]] = entry["selected_global_frames"]
+    return frames
+
+
+def _selections(case: str, log: Sequence[Mapping[str, Any]], ours: Retrieved) -> Check:
     """How many blocks retrieved other frames, or in another order."""
-    expected = {entry["query_frame"]: entry["selected_global_frames"] for entry in log}
-    ours = {block.start: block.retrieved for block in blocks if block.retrieved}
+    expected = {entry["query_frame"]: _frames_of(entry) for entry in log}
     wrong = sum(expected.get(frame) != ours.get(frame) for frame in expected.keys() | ours.keys())
     return Check(case, "retrieved frames", float(wrong), 0.0, f"{len(expected)} queries")
+
+
+def _retrieved_given(
+    golden: Golden, latents: Tensor, memory: MemoryConfig, encode: KeyEncoder, *, block: int
+) -> Retrieved:
+    """What each block retrieves from recorded latents [B, F, C, H, W], rounded as those of a rollout are."""
+    history, retrieved = History(encode), {}
+    for start, part in zip(range(0, latents.shape[1], block), latents.split(block, dim=1), strict=True):
+        frames, _ = retrieve(history, memory, start=start, block=block, draft=_unused, draw=_unused)
+        if frames:
+            retrieved[start] = frames
+        history.append(part.to(golden.device, golden.dtype))
+    return retrieved
+
+
+def _unused() -> Tensor:
+    raise NotImplementedError("the original's memory needs neither drafts nor random numbers")
+
+
+def _passes(case: str, expected: Sequence[tuple[int, float]], ours: Sequence[tuple[int, float]]) -> Check:
+    """The largest difference of a timestep; infinite if there are other passes."""
+    if [frame for frame, _ in expected] != [frame for frame, _ in ours]:
+        return Check(case, "timestep of each pass", float("inf"), 1e-3, f"{len(ours)} passes, not {len(expected)}")
+    worst = max(abs(one - other) for (_, one), (_, other) in zip(expected, ours, strict=True))
+    return Check(case, "timestep of each pass", worst, 1e-3, f"{len(ours)} passes")
 
 
 def _similarities(

@@ -248,13 +248,14 @@ def _session(pipeline: Pipeline, record: RunRecord, committed: Committed, *, scr
         seed=record.seed,
         image=None if record.image is None else Path(record.image),
         initial_latents=committed.latents,
+        given_frames=0 if record.image is None else 1,  # the others among the initial latents were generated
         prompt_schedule={entry.block: entry.prompt for entry in record.prompt_schedule[1:]},
         scratch=scratch,
     )
 
 
 def archive_use(record: RunRecord, config: RunConfig) -> ArchiveUse | None:
-    """How a run used its archive so far, if it has one; with another tier than before the count begins anew."""
+    """How a run used its archive so far, if it has one; with another tier than before, counting starts again."""
     if not isinstance(config.memory, RetrievalMemory):
         return None
     tier = config.memory.archive

@@ -1,4 +1,4 @@
-"""Noise with an address: the draw of (seed, sample, block, step) is the same whoever asks, in any order."""
+"""Addressed noise: a draw depends on (seed, sample, block, step) only, not on the order of draws."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """Where the noise of a rollout comes from."""
+    """The source of a rollout's noise."""
 
     def draw(self, block: int, step: int, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise [B, T, C, H, W] of a block; step 0 opens it, later ones re-noise it."""
+        """Standard normal noise [B, T, C, H, W] of a block; step 0 is its initial noise, later steps re-noise it."""
         ...
 
 
 class AddressedNoise:
     """Normal noise from CPU generators seeded by (seed, sample, block, step).
 
-    Each sample of a batch has its own address, so a video does not depend on what it is batched with,
-    on how often the run was interrupted, or on the device.
+    Each sample of a batch has its own address, so a video does not depend on the rest of the batch, on
+    interruptions of the run, or on the device.
     """
 
     def __init__(self, seed: int, samples: Sequence[int] = (0,)) -> None:

@@ -2,7 +2,7 @@
 
 A timestep runs from 1000 (noise) to 0 (clean); sigma = timestep / 1000 is the share of noise in
 x_t = (1 - sigma) x0 + sigma eps. The table is that of the flow-matching schedulers with a shift
-(Esser et al. 2024, eq. 23), as Self-Forcing and its kin use it.
+(Esser et al. 2024, eq. 23), as used by Self-Forcing and related models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRAIN_STEPS = 1000
 
 
 class FlowMatchSchedule:
-    """The table of a shift, and the few timesteps a block is denoised at.
+    """The table for a shift, and the few timesteps at which a block is denoised.
 
     ``steps`` are integers from 1000 down; ``first_steps`` replace them in the first generated block (Causal-Forcing's
     ``denoising_step_list_first_chunk``). Warped, step n becomes entry 1000 - n of the shifted table (fractional
@@ -28,14 +28,14 @@ class FlowMatchSchedule:
         self, *, steps: Sequence[int], shift: float, warp: bool = True, first_steps: Sequence[int] | None = None
     ) -> None:
         line = torch.linspace(1, 0, TRAIN_STEPS + 1)[:-1]
-        self.sigmas = shift * line / (1 + (shift - 1) * line)  # [1000], float32, falling from 1
+        self.sigmas = shift * line / (1 + (shift - 1) * line)  # [1000], float32, decreasing from 1
         self.timesteps = TRAIN_STEPS * self.sigmas
         read = self.warp if warp else partial(torch.tensor, dtype=torch.float32)
         self.steps: Tensor = read(steps)
         self.first_steps: Tensor = self.steps if first_steps is None else read(first_steps)
 
     def warp(self, steps: Sequence[int]) -> Tensor:
-        """Timesteps [S] that integer steps in 0..1000 stand for in the shifted table; 0 stays 0."""
+        """Timesteps [S] in the shifted table for integer steps in 0..1000; 0 stays 0."""
         extended = torch.cat((self.timesteps, torch.zeros(1)))
         return extended[TRAIN_STEPS - torch.tensor(steps)]
 
@@ -62,5 +62,5 @@ class FlowMatchSchedule:
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
-    """View [N] (or a scalar) so that it multiplies the leading axis of [N, ...]."""
+    """View values [N] (or a scalar) so that they broadcast along the leading axis of ``like`` [N, ...]."""
     return values.view(-1, *(1,) * (like.ndim - 1)) if values.ndim else values

@@ -1,6 +1,6 @@
 """Reads a sprite-world video back: the wall's colour, and the objects in view with colour and shape.
 
-The embedded model is judged by it on decoded files, and it is itself judged on ground truth in the tests.
+It judges decoded videos of the embedded model; the tests compare it with ground truth.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from llrag_cli.world.sprites import OBJECT_COLORS, SHAPES, SIZE, WALL_COLORS, Scene, distance
 
-NEAR = 0.20  # largest distance in RGB, each channel in [0, 1], at which a pixel is an object's
-VISIBLE = 60  # pixels that make an object visible
-WALL_LIGHTS = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)  # shades of a wall with pattern and place
+NEAR = 0.20  # largest RGB distance (channels in [0, 1]) at which a pixel belongs to an object
+VISIBLE = 60  # pixels from which on an object counts as visible
+WALL_LIGHTS = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)  # shades of a wall, by pattern and position
 _TEMPLATE = 48  # side of the shape templates in pixels
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One object in one frame: its colour, its shape (None when cut by the frame's edge), its area in pixels."""
+    """One object in one frame: its colour, its shape (None if cut off by the frame's edge), its area in pixels."""
 
     color: str
     shape: str | None
@@ -43,7 +43,7 @@ def _hue(color: Tensor) -> Tensor:
 
 
 def objects(frame: Tensor, *, wall: str) -> list[Seen]:
-    """The objects visible in a frame [3, H, W] in [0, 1], at most one of a colour."""
+    """The objects visible in a frame [3, H, W] in [0, 1], at most one per colour."""
     found = []
     for name, mask in _masks(frame, wall).items():
         area = int(mask.sum())
@@ -53,13 +53,13 @@ def objects(frame: Tensor, *, wall: str) -> list[Seen]:
 
 
 def wall_tint(frame: Tensor, *, wall: str) -> Tensor:
-    """The mean colour [3] of what is no object in a frame [3, H, W] in [0, 1]."""
+    """The mean colour [3] of the pixels without an object in a frame [3, H, W] in [0, 1]."""
     covered = torch.stack(list(_masks(frame, wall).values())).any(dim=0)
     return frame[:, ~covered].mean(dim=1) if not covered.all() else frame.flatten(1).mean(dim=1)
 
 
 def _masks(frame: Tensor, wall: str) -> dict[str, Tensor]:
-    """Which pixels [H, W] are of which object colour."""
+    """The pixels [H, W] of each object colour."""
     names = list(OBJECT_COLORS)
     colors = [OBJECT_COLORS[name] for name in names]
     shades = [tuple(light * channel for channel in WALL_COLORS[wall]) for light in WALL_LIGHTS]
@@ -70,7 +70,7 @@ def _masks(frame: Tensor, wall: str) -> dict[str, Tensor]:
 
 
 def shape_of(mask: Tensor) -> str | None:
-    """The shape whose template overlaps a mask [H, W] best; None when it touches the frame's edge."""
+    """The shape whose template overlaps a mask [H, W] best; None if it touches the frame's edge."""
     if mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any():
         return None
     rows, columns = mask.nonzero().float().unbind(1)
@@ -87,7 +87,7 @@ def shape_of(mask: Tensor) -> str | None:
 
 @cache
 def _templates(area_step: int) -> tuple[Tensor, list[str]]:
-    """Every shape at about ``20 * area_step`` pixels, centroid in the middle: [n, 49, 49] and their names."""
+    """Every shape at about ``20 * area_step`` pixels, centroid in the middle: masks [n, 49, 49] and their names."""
     axis = torch.arange(_TEMPLATE + 1) - _TEMPLATE / 2
     y, x = axis[:, None], axis[None, :]
     masks, names = [], []
@@ -106,31 +106,36 @@ def _templates(area_step: int) -> tuple[Tensor, list[str]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a video shows what its scene asks for."""
+    """Whether a video shows what its scene describes."""
 
-    wall: bool  # in most of the frames checked
-    color: bool  # an object of an asked colour is visible in some frame
-    all_colors: bool  # every asked colour is visible in some frame
-    shape: bool  # an object of an asked colour has, most often, the asked shape
-    share_visible: float  # of frames that show an object of an asked colour
+    wall: bool  # the right colour in most of the checked frames
+    color: bool  # an object of a described colour is visible in some frame
+    all_colors: bool  # every described colour is visible in some frame
+    shape: bool  # most sightings of described colours, over all objects, have the right shape
+    share_visible: float  # share of frames that show an object of a described colour
 
 
 def judge(frames: Tensor, scene: Scene, *, stride: int = 4) -> Verdict:
     """Check every ``stride``-th frame of a video [T, 3, H, W] in [0, 1]; other sizes are averaged down to 64x64."""
     if frames.shape[-1] != SIZE:
         frames = torch.nn.functional.interpolate(frames, size=(SIZE, SIZE), mode="area")
-    looked = frames[::stride]
-    walls = sum(wall_color(frame) == scene.wall for frame in looked)
-    seen = [objects(frame, wall=scene.wall) for frame in looked]
-    asked = {sprite.color: sprite.shape for sprite in scene.sprites}
-    visible = {color for found in seen for color in (each.color for each in found) if color in asked}
-    right = [each.shape == asked[each.color] for found in seen for each in found if each.color in asked and each.shape]
+    sampled = frames[::stride]
+    walls = sum(wall_color(frame) == scene.wall for frame in sampled)
+    seen = [objects(frame, wall=scene.wall) for frame in sampled]
+    described = {sprite.color: sprite.shape for sprite in scene.sprites}
+    visible = {color for found in seen for color in (each.color for each in found) if color in described}
+    right = [
+        each.shape == described[each.color]
+        for found in seen
+        for each in found
+        if each.color in described and each.shape
+    ]
     return Verdict(
-        wall=2 * walls > len(looked),
+        wall=2 * walls > len(sampled),
         color=bool(visible),
-        all_colors=visible == set(asked),
+        all_colors=visible == set(described),
         shape=2 * sum(right) > len(right) > 0,
-        share_visible=sum(any(each.color in asked for each in found) for found in seen) / len(looked),
+        share_visible=sum(any(each.color in described for each in found) for found in seen) / len(sampled),
     )
 
 

@@ -1,7 +1,7 @@
-"""Does a sprite-world video keep what it has shown? Read from its pixels alone, not from its prompt.
+"""Whether a sprite-world video stays consistent with its own beginning, from pixels alone, without the prompt.
 
-The first part of a video is the reference. After it, an object is right if the reference had one of its colour, and
-in that colour its shape; a return is right if it comes beside the same neighbour as before.
+The first part of a video is the reference. Later objects are compared with its colours and shapes; a return is
+correct if the object comes into view next to the same neighbour as in the reference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llrag_cli.world.sprites import SIZE
 
 @dataclass(frozen=True)
 class Look:
-    """What one frame shows: the wall's name and mean colour [3], and the objects."""
+    """Content of one frame: the wall's name and mean colour [3], and the objects."""
 
     wall: str
     tint: tuple[float, float, float]
@@ -30,13 +30,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Shares in 0..1 over a stretch of a video; None where nothing was there to be judged."""
+    """Shares in 0..1 over a range of frames; None if there was nothing to judge."""
 
-    color: float | None  # of objects in view, those whose colour the reference has
-    identity: float | None  # of objects wholly in view, those of a colour and shape that the reference has
+    color: float | None  # of objects in view, those of a colour in the reference
+    identity: float | None  # of objects completely in view, those of a colour and shape in the reference
     background: float  # of frames, those with the reference's wall colour
     tint: float  # mean distance of the wall's colour from the reference's, in RGB 0..1
-    returns: float | None  # of objects that come into view, those the reference has, beside a neighbour it had there
+    returns: float | None  # of objects that come into view, those next to the same neighbour as in the reference
     visible: float  # of frames, those that show any object
 
 
@@ -55,7 +55,7 @@ def looks(frames: Tensor) -> list[Look]:
 
 
 def consistency(seen: Sequence[Look], *, reference: int, stretch: range) -> Consistency:
-    """Judge the frames of ``stretch`` by the first ``reference`` ones."""
+    """Compare the frames of ``stretch`` with the first ``reference`` ones."""
     first = seen[:reference]
     wall = Counter(each.wall for each in first).most_common(1)[0][0]
     tint = torch.tensor([each.tint for each in first]).mean(0)
@@ -77,7 +77,7 @@ def consistency(seen: Sequence[Look], *, reference: int, stretch: range) -> Cons
 
 
 def sprite_metrics(frames: Iterable[Tensor]) -> dict[str, float | None]:
-    """``Consistency`` of a video's frames [3, H, W] in [0, 1] after their first third, by names with ``sprite_``."""
+    """``Consistency`` of a video's frames [3, H, W] in [0, 1] after their first third; names start with ``sprite_``."""
     seen = [look(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]) for frame in frames]
     third = max(1, len(seen) // 3)
     judged = consistency(seen, reference=third, stretch=range(third, len(seen)))
@@ -85,7 +85,7 @@ def sprite_metrics(frames: Iterable[Tensor]) -> dict[str, float | None]:
 
 
 def known_objects(first: Sequence[Look]) -> dict[str, str | None]:
-    """The colours seen in at least two frames, and the shape each was seen in most often."""
+    """Colours visible in at least two frames, with the most frequent shape of each."""
     counts = Counter(each.color for frame in first for each in frame.objects)
     shapes: dict[str, Counter[str]] = {}
     for frame in first:
@@ -100,7 +100,7 @@ def known_objects(first: Sequence[Look]) -> dict[str, str | None]:
 
 
 def appearances(seen: Sequence[Look]) -> list[tuple[int, str]]:
-    """When an object of a colour comes into view, and its colour, in order; a gap of one frame does not count."""
+    """Frame and colour of each object that comes into view, in order; gaps of one frame are ignored."""
     found = []
     for number, frame in enumerate(seen):
         before = {each.color for past in seen[max(0, number - 2) : number] for each in past.objects}
@@ -109,7 +109,7 @@ def appearances(seen: Sequence[Look]) -> list[tuple[int, str]]:
 
 
 def neighbours(order: Sequence[tuple[int, str]], *, since: int = 0) -> list[tuple[str, str]]:
-    """What came into view after what, (before, now), from frame ``since`` on."""
+    """Colours that came into view one after the other, as (before, now), from frame ``since`` on."""
     return [(before[1], now[1]) for before, now in pairwise(order) if now[0] >= since]
 
 

@@ -26,26 +26,26 @@ from llrag_cli.world.sprites import (
     render,
 )
 
-LATENTS = LATENT_SPACES["tiny"]  # of the model that shows these scenes
+LATENTS = LATENT_SPACES["tiny"]  # of the embedded model, which is trained on these scenes
 World = Literal["colours", "shapes"]
 WORLDS: tuple[World, ...] = get_args(World)
 SPACING = 80  # pixels between objects; a frame shows 64
-LIGHT = 0.35  # share of the brightness by which light changes at most
+LIGHT = 0.35  # largest relative change of brightness
 
 
 @dataclass(frozen=True)
 class Panorama:
-    """Latents [F, C, h, w] of a scene, and for each frame the object in view nearest its middle, [F]; -1 is none."""
+    """Latents [F, C, h, w] of a scene, and the object nearest the middle of each frame [F]; -1 if there is none."""
 
     latents: Tensor
     labels: Tensor
 
 
 def long_scene(world: World, rng: random.Random) -> Scene:
-    """Objects round a wall that closes on itself.
+    """Objects along a wall that closes on itself.
 
-    ``colours``: eight of three colours, four shapes and two sizes, and a brightness that tells places apart.
-    ``shapes``: four of one colour and size on an even wall; only their shapes differ, as faces do.
+    ``colours``: eight of three colours, four shapes and two sizes, and a brightness that varies with position.
+    ``shapes``: four of one colour and size on an evenly lit wall; only their shapes differ, as faces do.
     """
     wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
     colors = rng.sample([color for color in OBJECT_COLORS if color != wall], 3 if world == "colours" else 1)
@@ -67,7 +67,7 @@ def brightness(frames: int, rng: random.Random) -> Tensor:
 def make_panorama(
     encode: Callable[[Tensor], Tensor], world: World, *, seconds: float, seed: int, changing_light: bool = False
 ) -> Panorama:
-    """A camera over a long scene, with pauses and turns for half of the seeds; the same seed, the same video.
+    """A camera over a long scene, with pauses and turns for half of the seeds; the same seed gives the same video.
 
     ``encode`` makes latents [1, F, C, h, w] of a video [1, T, 3, H, W] in [-1, 1]. In changing light, brightness
     follows two slow waves, as clouds and a camera's exposure make it.

@@ -1,10 +1,10 @@
 """The procedural world of sprites that the embedded model lives in.
 
 Coloured shapes on a patterned wall: they bounce, orbit, or pass by while the camera pans over a
-panorama that closes on itself, so that what left the view comes back. Every attribute can be read
-back from pixels (``tiny/checker.py``), and every scene can be captioned, in full or with parts left out.
+panorama that closes on itself, so that objects that left the view return. Every attribute can be read
+back from pixels (``world/checker.py``), and every scene can be captioned, in full or in part.
 
-Frames are 64x64 at 8 frames a second. Nothing here is random by itself: generators come as arguments.
+Frames are 64x64 at 8 frames a second. Random generators are arguments; nothing here has a state.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOTIONS: tuple[Motion, ...] = ("bounce", "orbit", "pan")
 
 @dataclass(frozen=True)
 class Sprite:
-    """One object: its name in words, never its place."""
+    """One object: colour, shape and size, without a position."""
 
     color: str
     shape: str
@@ -63,8 +63,8 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video shows. ``lap`` is the circumference of the panorama in pixels, ``shaded`` whether its brightness
-    tells places apart (pan only)."""
+    """Content of a video. ``lap`` is the circumference of the panorama in pixels, ``shaded`` whether its brightness
+    varies with position (pan only)."""
 
     sprites: tuple[Sprite, ...]
     wall: str
@@ -75,13 +75,13 @@ class Scene:
 
 
 def held_out(sprite: Sprite, wall: str) -> bool:
-    """Whether this combination is kept out of all training, for prompts never seen (one in ten)."""
+    """Whether this combination is held out of all training (one in ten), for unseen prompts."""
     digest = hashlib.sha256(f"{sprite.color} {sprite.shape} {wall}".encode()).digest()
     return digest[0] % 10 == 0
 
 
 def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
-    """A scene of one to four sprites of different colours; each (``unseen``) or none of them is held out."""
+    """A scene of one to four sprites of different colours; all (``unseen``) or none of them are held out."""
     motion = rng.choice(MOTIONS)
     wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
     lap = rng.choice((160, 256, 320)) if motion == "pan" else 160
@@ -103,7 +103,7 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
 
 
 def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
-    """Scenes whose every sprite was held out of training, or (not ``unseen``) none, in order of drawing."""
+    """Random scenes in which every sprite (or, not ``unseen``, no sprite) was held out of training."""
     rng = random.Random(seed)
     return [random_scene(rng, unseen=unseen) for _ in range(count)]
 
@@ -142,9 +142,9 @@ PLACES = ("on", "on", "in front of", "over", "against")
 
 
 def caption(scene: Scene, rng: random.Random, *, keep: float = 1.0) -> str:
-    """One sentence that describes the scene; each attribute is said with probability ``keep``."""
+    """One sentence that describes the scene; each attribute is mentioned with probability ``keep``."""
 
-    def said() -> bool:
+    def mentioned() -> bool:
         return rng.random() < keep
 
     def word(name: str) -> str:
@@ -152,21 +152,21 @@ def caption(scene: Scene, rng: random.Random, *, keep: float = 1.0) -> str:
 
     def noun(sprite: Sprite) -> str:
         size = [word(sprite.size)] if rng.random() < 0.4 * keep else []
-        color = [word(sprite.color)] if said() else []
-        parts = [*size, *color, word(sprite.shape) if said() else "shape"]
+        color = [word(sprite.color)] if mentioned() else []
+        parts = [*size, *color, word(sprite.shape) if mentioned() else "shape"]
         return f"{'an' if parts[0][0] in 'aeiou' else 'a'} {' '.join(parts)}"
 
-    named = [noun(sprite) for sprite in scene.sprites if said()] or [noun(scene.sprites[0])]
+    named = [noun(sprite) for sprite in scene.sprites if mentioned()] or [noun(scene.sprites[0])]
     subject = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-    verb = f" {rng.choice(VERBS[scene.motion])[len(named) > 1]}" if said() else ""
+    verb = f" {rng.choice(VERBS[scene.motion])[len(named) > 1]}" if mentioned() else ""
     pattern = [word(scene.pattern)] if rng.random() < 0.85 * keep else []
-    color = [word(scene.wall)] if said() else []
+    color = [word(scene.wall)] if mentioned() else []
     place = f" {rng.choice(PLACES)} a {' '.join([*pattern, *color, word('wall')])}" if pattern or color else ""
     return f"{subject}{verb}{place}"
 
 
 def prompt(scene: Scene) -> str:
-    """The plain full caption: canonical words, no choice."""
+    """The full caption in canonical words, without random choices."""
     nouns = [f"{'an' if s.color[0] in 'aeiou' else 'a'} {s.color} {s.shape}" for s in scene.sprites]
     subject = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
     verb = VERBS[scene.motion][0][len(nouns) > 1]
@@ -178,14 +178,14 @@ def prompt(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Track:
-    """Where everything is: centres [T, O, 2] as (x, y) and the camera's x [T], in pixels."""
+    """Positions in pixels: centres [T, O, 2] as (x, y), and the camera's x [T]."""
 
     centers: Tensor
     camera: Tensor
 
 
 def move(scene: Scene, frames: int, rng: random.Random) -> Track:
-    """Lay the scene's sprites out and let them move for a number of video frames."""
+    """Place the scene's sprites and move them for a number of video frames."""
     time = torch.arange(frames, dtype=torch.float32)
     if scene.motion == "pan":
         return _pan(scene, time, rng)
@@ -212,7 +212,7 @@ def move(scene: Scene, frames: int, rng: random.Random) -> Track:
 def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
     """A camera over a closed panorama; sometimes it pauses or turns back, so returns are irregular."""
     velocity = torch.full_like(time, SPEED)
-    if rng.random() < 0.5:  # in legs: on, pause, back
+    if rng.random() < 0.5:  # in legs: forward, pause, back
         at = rng.randint(16, 48)
         while at < len(time):
             velocity[at:] = rng.choice((SPEED, SPEED, -SPEED, 0.0))
@@ -222,7 +222,7 @@ def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
     places = [(i * spacing + rng.uniform(-4, 4), SIZE / 2 + rng.uniform(-12, 12)) for i in range(len(scene.sprites))]
     centers = torch.tensor(places)[None].repeat(len(time), 1, 1)
     ahead = torch.remainder(centers[..., 0] - camera[:, None] + scene.lap / 2, scene.lap) - scene.lap / 2
-    centers[..., 0] = SIZE / 2 + ahead  # view coordinates: 0..64 is in sight
+    centers[..., 0] = SIZE / 2 + ahead  # view coordinates: 0..64 is visible
     return Track(centers, camera)
 
 
@@ -246,7 +246,7 @@ def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
-    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and how much of each pixel is which of SHAPES, [T, 4, 64, 64]."""
+    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and the coverage of each pixel by shape, [T, 4, 64, 64]."""
     axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
     x, y = axis[None, None, :], axis[None, :, None]
     along = x + track.camera[:, None, None]  # the wall moves with the panorama
@@ -263,7 +263,7 @@ def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
         alpha = (0.5 - outline).clamp(0, 1)[:, None]  # [t, 1, H, W], antialiased
         color = torch.tensor(OBJECT_COLORS[sprite.color]).view(1, 3, 1, 1) / 255
         frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, SIZE, SIZE), alpha)
-        covered = cover[seen] * (1 - alpha)  # what is drawn later hides what is there
+        covered = cover[seen] * (1 - alpha)  # later sprites hide earlier ones
         covered[:, SHAPES.index(sprite.shape)] += alpha[:, 0]
         cover[seen] = covered
     return frames, cover
@@ -279,10 +279,10 @@ def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
     else:
         ink = torch.zeros_like(y)
     place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" and scene.shaded else 0.0
-    light = 1.0 + 0.18 * ink + place  # [T, H, W]; the panorama's brightness tells places apart
+    light = 1.0 + 0.18 * ink + place  # [T, H, W]; brightness varies along the panorama
     return (base * light[:, None]).clamp(0, 1)
 
 
 def clip(scene: Scene, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and cover by shape [T, 4, 64, 64]."""
+    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and coverage by shape [T, 4, 64, 64]."""
     return render(scene, move(scene, frames, rng))

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Dinov2Config, Dinov2Model
 
 from conftest import Llrag
-from llrag_cli.evaluation.encoder.descriptors import random_projection, vision_descriptor
+from llrag_cli.evaluation.encoder.descriptors import random_projection
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.models.embedded.model import load_embedded
-from llrag_cli.models.vae import TinyDecoder
 from llrag_cli.world.panorama import WORLDS, World, make_panorama
 
 GEOMETRY = Geometry(block=3, window=6, sink=1, guard=2, count=2)
@@ -74,17 +72,6 @@ def test_projection_keeps_cosines() -> None:
     assert F.cosine_similarity(keys[0], keys[1], dim=0) == pytest.approx(float(exact), abs=0.1)
 
 
-def test_a_vision_model_sees_decoded_frames(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
-    Dinov2Model(sizes).save_pretrained(tmp_path / "dino")
-    vae = load_embedded()[2]
-    latents = make_panorama(vae.encode, "shapes", seconds=12, seed=1).latents
-    keys = vision_descriptor(str(tmp_path / "dino"), TinyDecoder(vae))(latents)
-    assert keys.shape == (len(latents), 32)
-    assert not torch.allclose(keys[0], keys[-1])
-
-
 def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> None:
     done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "80", "--out", "report", "--json")
     assert done.returncode == 0, done.stderr
@@ -107,10 +94,10 @@ def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.safetensors"], "there is no file `nothing.safetensors`"),
-        (["--videos", "0"], "0 videos of 160 s with 6 recalled cannot be judged"),
+        (["nothing.safetensors"], "no such file: `nothing.safetensors`"),
+        (["--videos", "0"], "cannot evaluate on 0 videos of 160 s with 6 retrieved frames"),
         (["--latents", "nowhere"], "there are no latents in `nowhere`"),
-        (["--vision", "no/such-model", "--videos", "1", "--seconds", "10"], "there is no vision model `no/such-model`"),
+        (["--videos", "1", "--seconds", "10"], "the videos are too short for any object to return"),
     ],
 )
 def test_bad_requests_get_a_sentence(llrag: Llrag, arguments: list[str], said: str) -> None:

@@ -15,7 +15,7 @@ from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, seed: int) -> None:
-    """The flow of all blocks in parallel equals that of a rollout over the same latents, under any policy."""
+    """The flow of all blocks in parallel equals that of a rollout over the same latents, under any strategy."""
     torch.manual_seed(seed)
     blocks, timestep = 6, torch.tensor(700.0)
     clean, noisy = torch.randn(2, 18, *SHAPE), torch.randn(2, 18, *SHAPE)
@@ -27,10 +27,10 @@ def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, 
         forced = TeacherForced(transformer)
         flows = forced(torch.stack((clean, noisy), dim=1), times, prompt, lay_out([contexts] * 2, block=3))[:, 1]
     backbone = WanBackbone(transformer)
-    backbone.begin(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
+    session = backbone.start(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
     for index, context in enumerate(contexts):
         frames = slice(3 * index, 3 * index + 3)
-        doubled = type(context)(**{**vars(context), "recalled": context.recalled * 2})
-        backbone.attend(doubled, start=3 * index, block=3, height=SHAPE[1], width=SHAPE[2])
-        torch.testing.assert_close(backbone.flow(noisy[:, frames], timestep), flows[:, frames], atol=1e-4, rtol=1e-4)
-        backbone.remember(clean[:, frames])
+        doubled = type(context)(**{**vars(context), "retrieved": context.retrieved * 2})
+        session.set_context(doubled, start=3 * index, block=3, height=SHAPE[1], width=SHAPE[2])
+        torch.testing.assert_close(session.flow(noisy[:, frames], timestep), flows[:, frames], atol=1e-4, rtol=1e-4)
+        session.update_cache(clean[:, frames], 0.0, [])

@@ -23,7 +23,7 @@ from llrag_cli.training.encoder.data import LatentPool, batches
 from llrag_cli.training.encoder.trainer import EncoderTrainer, TrainingFolder
 
 SMALL = EncoderTraining(
-    latent_dim=8, hidden_dims=(8,), chunk=4, chunks_per_video=2, batch=4, epochs=4, learning_rate=1e-3, look_every=2
+    latent_dim=8, hidden_dims=(8,), chunk=4, chunks_per_video=2, batch=4, epochs=4, learning_rate=1e-3, eval_every=2
 )
 OPTIONS = ["--preset", "tiny", "--set", "hidden_dims=[8]", "--set", "latent_dim=8", "--set", "batch=4", "--epochs", "2"]
 SHAPE = (3, 6, 6)
@@ -239,14 +239,14 @@ def test_bad_latents_are_named(latents: Path, llrag: Llrag, spoil: Any, said: st
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--preset", "wam"], "there is no training preset `wam`"),
-        (["--set", "epoch=3"], "there is no setting `epoch`"),
-        (["--set", "epochs"], "`--set epochs` is not KEY=VALUE"),
+        (["--preset", "wam"], "unknown training preset `wam`"),
+        (["--set", "epoch=3"], "unknown setting `epoch`"),
+        (["--set", "epochs"], "`epochs` is not KEY=VALUE"),
         (["--epochs", "0"], "`epochs`: input should be greater than or equal to 1, not `0`"),
-        (["--precision", "fp8"], "there is no precision `fp8`"),
-        (["--track", "mlflow"], "there is no tracker `mlflow`"),
-        (["--device", "tpu"], "there is no device `tpu` here"),
-        (["--out", "encoder.pt"], "`encoder.pt` is no name for an encoder"),
+        (["--precision", "fp8"], "unknown precision `fp8`"),
+        (["--track", "mlflow"], "unknown tracker `mlflow`"),
+        (["--device", "tpu"], "unknown device `tpu`"),
+        (["--out", "encoder.pt"], "`encoder.pt` is not a name for an encoder"),
         (["--latents", "nowhere"], "there are no latents in `nowhere`"),
     ],
 )

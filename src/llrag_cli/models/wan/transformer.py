@@ -332,6 +332,17 @@ class WanSession:
         self.cache.commit(self._start, latents, rows * columns)
 
     @torch.no_grad()
+    def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float = 0.0) -> None:
+        """Compute the keys and values of old frames again under the current prompt.
+
+        One pass over latents [B, n, C, H, W] of frames from ``start`` on, which attend to each other, later ones
+        included, and to the context (LongLive v1.0, interactive inference).
+        """
+        height, width = latents.shape[3:]
+        self.set_context(context, start=start, block=latents.shape[1], height=height, width=width)
+        self.update_cache(latents, timestep)
+
+    @torch.no_grad()
     def recompute(self, row: int, start: int, latents: Tensor) -> list[LayerKV]:
         """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer.
 
@@ -341,13 +352,15 @@ class WanSession:
         assert self.cache.window is not None
         block = latents.shape[1]
         rows, columns = self.backbone.grid(*latents.shape[3:])
-        sink = torch.arange(min(self.cache.sink, start))
-        table = self._tables(sink.double(), rows, columns)
+        first_sink = self.cache.layers[0].pages.sink_start
+        sink = torch.arange(first_sink, max(first_sink, min(first_sink + self.cache.sink, start)))
+        tables = [self._tables((sink - first_sink).double(), rows, columns)] if len(sink) else []
         alone = []
         for layer in self.cache.layers:
-            keys, values = (part[row : row + 1] for part in layer.pages.read(sink))
+            keys, values = layer.pages.read(sink)
+            parts = [(keys[row : row + 1], values[row : row + 1])] if len(sink) else []
             alone.append(WanKVLayerCache(layer.pages))
-            alone[-1].gather([(keys, values)], [table], block=block * rows * columns, hidden=slice(0, 0))
+            alone[-1].gather(parts, tables, block=block * rows * columns, hidden=slice(0, 0))
         first = min(start, self.cache.window - block)
         own = self._tables(torch.arange(first, first + block, dtype=torch.float64), rows, columns)
         prompt = next(prompt for frame, prompt in reversed(self._prompts) if frame <= start)

@@ -1,4 +1,4 @@
-"""Latents of sprite-world clips, made once and kept, for training the embedded backbone."""
+"""Precomputed latents of sprite-world clips, for training the embedded backbone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from llrag_cli.world.sprites import Scene, Sprite, clip, random_scene
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Clips as latents [N, F, C, h, w] in half precision, what share of each latent pixel is which shape,
-    [N, F, 4, h, w] as bytes, and scenes."""
+    """Clips as latents [N, F, C, h, w] in half precision, coverage of each latent pixel by shape [N, F, 4, h, w] as
+    bytes, and scenes."""
 
     latents: Tensor
     shapes: Tensor

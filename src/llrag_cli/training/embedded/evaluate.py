@@ -1,7 +1,7 @@
-"""Does the embedded model show what prompts ask for? ``python -m llrag_cli.training.embedded.evaluate``.
+"""How well the embedded model follows prompts: ``python -m llrag_cli.training.embedded.evaluate``.
 
-Prompts name combinations of colour, shape and wall that were held out of all training. Videos are
-generated as by users, written to mp4, read back, and judged by ``world/checker.py``.
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as by
+``llrag generate``, written to mp4, read back, and judged by ``world/checker.py``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from llrag_cli.world.checker import Verdict, judge, share
 from llrag_cli.world.sprites import Scene, drawn_scenes, prompt
 
 NAMES = {
-    "wall": "the wall has the colour asked for",
-    "color": "an object of an asked colour is visible",
-    "all_colors": "all asked colours are visible",
-    "shape": "objects of the asked colours have the asked shapes",
-    "share_visible": "share of frames that show an asked object",
+    "wall": "the wall has the prompted colour",
+    "color": "an object of a prompted colour is visible",
+    "all_colors": "all prompted colours are visible",
+    "shape": "most sightings of prompted colours show the right shape",
+    "share_visible": "share of frames that show a prompted object",
 }
 
 
 def evaluate(pipeline: Pipeline, scenes: list[Scene], out: Path, *, seconds: float, seed: int) -> list[Verdict]:
-    """Generate, read back and judge one video per scene; run folders are left in ``out``."""
+    """Generate, read back and judge one video per scene; run folders are kept in ``out``."""
     verdicts = []
     for number, scene in enumerate(scenes, start=1):
         folder = RunFolder(out / f"{number:03d}")
@@ -47,12 +47,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each video")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of the first video")] = 0,
     rag: Annotated[bool, typer.Option("--rag/--no-rag")] = True,
-    unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Combinations held out of training, or in it")] = True,
+    unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Held out of training, or used in it")] = True,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
-    """Generate videos of prompts and print how often they show what was asked."""
+    """Generate videos of prompts and print how often they show what was prompted."""
     torch.set_num_threads(2)
     config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
     pipeline = Pipeline.load(config, device="cpu")

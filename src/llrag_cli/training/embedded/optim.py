@@ -14,7 +14,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); a kernel [out, in, k, k] counts as one matrix.
 
     torch's own Muon orthogonalises in bfloat16, a hundred times slower than float32 on most CPUs, and
-    takes no kernels.
+    does not take convolution kernels.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> None:
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly, by a quintic Newton-Schulz iteration."""
+    """Approximately the nearest semi-orthogonal matrix, by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if wide else matrix
@@ -50,13 +50,13 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
     return x.T if wide else x
 
 
-# First and last layers and tables; and all that reads the prompt: most of the time the past tells the
-# present without it, and Muon, which makes every update equally large, would walk it at random.
+# First and last layers, tables, and everything that reads the prompt: mostly the past predicts the present without it,
+# so its gradients are noise, which Muon, whose updates are all equally large, would turn into a random walk.
 _EDGES = ("patch_embedding", "proj_out", "table", "text.", "text_embedder", "attn2")
 
 
 def optimizers(model: nn.Module, *, matrix_lr: float, other_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for what multiplies inside the network, AdamW for its edges, norms and biases."""
+    """Muon for the inner matrices of the network, AdamW for its first and last layers, norms and biases."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -1,8 +1,8 @@
 """Training an autoregressive backbone in parallel over all blocks of a clip.
 
-Every clip runs as one clean stream and several noisy ones. In each layer, the queries of a block, in
-whatever stream, meet the block's own keys and the clean keys of the frames its policy names, at the
-rotary times its policy names: exactly what the block will see when it is generated.
+Every clip runs as one clean stream and several noisy ones. In each layer, the queries of a block in any stream
+attend to the block's own keys and to the clean keys of its context, at the rotary times of that context: exactly
+what the block attends to when it is generated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llrag_cli.memory.context import retrievable, retrieval_window, sliding_wind
 
 @dataclass(frozen=True)
 class Layout:
-    """Which clean frames each block of each clip sees, padded to one count N.
+    """The clean frames that each block of each clip attends to, padded to one count N.
 
     frames, times and seen are [B, n, N]; own_times is [B, n, T] for the n blocks of T frames.
     """
@@ -56,10 +56,10 @@ def lay_out(contexts: list[list[Context]], *, block: int) -> Layout:
 def random_contexts(
     rng: random.Random, keys: Tensor, *, block: int, window: int, sink: int, retrieved: int, guard: int
 ) -> list[Context]:
-    """One policy for a clip of frames with unit-norm ``keys`` [F, D]: a context for each of its blocks.
+    """A context for each block of a clip with unit-norm ``keys`` [F, D], all by one random strategy.
 
-    Either the plain window, as if early or late in a video; or with the frames most similar to the newest one, as the
-    engine retrieves them; or with any old frames.
+    The strategy is the plain window, as if early or late in a video; or retrieval of the frames most similar to the
+    newest one, as the engine does; or retrieval of random old frames.
     """
     blocks = len(keys) // block
     if rng.random() < 0.4:
@@ -94,7 +94,7 @@ def random_contexts(
 
 
 class TeacherForcedSelfAttention:
-    """Self-attention over rows (clip, stream, block); the first stream is clean and is what others see."""
+    """Self-attention over rows (clip, stream, block); the first stream is clean, and all streams attend to it."""
 
     def __init__(self, forced: TeacherForced) -> None:
         self.forced = forced
@@ -133,7 +133,7 @@ class TeacherForcedSelfAttention:
 
 
 class SharedCrossAttention:
-    """Cross-attention of all streams and blocks of a clip to its one prompt, [B, text, dim]."""
+    """Cross-attention of all streams and blocks of a clip to its prompt, [B, text, dim]."""
 
     def __call__(
         self,
@@ -168,7 +168,7 @@ class TeacherForced(nn.Module):
         self.shape = (1, 1, 1)
         self.tokens = 0
         self._own: Tensor | None = None
-        transformer.rope = _Given(self)
+        transformer.rope = _BatchRotary(self)
         for block in transformer.blocks:
             block.attn1.set_processor(TeacherForcedSelfAttention(self))
             block.attn2.set_processor(SharedCrossAttention())
@@ -195,12 +195,12 @@ class TeacherForced(nn.Module):
         return result
 
 
-class _Given(nn.Module):
-    """Hands the transformer the rotary table that ``TeacherForced`` made for the batch."""
+class _BatchRotary(nn.Module):
+    """Passes the rotary table that ``TeacherForced`` computed for the batch to the transformer."""
 
     def __init__(self, forced: TeacherForced) -> None:
         super().__init__()
-        self._forced = (forced,)  # in a tuple, so that it is no submodule
+        self._forced = (forced,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         own = self._forced[0]._own

@@ -1,8 +1,8 @@
 """Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
-The stages are vae, clips and backbone, in this order; each reads what earlier ones wrote into the
-folder. ``vae.safetensors`` and ``backbone.safetensors`` are what the package ships. ``prompts`` writes a pool
-of prompts to collect latents of, for the training of the encoder that it ships too.
+The stages are vae, clips and backbone, in this order; each reads the files that earlier ones wrote into the
+folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool for
+``llrag collect`` and ``llrag train-encoder``, which train the encoder in the package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 Out = Annotated[Path, typer.Option(help="Folder of this training")]
-Steps = Annotated[int, typer.Option(min=1, help="How long to train")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps")]
 Seed = Annotated[int, typer.Option(help="Seed of data and weights")]
 
 
@@ -45,7 +45,7 @@ def clips(
     openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 24000,
     seed: Seed = 0,
 ) -> None:
-    """Render and encode the clips that the backbone learns from."""
+    """Render and encode the training clips of the backbone."""
     from llrag_cli.models.embedded.model import load_vae
     from llrag_cli.training.embedded.dataset import make_clips, save_clips
 
@@ -58,7 +58,7 @@ def clips(
 def backbone(
     out: Out,
     steps: Steps = 3500,
-    batch: Annotated[int, typer.Option(min=1, help="Clips a step")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Clips per step")] = 4,
     seed: Seed = 0,
     resume: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
 ) -> None:
@@ -72,7 +72,7 @@ def backbone(
 
 @app.command()
 def prompts(out: Out, count: Annotated[int, typer.Option(min=2, help="Prompts")] = 192, seed: Seed = 0) -> None:
-    """Write a pool of captions, some of which leave things out, to collect latents for the retrieval encoder."""
+    """Write a pool of captions, some of them incomplete, to collect latents for the retrieval encoder."""
     from llrag_cli.world.sprites import caption, random_scene
 
     out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK, WINDOW, SINK, RETRIEVED, GUARD = 3, 12, 1, 4, 2  # as in presets/tiny.yaml
 NOISY_STREAMS = 2
-PROBED_LAYER = 3  # of six; its tokens are asked which shapes they show
+PROBED_LAYER = 3  # of six; the shapes are predicted from its tokens
 PROBE_WEIGHT = 1.0
 TRAIN_SHIFT = 3.0  # sigmas are drawn uniformly, then shifted towards noise
 
@@ -41,14 +41,14 @@ def train_backbone(
     seed: int = 0,
     resume: Path | None = None,
 ) -> None:
-    """Train transformer and text encoder together; averaged weights go to ``out``.
+    """Train transformer and text encoder together; averaged weights are written to ``out``.
 
-    Steps take turns: ``batch`` whole clips, then as many tokens of opening blocks alone, where the prompt is
-    all there is to go by.
+    Steps alternate between ``batch`` whole clips and as many tokens of opening blocks alone, where the prompt is
+    the only information.
     """
     model = nn.ModuleDict({"transformer": new_transformer(seed=seed), "text": TinyText()})
     if resume is not None:
-        model.load_state_dict(load_file(resume))  # half precision is widened
+        model.load_state_dict(load_file(resume))  # from half precision to float32
     forced = TeacherForced(model["transformer"])
     probe = ShapeProbe(model["transformer"])
     optims = optimizers(nn.ModuleDict({**model, "probe": probe.read}), matrix_lr=1e-2, other_lr=2e-3)
@@ -74,8 +74,8 @@ def train_backbone(
         loss = flow_loss(
             forced, model["text"](prompts), data.latents[chosen].float(), shapes, rng=rng, generator=generator
         )
-        told = probe.loss(shapes, streams=1 if opening else 1 + NOISY_STREAMS)
-        torch.autograd.backward(loss + PROBE_WEIGHT * told)
+        shape_loss = probe.loss(shapes, streams=1 if opening else 1 + NOISY_STREAMS)
+        torch.autograd.backward(loss + PROBE_WEIGHT * shape_loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -84,7 +84,7 @@ def train_backbone(
             average[name].lerp_(value, max(0.004, 1 / (step + 2)))
         pace = 0.05 if step > 1 else 1.0
         flow, shown = recent[opening]
-        recent[opening] = flow + pace * (loss.item() - flow), shown + pace * (told.item() - shown)
+        recent[opening] = flow + pace * (loss.item() - flow), shown + pace * (shape_loss.item() - shown)
         if (step + 1) % 50 == 0:
             losses = ", ".join(
                 f"{name} {recent[kind][0]:.4f} (shapes {recent[kind][1]:.4f})"
@@ -103,7 +103,7 @@ def _save(average: dict[str, Tensor], out: Path) -> None:
 
 
 def prompt_ids(text: TinyText, scenes: list[Scene], rng: random.Random) -> Tensor:
-    """Captions as ids [B, length]: mostly full, often partial, now and then none at all."""
+    """Captions as ids [B, length]: mostly full, often partial, sometimes empty."""
     captions = []
     for scene in scenes:
         kind = rng.random()
@@ -112,9 +112,9 @@ def prompt_ids(text: TinyText, scenes: list[Scene], rng: random.Random) -> Tenso
 
 
 class ShapeProbe:
-    """Asks the tokens of a middle layer which shapes they show, to hasten learning; nothing of it is shipped.
+    """Predicts shapes from the tokens of a middle layer, which speeds up learning; not part of the released weights.
 
-    What REPA (Yu et al. 2024) does with features of another network, here with the truth of the renderer.
+    REPA (Yu et al. 2024) does this with features of another network, here the target is the renderer's ground truth.
     """
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
@@ -127,13 +127,13 @@ class ShapeProbe:
         self.hidden = output
 
     def loss(self, shapes: Tensor, *, streams: int) -> Tensor:
-        """Cross-entropy of what the last pass knew of shapes [B, F, 4, h, w]; of several streams the first is clean."""
+        """Cross-entropy of shapes [B, F, 4, h, w] read from the last pass; the first of several streams is clean."""
         assert self.hidden is not None
         clips, frames, _, height, width = shapes.shape
-        told = self.read(self.hidden).view(clips, streams, frames, height // 2, width // 2, len(SHAPES), 2, 2)
-        told = told.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(clips, streams, *shapes.shape[1:])
-        told = told[:, 1:] if streams > 1 else told
-        return F.binary_cross_entropy_with_logits(told, shapes[:, None].expand_as(told))
+        logits = self.read(self.hidden).view(clips, streams, frames, height // 2, width // 2, len(SHAPES), 2, 2)
+        logits = logits.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(clips, streams, *shapes.shape[1:])
+        logits = logits[:, 1:] if streams > 1 else logits
+        return F.binary_cross_entropy_with_logits(logits, shapes[:, None].expand_as(logits))
 
 
 def flow_loss(
@@ -145,10 +145,10 @@ def flow_loss(
     rng: random.Random,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted flow (noise - clean) of clips [B, F, C, h, w], objects weighing more."""
+    """Mean squared error of the predicted flow (noise - clean) of clips [B, F, C, h, w], weighted towards objects."""
     batch, frames = clean.shape[:2]
     blocks = frames // BLOCK
-    noisy_streams = NOISY_STREAMS if blocks > 1 else 1  # a block alone has no past to remember: one noisy stream
+    noisy_streams = NOISY_STREAMS if blocks > 1 else 1  # a single block has no past: one noisy stream
     keys = F.normalize(average_pool(clean.flatten(0, 1)), dim=-1).unflatten(0, clean.shape[:2])
     contexts = [
         random_contexts(rng, key, block=BLOCK, window=WINDOW, sink=SINK, retrieved=RETRIEVED, guard=GUARD)
@@ -161,7 +161,7 @@ def flow_loss(
     streams = (1 - spread) * clean[:, None] + spread * noise
     timesteps = 1000 * sigma
     if blocks > 1:
-        # what a rollout remembers is never quite clean, so neither is what it learns from
+        # in a rollout the past is never perfectly clean, so neither is it in training
         blemish = 0.08 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
         remembered = clean + blemish * torch.randn(clean.shape, generator=generator)
         streams = torch.cat((remembered[:, None], streams), dim=1)  # [B, 1+S, F, C, h, w]

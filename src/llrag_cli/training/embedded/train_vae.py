@@ -20,7 +20,7 @@ from llrag_cli.world.sprites import clip, random_scene
 
 logger = logging.getLogger(__name__)
 
-BOTTLENECK = 2e-3  # of the divergence; what the decoder can fill in by itself, the backbone need not learn
+BOTTLENECK = 2e-3  # weight of the divergence; detail that the decoder can fill in is left out of the latents
 
 
 def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def snippets(count: int, *, frames: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def batches(data: tuple[Tensor, Tensor], size: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless random batches, frames in [-1, 1] and object weight in [0, 1]; half of them run backwards."""
+    """Endless random batches, frames in [-1, 1] and object weight in [0, 1]; half of them reversed in time."""
     generator = torch.Generator().manual_seed(seed)
     videos, covers = data
     while True:
@@ -56,7 +56,7 @@ def reconstruction(vae: TinyVAE, video: Tensor, *, generator: torch.Generator) -
 
 
 def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: int = 5000) -> None:
-    """Train, then write ``vae.safetensors`` with the latents' statistics inside."""
+    """Train the VAE and write its weights, with the statistics of its latents, to ``out``."""
     torch.manual_seed(seed)
     vae = TinyVAE()
     data, held = snippets(clips, frames=9, seed=seed), snippets(64, frames=9, seed=seed + 1)
@@ -72,7 +72,7 @@ def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: in
             group["lr"] = rate * factor
         frames, divergence = reconstruction(vae, video, generator=generator)
         near = F.max_pool2d(cover.flatten(0, 1), 7, 1, 3).view_as(cover)
-        weight = 1 + 5 * near  # objects and their outlines are small, and are what is looked at
+        weight = 1 + 5 * near  # objects and their outlines are small, but matter most
         error = frames - video
         loss = ((error.square() + 0.15 * error.abs()) * weight).mean() + BOTTLENECK * divergence
         torch.autograd.backward(loss)

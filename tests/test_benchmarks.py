@@ -1,0 +1,145 @@
+"""The scripts in ``benchmarks/`` and ``docs/`` run, each in its smallest form; what they measure is not judged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module of its own."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem + "_script", ROOT / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls ``main`` of a script with arguments and returns what it prints."""
+
+    def call(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        script(name).main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        script("benchmarks/faults.py").main(seconds=1, every=40)
+    assert end.value.code == 0
+    assert "x write: reported, and resumed to the same files" in capsys.readouterr().out
+
+
+def test_growth(run: Any) -> None:
+    result = json.loads(run("benchmarks/growth.py", "--only", "host", "--last", "20", "--pairs", "2"))
+    assert (result["tier"], result["points"][0]["block"]) == ("host", 20)
+    assert result["points"][0]["ratio"] > 0 and 0 <= result["hit_rate"] <= 1
+    assert "4 x 2,000 keys of 16" in run("benchmarks/growth.py", "--search", "--keys", "2000")
+
+
+def test_kill_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With processes that finish at once: killing and resuming real ones is in the tests of runs."""
+    module = script("benchmarks/kill_chain.py")
+    started: list[tuple[str, ...]] = []
+
+    class Finished:
+        returncode = 0
+
+        def poll(self) -> int:
+            return 0
+
+        def wait(self) -> int:
+            return 0
+
+    def start(*arguments: str) -> Finished:
+        started.append(arguments)
+        folder = Path(arguments[arguments.index("--out" if "--out" in arguments else "--resume") + 1])
+        folder.mkdir(exist_ok=True)
+        for name in (*module.FILES, "commits.jsonl"):
+            (folder / name).write_text("the same")
+        (folder / "run.json").write_text('{"status": "complete"}')
+        return Finished()
+
+    monkeypatch.setattr(module, "start", start)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    assert module.chain(tmp_path, kills=1, seconds=2, seed=0)
+    assert [arguments[0] for arguments in started] == [module.PROMPT, module.PROMPT, "--resume"]
+
+
+def test_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = script("benchmarks/long_run.py")
+    monkeypatch.setattr(module, "TICK", 0.01)
+    code = """
+import pathlib, time
+for line in range(3):
+    while time.process_time() < 0.1 * (line + 2):
+        pass
+    with pathlib.Path("commits.jsonl").open("a") as file:
+        file.write("{}\\n")
+time.sleep(0.2)
+"""
+    monkeypatch.chdir(tmp_path)
+    watch = module.watch
+    monkeypatch.setattr(module, "watch", lambda command, folder: watch([sys.executable, "-c", code], tmp_path))
+    monkeypatch.setattr(sys, "argv", ["long_run.py", "--seconds", "4", "--plot", str(tmp_path / "plot.png")])
+    module.main()
+    shown = capsys.readouterr().out
+    assert "| 0-0 |" in shown and "33 frames, " in shown
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"prompts": 2, "seeds": 1, "seconds": 8.0, "reference": 4.0, "steps": 1, "batch": 2, "threads": 1}
+    memories = "native window;random;successor, average pooling"
+    script("benchmarks/memory.py").main(tmp_path, memories=memories, skip=0, keep=0.4, **small)
+    assert "2 videos of each memory" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "memory.json", "memory.png", "prompts.txt", "table.md", "videos.jsonl",
+    }  # fmt: skip
+    assert len((tmp_path / "videos.jsonl").read_text().splitlines()) == 6
+
+
+def test_score_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = script("benchmarks/score_memory.py")
+    assert module.SOURCE.endswith("832x480")
+    monkeypatch.setattr(module, "SOURCE", "testsrc2=size=64x64")
+    monkeypatch.setattr(sys, "argv", ["score_memory.py", "--seconds", "3", "--fps", "4"])
+    module.main()
+    assert "| 3 s, 4 fps | 12 |" in capsys.readouterr().out
+
+
+def test_speed(run: Any) -> None:
+    shown = run("benchmarks/speed.py", "--pairs", "2", "--early", "2", "--late", "3", "--threads", "1")
+    assert "block 3 / block 2, none: " in shown and "block 3 / block 2, nearest: " in shown
+
+
+def test_tiers(run: Any, tmp_path: Path) -> None:
+    shape = tmp_path / "shape.yaml"
+    shape.write_text(
+        "num_layers: 1\nnum_attention_heads: 1\nattention_head_dim: 16\nffn_dim: 16\ntext_dim: 8\nvae_base_dim: 4\n"
+    )
+    shown = run("benchmarks/tiers.py", "--shape", str(shape), "--pairs", "1", "--warmup", "1", "--threads", "1")
+    assert [line.split(" / ")[0] for line in shown.splitlines()] == ["host", "host-int8", "disk", "recompute"]
+
+
+def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("docs/make_contact_sheet.py")
+    monkeypatch.setattr(module, "PROMPTS", module.PROMPTS[:1])
+    monkeypatch.setattr(module, "SECONDS", 0.5)
+    module.main(tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 128, 128 + 26)
