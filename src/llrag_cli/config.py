@@ -192,7 +192,7 @@ class ModelShape(Config):
     @model_validator(mode="before")
     @classmethod
     def _sizes_alone(cls, content: Any) -> Any:
-        """A model's own ``transformer/config.json`` says more than sizes; the rest is left out."""
+        """A model's own ``transformer/config.json`` holds more than sizes; the rest is ignored."""
         if not isinstance(content, dict) or "_class_name" not in content:
             return content
         if content["_class_name"] != "WanTransformer3DModel":

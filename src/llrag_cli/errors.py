@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 class LlragError(Exception):
@@ -18,6 +18,10 @@ class LlragError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes; constructors of subclasses differ."""
+        return LlragError.__new__, (type(self), self.problem), self.__dict__
 
 
 class UsageError(LlragError):
@@ -54,7 +58,7 @@ class DownloadSourceError(LlragError):
 
 
 class MissingWeightsError(LlragError):
-    """A file of a configuration's weights is not there."""
+    """A file of a configuration's weights does not exist."""
 
     def __init__(self, config: str, path: Path, *, setting: str, checkpoint: str | None) -> None:
         super().__init__(
@@ -122,7 +126,7 @@ class MissingMetricModelError(LlragError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"the official backend lacks a model: there is no `{path}`",
+            f"the official backend lacks a model: `{path}` does not exist",
             hint="fetch its models into the weights folder, or use the backend `offline`, which needs none",
         )
         self.path = path

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import Llrag
 from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import UsageError
 
 FEW = ("--set", "sampler.steps=[1000, 500]")
 MANY = ("generate", "--prompts", "prompts.txt", "--seconds", "14", *FEW)
@@ -27,7 +27,7 @@ FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
 
 def double(number: int) -> int:
     if number < 0:
-        raise LlragError(f"{number} is no number of videos", hint="take more")
+        raise UsageError(f"{number} is no number of videos", hint="take more")
     return 2 * number
 
 
@@ -103,10 +103,11 @@ def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
 def test_outcomes_carry_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = sorted(Processes(2).run(double, [1, -2, 3], on_tick=lambda: None), key=lambda each: each.number)
     assert [outcome.result for outcome in outcomes] == [2, None, 6]
-    assert (outcomes[1].problem, outcomes[1].hint) == ("-2 is no number of videos", "take more")
+    error = outcomes[1].error
+    assert isinstance(error, UsageError) and (error.problem, error.hint) == ("-2 is no number of videos", "take more")
     monkeypatch.setattr("llrag_cli.batch.executors.TRIES", 2)
     (outcome,) = Processes(2).run(die, [1], on_tick=lambda: None)
-    assert outcome.problem == "the job crashed 2 workers"
+    assert outcome.error is not None and outcome.error.problem == "the job crashed 2 workers"
 
 
 def test_latents_are_collected_by_several(llrag: Llrag, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_web_servers_refuse(hub: Hub, llrag: Llrag, monkeypatch: pytest.Mon
     hub.status["subject_mapping_table.yaml"] = 503
     done = llrag("download", "metrics", "mapping", "--to", "weights")
     assert done.returncode == 1
-    assert f"{hub.url} answered 503 when asked for `{hub.url}/web/subject_mapping_table.yaml`" in done.stderr
+    assert f"{hub.url} answered 503 for `{hub.url}/web/subject_mapping_table.yaml`" in done.stderr
     del hub.status["subject_mapping_table.yaml"]
     assert llrag("download", "metrics", "mapping", "--to", "weights").returncode == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -6,6 +6,7 @@ import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from llrag_cli.models.wan.transformer import WanSession
 
 FEW = ["sampler.steps=[1000, 500]", "memory.window=8", "memory.retrieved=3", "memory.guard=0"]
 PROMPTS = ("a red circle bounces around on a plain gray wall", "a white cross passes by on a striped blue wall")
-SECONDS = 12.0
+SECONDS = 9.0
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +93,9 @@ def test_sessions_advance_from_several_threads(pipeline: Pipeline, memory: str) 
 
 
 def test_a_pipeline_generates_the_same_video_twice(pipeline: Pipeline) -> None:
-    counts = []
-    for _ in range(2):
-        with pipeline.start(PROMPTS[0], seconds=3) as session:
-            counts.append([block.frames.shape[1] for block in session])
-    assert counts == [[9, 12, 12]] * 2 or counts == [[9, 12]] * 2
+    first, second = (list(pipeline.start(PROMPTS[0], seconds=3)) for _ in range(2))
+    assert [block.frames.shape[1] for block in second] == [9, 12, 12]
+    assert_same(first, second)
 
 
 def test_a_batch_is_one_session(pipeline: Pipeline) -> None:
@@ -121,7 +120,7 @@ def test_frames_are_decoded_in_order_whenever_they_are_asked_for(pipeline: Pipel
 def test_frames_that_nobody_asks_for_cost_no_memory(pipeline: Pipeline) -> None:
     session = pipeline.start(PROMPTS[0], seconds=SECONDS)
     for _ in session:
-        assert len(session._frames._pending) <= 1 + pipeline.decoder.reach
+        assert len(session._frames._pending) <= 3  # the new block, the one that `_` still names, one within reach
 
 
 def held(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
@@ -196,5 +195,10 @@ def test_an_invalid_request_starts_nothing(pipeline: Pipeline, prompt: str | lis
         pipeline.start(prompt, seconds=seconds)
 
 
-def test_a_pipeline_is_loaded_by_name_by_file_or_from_a_configuration(tmp_path: object) -> None:
-    assert Pipeline.load("tiny").config.name == "tiny"
+def test_a_pipeline_is_loaded_by_name_by_file_or_from_a_configuration(tmp_path: Path) -> None:
+    config = load_config("tiny", settings=["name=mine"])
+    file = tmp_path / "mine.yaml"
+    file.write_text(config.model_dump_json())  # JSON is YAML
+    assert Pipeline.load("tiny").config == load_config("tiny")
+    assert Pipeline.load(config).config == config
+    assert Pipeline.load(file).config == config

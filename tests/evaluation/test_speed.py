@@ -237,8 +237,8 @@ def test_what_does_not_fit_is_refused_before_it_is_made(llrag: Llrag, monkeypatc
     [
         (["--backbone", "tinny"], "unknown preset `tinny`"),
         (["--memory", "nearst"], "unknown memory strategy `nearst`"),
-        (["--blocks", "0"], "there is nothing to time"),
-        (["--warmup", "-1"], "there is nothing to time"),
+        (["--blocks", "0"], "nothing to time"),
+        (["--warmup", "-1"], "nothing to time"),
         (["--backbone", "tiny", "--random-weights"], "the embedded model has one size and comes with its weights"),
         (["--config", "no.yaml"], "no such file: `no.yaml`"),
         (["--config", "bad.yaml"], "`bad.yaml`, line 2: unknown key `num_layer`"),

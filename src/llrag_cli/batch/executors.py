@@ -30,12 +30,11 @@ TICK = 0.3  # seconds between updates of the progress
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """How a job, by its number, ended: its result, or problem and hint of its error."""
+    """How a job, by its number, ended: with its result or an error."""
 
     number: int
     result: Result | None
-    problem: str | None = None
-    hint: str = ""
+    error: LlragError | None = None
 
 
 class Engine(Protocol):
@@ -71,12 +70,16 @@ def attempt(work: Callable[[Job], Result], number: int, job: Job) -> Outcome[Res
     try:
         return Outcome(number, work(job))
     except LlragError as error:
-        return Outcome(number, None, error.problem, error.hint)
+        return Outcome(number, None, error)
 
 
 def crashed(number: int) -> Outcome[Any]:
     """The outcome of a job that no worker survived."""
-    return Outcome(number, None, f"the job crashed {TRIES} workers", "is there enough memory? finished blocks are kept")
+    return Outcome(
+        number,
+        None,
+        LlragError(f"the job crashed {TRIES} workers", hint="is there enough memory? finished blocks are kept"),
+    )
 
 
 class Processes:

@@ -55,7 +55,7 @@ class Slots:
 class Archive(ABC):
     """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
-    ``slots`` pages of each video are on the device. ``recomputes`` tells whether pages are computed again instead of
+    ``slots`` pages of each video are on the device. ``recomputes`` is whether pages are computed again instead of
     being stored. Storage for ``frames`` is allocated at the first write.
     """
 

@@ -1,1 +1,1 @@
-"""The command line: options and help are here, work is imported when it is asked for."""
+"""The command line: options and help are here, work is imported inside the commands."""

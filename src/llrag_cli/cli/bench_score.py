@@ -127,9 +127,7 @@ def _rank_folders(scored: Sequence[ScoredFile], models: Models) -> dict[str, dic
     for file in scored:
         folders.setdefault(str(file.path.parent), []).append(file)
     if len(folders) < 2:
-        raise UsageError(
-            "all videos are in one folder, so there is nothing to rank", hint="use one folder for each memory"
-        )
+        raise UsageError("all videos are in one folder: nothing to rank", hint="use one folder for each memory")
     shapes = {(file.width, file.height) for file in scored}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for width, height in sorted(shapes))

@@ -65,7 +65,7 @@ def bench_speed(
     from llrag_cli.models.family import family_of
 
     if blocks < 1 or (warmup is not None and warmup < 0):
-        raise UsageError("there is nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
+        raise UsageError("nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
     shape = _shape(shape_file, random_weights=random_weights)
     source = backbone or ("self-forcing" if shape else "tiny")
     configs = {memory: memory_config(source, memory, settings or ()) for memory in memories or ("none", "nearest")}

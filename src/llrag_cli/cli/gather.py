@@ -7,6 +7,7 @@ from typing import Any
 
 from llrag_cli.batch.executors import Engine, Job, Outcome, Result
 from llrag_cli.cli import console
+from llrag_cli.cli.hints import hint_for
 from llrag_cli.errors import LlragError
 from llrag_cli.formatting import counted
 
@@ -42,9 +43,10 @@ def gather(
 
 def require_all(outcomes: Sequence[Outcome[Any]], names: Sequence[str]) -> None:
     """Name the jobs that failed, and why; raise an error if there are any."""
-    failed = [outcome for outcome in outcomes if outcome.problem is not None]
-    for outcome in failed:
-        console.warn(f"{names[outcome.number]}: {outcome.problem}" + (f" ({outcome.hint})" if outcome.hint else ""))
+    failed = [(names[outcome.number], outcome.error) for outcome in outcomes if outcome.error is not None]
+    for name, error in failed:
+        hint = hint_for(error)
+        console.warn(f"{name}: {error.problem}" + (f" ({hint})" if hint else ""))
     if failed:
         raise LlragError(
             f"{len(failed)} of {counted(len(outcomes), 'job')} failed",

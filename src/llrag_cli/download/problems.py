@@ -75,7 +75,7 @@ def _explain(error: Exception, repo: str, path: str, host: str) -> LlragError | 
                 f"the hub denied access to `{what}` ({status})",
                 hint="log in with `hf auth login`, or set HF_TOKEN to a valid token",
             )
-        return LlragError(f"the hub answered {status} when asked for `{what}`", hint=f"try again later; {KEPT}")
+        return LlragError(f"the hub answered {status} for `{what}`", hint=f"try again later; {KEPT}")
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return LlragError(
             f"`{what}` cannot be written: the disk is full",

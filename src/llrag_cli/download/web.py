@@ -48,7 +48,7 @@ def fetch_from_web(url: str, partial: Path, *, advance: Advance) -> None:
 def _require_success(response: Any, url: str) -> None:
     if response.status_code != 200:
         raise LlragError(
-            f"{_host(url)} answered {response.status_code} when asked for `{url}`",
+            f"{_host(url)} answered {response.status_code} for `{url}`",
             hint="try again later, or update llrag; complete files are kept",
         )
 

@@ -21,7 +21,7 @@ class Execution:
 
 
 def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:
-    """Bring a transformer to its device, as asked for, and make it a backbone."""
+    """Move a transformer to its device, apply the execution settings, and wrap it as a backbone."""
     backbone = WanBackbone(transformer)
     if how.offload:
         transformer.enable_group_offload(

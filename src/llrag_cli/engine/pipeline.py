@@ -191,7 +191,7 @@ def memory_plan(
     limit: int | None = None,
     scratch: Path | None = None,
 ) -> Budget:
-    """What a run will hold in memory and what there is; reads headers only, raises if a file is not there.
+    """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
     Its ``config`` is the one to run: with the tier of the archive chosen as ``budget.plan`` says.
     """

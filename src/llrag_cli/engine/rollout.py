@@ -74,9 +74,9 @@ class Block:
 
     @property
     def frames(self) -> Tensor:
-        """Video frames [B, t, 3, H, W] in [-1, 1], decoded when first asked for."""
+        """Video frames [B, t, 3, H, W] in [-1, 1], decoded on first access."""
         if self.decode is None:
-            raise RuntimeError("this block belongs to no session: there is no decoder for its latents")
+            raise RuntimeError("this block belongs to no session, so nothing decodes its latents")
         return self.decode(self)
 
 

@@ -55,7 +55,7 @@ class Session(Iterator[Block]):
 
 
 class FrameDecoder:
-    """Decodes the blocks of one video in order, each when its frames are first asked for.
+    """Decodes the blocks of one video in order, each on first access to its frames.
 
     Latents of blocks that nobody refers to any more are kept only as far as the decoder's temporal reach needs them.
     """

@@ -100,7 +100,7 @@ def parse_json(text: str, *, name: str) -> list[tuple[int, Any]]:
         hint = "check commas, quotes and brackets"
         raise UsageError(f"`{name}`, line {error.lineno}: not valid JSON: {error.msg.lower()}", hint=hint) from None
     except RecursionError:
-        raise UsageError(f"`{name}`, line {line}: nested too deep", hint="a simpler file says the same") from None
+        raise UsageError(f"`{name}`, line {line}: nested too deep", hint="simplify the file") from None
     except UnicodeEncodeError:  # half of a pair, `"\ud83d"`
         raise UsageError(f"`{name}`, line {line}: an escape is no character", hint="check what follows `\\u`") from None
     except ValueError:
@@ -124,7 +124,7 @@ def _check_depth(text: str, name: str) -> None:
         if depth > DEPTH or count > 2 * NODES:
             line = event.start_mark.line + 1 if event.start_mark else 1
             what = f"nested more than {DEPTH} levels deep" if depth > DEPTH else "too many values"
-            raise UsageError(f"`{name}`, line {line}: {what}", hint="a simpler file says the same")
+            raise UsageError(f"`{name}`, line {line}: {what}", hint="simplify the file")
 
 
 def _lines(node: yaml.Node, location: Location, name: str, visited: list[int]) -> Iterator[tuple[Location, int]]:

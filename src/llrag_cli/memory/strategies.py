@@ -200,7 +200,7 @@ class Uniform(RetrievalMemory):
 
 @register
 class Random(RetrievalMemory):
-    """Random frames, drawn anew for each block: the control for the other strategies."""
+    """Random frames, drawn for each block: the control for the other strategies."""
 
     strategy: Literal["random"] = "random"
 

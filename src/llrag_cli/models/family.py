@@ -1,6 +1,6 @@
 """A family of models is one object: what it reads, what it needs of memory, and how it is loaded.
 
-Nothing here imports torch, nor does a family until it is asked for what needs it.
+Nothing here imports torch, nor does a family before it loads something.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Family(Protocol):
         ...
 
     def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """The first file that is not there, by the setting that names it or the folder it belongs to."""
+        """The first missing file, by the setting that names it or the folder it belongs to."""
         ...
 
     def transformer_sizes(
@@ -124,7 +124,7 @@ class Family(Protocol):
 
 
 def require_files(config: RunConfig, folder: Path) -> None:
-    """Raise an error that names the first file of a configuration that is not there."""
+    """Raise an error that names the first missing file of a configuration."""
     family = family_of(config)
     family.require_settings(config)
     for setting, path in family.missing(config, folder).items():

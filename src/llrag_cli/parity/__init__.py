@@ -9,7 +9,7 @@ from typing import Any
 from llrag_cli.errors import LlragError, closest
 from llrag_cli.parity.checkpoints import formats, manifest
 from llrag_cli.parity.checks import Check, Golden, read_json
-from llrag_cli.parity.generation import generation, lora
+from llrag_cli.parity.generation import generation, lora, prompt_switch
 from llrag_cli.parity.parts import autoencoder, scheduler, units, vae
 
 __all__ = ["BUNDLED", "Check", "Golden", "replay"]
@@ -25,7 +25,7 @@ def _unsupported(golden: Golden, case: str, about: dict[str, Any], folder: Path)
 
 KINDS: Mapping[str, Case] = {  # how a case is replayed whose JSON has a `kind`
     "first_chunk": generation,
-    "prompt_switch": _unsupported,
+    "prompt_switch": prompt_switch,
     "commit_rule": _unsupported,
     "read_locus": _unsupported,
 }

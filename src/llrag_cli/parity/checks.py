@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LlragError(f"there is no file `{path}`", hint="the folder of golden vectors is incomplete") from None
+        raise LlragError(f"no such file: `{path}`", hint="the folder of golden vectors is incomplete") from None
     except (OSError, ValueError) as error:
         raise LlragError(f"`{path}` cannot be read as JSON: {error}", hint="fetch the golden vectors again") from None
     return content if isinstance(content, dict) else {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,11 @@ def memory_of(config: Mapping[str, Any]) -> MemoryConfig:
     """Our memory configuration for one of the original's."""
     model = config["model_kwargs"]
     window, sink = model["local_attn_size"], model["sink_size"]
+    recache: Literal["keep", "renew"] = "keep" if config.get("global_sink", True) else "renew"
+    if model.get("use_infinite_attention", False):  # the times of its frames are their slots, as with retrieval
+        return Nearest(window=window, sink=sink, retrieved=0, recache=recache)
     if not model.get("use_latentmem", False):
-        return SlidingWindow(window=None if window < 0 else window, sink=sink)
+        return SlidingWindow(window=None if window < 0 else window, sink=sink, recache=recache)
     return Nearest(
         window=window,
         sink=sink,
@@ -72,10 +76,16 @@ def _replay(
     batch: int,
     encode: KeyEncoder,
     given: int = 0,
+    prompts: Sequence[int] = (),
+    switches: Mapping[int, int] | None = None,
     wanted: Sequence[str] = (),
 ) -> Replay:
+    """``prompts`` are rows of the embeddings, one for each prompt; by default, the first ``batch`` rows are a batch.
+
+    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is.
+    """
     memory = memory_of(config)
-    if isinstance(memory, Nearest):
+    if isinstance(memory, Nearest) and memory.retrieves:
         memory = memory.model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
         steps=config["denoising_step_list"],
@@ -86,10 +96,11 @@ def _replay(
     block = config["num_frame_per_block"]
     tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
     history = History(encode)
+    embeddings = inputs["prompt_embeds"]
     blocks = list(
         rollout(
             tap,
-            inputs["prompt_embeds"][:batch],
+            embeddings[prompts[0], None] if prompts else embeddings[:batch],
             frames=frames,
             shape=(*inputs["noise"].shape[2:],),
             block=block,
@@ -99,6 +110,7 @@ def _replay(
             noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
             context_timestep=float(config["context_noise"]),
             initial_latents=inputs["initial_latent"][:batch, :given] if given else None,
+            prompt_schedule={at: embeddings[prompts[number], None] for at, number in (switches or {}).items()},
         )
     )
     return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, tap.passes, history)
@@ -274,6 +286,45 @@ def generation(golden: Golden, case: str, about: dict[str, Any], folder: Path) -
     if "passes" in about:
         yield _passes(case, about["passes"], replay.passes)
     yield from _compare_rollout(golden, case, about, replay, reference, encode)
+
+
+def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout whose prompt changes: its latents, and the window as it was computed again for each new prompt."""
+    reference = golden.tensors(folder, about["file"])
+    replay = _replay(
+        golden,
+        golden.backbone(folder, about["weights"]),
+        about["config"],
+        golden.tensors(folder, about["inputs"]),
+        frames=reference["latents"].shape[1],
+        batch=1,
+        encode=average_pool,
+        prompts=about["prompt_rows"],
+        switches=_switch_blocks(about["switch_frames"], block=about["config"]["num_frame_per_block"]),
+    )
+    if not golden.exact:
+        yield golden.compare(case, "latents", replay.latents, reference["latents"], LATENTS, half=HALF_ROLLOUT)
+        return
+    bar = bar_of(about, LATENTS)
+    yield golden.compare(case, "latents", replay.latents, reference["latents"], bar)
+    for quantity, ending in (("flow of the recomputed window", "flow"), ("its keys and values", "kv")):
+        names = [name for name in reference if name.startswith("switch") and name.split(".")[1] in ending]
+        checks = []
+        for name in names:
+            ours = replay.seen[name]
+            theirs = reference[name]
+            if ending == "flow":  # a sink that is kept is not computed again
+                theirs = theirs[:, theirs.shape[1] - ours.shape[1] :]
+            checks.append(golden.compare(case, quantity, ours, theirs, bar))
+        yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def _switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:
+    """The number of the prompt by the block it takes over at: from its frame on, at most one prompt a block."""
+    switches: dict[int, int] = {}
+    for number, frame in enumerate(frames, start=1):
+        switches[max(math.ceil(frame / block), max(switches, default=-1) + 1)] = number
+    return switches
 
 
 def encoder_of(golden: Golden, folder: Path, weights: str) -> LatentAutoencoder:

@@ -255,7 +255,7 @@ def _session(pipeline: Pipeline, record: RunRecord, committed: Committed, *, scr
 
 
 def archive_use(record: RunRecord, config: RunConfig) -> ArchiveUse | None:
-    """How a run used its archive so far, if it has one; with another tier than before the count begins anew."""
+    """How a run used its archive so far, if it has one; with another tier than before, counting starts again."""
     if not isinstance(config.memory, RetrievalMemory):
         return None
     tier = config.memory.archive

@@ -189,7 +189,7 @@ class Scene(Config):
 
     @property
     def seconds(self) -> float:
-        """The length asked for."""
+        """The requested length."""
         return sum(shot.seconds for shot in self.shots)
 
     @property

@@ -1,7 +1,7 @@
 """Where each shot of a scene lies in the video: blocks, latent frames, video frames, and what it may remember.
 
-A scene is asked for in seconds and generated in blocks. A shot begins at the block whose first video frame is nearest
-to the start asked for, which is the sum of the seconds before it, so that rounding errors do not add up. The video has
+A scene is written in seconds and generated in blocks. A shot begins at the block whose first video frame is nearest
+to the requested start, which is the sum of the seconds before it, so that rounding errors do not add up. The video has
 as many blocks as one of the same length under a single prompt, and each shot has at least one.
 """
 
@@ -199,7 +199,7 @@ def _allowed(remember: Remember, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sink(shot: Shot, name: str, kind: str, earlier: Sequence[ShotSpan]) -> str:
-    """A switch keeps the sink; a cut keeps it if the shot may remember the shot it is of, or says so."""
+    """A switch keeps the sink; a cut keeps it if the shot may remember the shot it is of, or is set to."""
     if kind == "start":
         return name
     current = earlier[-1].sink

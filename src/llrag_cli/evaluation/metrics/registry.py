@@ -59,7 +59,7 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def last_of(values: Values) -> float | None:
-    """The last value; None if there is no earlier one to compare it with."""
+    """The last value; None without an earlier one to compare it with."""
     return values[-1] if len(values) > 1 else None
 
 

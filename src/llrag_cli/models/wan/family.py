@@ -74,7 +74,7 @@ class WanFamily:
     def transformer_sizes(
         self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
     ) -> TransformerSizes:
-        """As ``Family.transformer_sizes``; those of Wan2.1-T2V-1.3B where the checkpoint is not there yet."""
+        """As ``Family.transformer_sizes``; those of Wan2.1-T2V-1.3B if the checkpoint is not downloaded yet."""
         from llrag_cli.models.wan.checkpoints import diffusers_name, kept_exact, peek, transformer_config
 
         item = dtype.itemsize
@@ -127,7 +127,7 @@ class WanFamily:
     ) -> LoadedModels:
         """As ``Family.load``. Headers and configurations are checked before the text encoder is read.
 
-        It encodes the prompts while it has the memory to itself, and is let go before the transformer is read.
+        It encodes the prompts while it has the memory to itself, and is freed before the transformer is read.
         """
         from llrag_cli.models.wan.text import WanText
         from llrag_cli.models.wan.vae import WanDecoder, load_vae

@@ -124,7 +124,7 @@ def _read_embedding(file: Path | None) -> Tensor | None:
         return None
     try:
         return load_file(file)["embedding"]
-    except (SafetensorError, KeyError, OSError):  # half a file of another time: made anew
+    except (SafetensorError, KeyError, OSError):  # an incomplete file of an interrupted run: written again
         return None
 
 

@@ -1,7 +1,7 @@
 """How well the embedded model follows prompts: ``python -m llrag_cli.training.embedded.evaluate``.
 
-Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as
-by users, written to mp4, read back, and judged by ``world/checker.py``.
+Prompts name combinations of colour, shape and wall that were held out of all training. Videos are generated as by
+``llrag generate``, written to mp4, read back, and judged by ``world/checker.py``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
 The stages are vae, clips and backbone, in this order; each reads the files that earlier ones wrote into the
-folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool, whose
-latents are collected to train the encoder in the package.
+folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool for
+``llrag collect`` and ``llrag train-encoder``, which train the encoder in the package.
 """
 
 from __future__ import annotations

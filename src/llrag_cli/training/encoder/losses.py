@@ -38,7 +38,7 @@ class EncoderLoss:
 def window_temporal_delta(embeddings: Tensor, *, margin: float, window: int) -> Tensor:
     """Mean over lags 1..window of the mean of relu(cos(e_t, e_{t+lag}) - margin); embeddings [B, S, D].
 
-    It pushes neighbours apart, so that a frame is told from the one just before it.
+    It pushes neighbours apart, so that a frame can be told apart from the one before it.
     """
     units = F.normalize(embeddings, dim=-1)
     lags = range(1, min(embeddings.shape[1] - 1, window) + 1)

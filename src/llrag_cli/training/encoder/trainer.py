@@ -1,7 +1,7 @@
 """Training the retrieval encoder: the one part of LongLive-RAG that learns.
 
 for each epoch:
-    chunks of consecutive latent frames, drawn anew by (seed, epoch)
+    chunks of consecutive latent frames, drawn for each epoch by (seed, epoch)
     loss = reconstruction + Window Temporal Delta Loss + trajectory smoothness
     AdamW; then validation on videos held out; the best encoder is kept, and all that is needed to resume
 """
@@ -95,7 +95,7 @@ class TrainingFolder:
 class EncoderTrainer:
     """One training, begun or resumed: ``epochs_done``, then ``run`` for the rest.
 
-    Everything random is drawn by (seed, epoch), so an interrupted training ends with the very same weights, and
+    Everything random is drawn by (seed, epoch), so an interrupted training ends with the same weights, bit for bit, and
     several processes with those of one but for rounding.
     """
 
