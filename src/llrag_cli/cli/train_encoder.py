@@ -58,7 +58,8 @@ def train_encoder(
         from llrag_cli.engine.devices import find_device
         from llrag_cli.runs.latents import LatentFolder
         from llrag_cli.training.encoder.data import LatentPool, shape_text
-        from llrag_cli.training.encoder.trainer import EncoderTrainer, TrainingFolder
+        from llrag_cli.training.encoder.folder import TrainingFolder
+        from llrag_cli.training.encoder.trainer import EncoderTrainer
 
         find_device(device)
     with console.counting("reading latents", total=len(LatentFolder(latents).files())) as advance:

@@ -20,7 +20,8 @@ from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.runs.latents import LatentFolder
 from llrag_cli.training.encoder.config import EncoderTraining
 from llrag_cli.training.encoder.data import LatentPool, batches
-from llrag_cli.training.encoder.trainer import EncoderTrainer, TrainingFolder
+from llrag_cli.training.encoder.folder import TrainingFolder
+from llrag_cli.training.encoder.trainer import EncoderTrainer
 
 SMALL = EncoderTraining(
     latent_dim=8, hidden_dims=(8,), chunk=4, chunks_per_video=2, batch=4, epochs=4, learning_rate=1e-3, eval_every=2

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from llrag_cli.files.html import data_url, render
 from llrag_cli.training.encoder.config import EncoderTraining
-
-if TYPE_CHECKING:
-    from llrag_cli.training.encoder.trainer import TrainingFolder
+from llrag_cli.training.encoder.folder import TrainingFolder
 
 COLORS = {"total": "#222222", "recon": "#3b6fd4", "delta": "#d4583b", "smooth": "#3ba272"}
 NAMES = {"total": "total", "recon": "reconstruction", "delta": "temporal delta", "smooth": "smoothness"}

@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +23,13 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llrag_cli.errors import LlragError, TrainingDiffersError, TrainingExistsError, UnwritableError, UsageError
+from llrag_cli.errors import LlragError, TrainingDiffersError, UsageError
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
-from llrag_cli.files.durable import replacing
 from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.training.encoder.config import EncoderTraining
 from llrag_cli.training.encoder.data import LatentPool, batches
+from llrag_cli.training.encoder.folder import TrainingFolder
 from llrag_cli.training.encoder.losses import LossWeights, encoder_loss
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
@@ -52,44 +51,6 @@ class Objective(nn.Module):
         """Reconstruction, delta and smoothness, each weighted, of chunks [B, S, C, H, W]."""
         loss = encoder_loss(self.autoencoder, chunk, self.weights)
         return loss.recon, loss.delta, loss.smooth
-
-
-class TrainingFolder:
-    """Beside ``encoder.safetensors``, ``encoder.training/``: settings, metrics, curves, state to resume from."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.path = out.with_suffix(".training")
-        self.config = self.path / "config.json"
-        self.metrics = self.path / "metrics.jsonl"
-        self.state = self.path / "last.pt"
-        self.curves = self.path / "curves.png"
-        self.summary = self.path / "summary.html"
-
-    def create(self, *, resume: bool, force: bool) -> None:
-        """Create the folder; an earlier training is resumed or replaced only on request."""
-        try:
-            begun = self.state.exists() or self.out.exists()
-            if begun and not resume and not force:
-                raise TrainingExistsError(self.out)
-            self.path.mkdir(parents=True, exist_ok=True)
-            if force and not resume:
-                for file in (self.out, self.config, self.metrics, self.state, self.curves, self.summary):
-                    file.unlink(missing_ok=True)
-        except OSError as error:
-            raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
-
-    def replacing(self, target: Path) -> AbstractContextManager[Path]:
-        """Where to write the new content of one of these files, as ``files.durable.replacing``."""
-        return replacing(
-            target, hint="free some space; the last complete state is kept, and the training can be resumed"
-        )
-
-    def records(self) -> list[dict[str, Any]]:
-        """The epochs so far."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
 
 class EncoderTrainer:
