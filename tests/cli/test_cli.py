@@ -83,7 +83,7 @@ def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> Non
             "leave out",
         ),
         (("--memory-budget", "much"), "`much` is not an amount of memory", "for example `8GB`"),
-        (("--memory-budget", "1MB"), "where `--memory-budget` allows 1 MB; the most goes to weights", "smaller"),
+        (("--memory-budget", "1MB"), "where the memory limit allows 1 MB; the most goes to weights", "smaller"),
     ],
 )
 def test_an_invalid_archive_is_one_sentence(
@@ -187,7 +187,7 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--backbone", "no.yaml"), "no such file: `no.yaml`", "a bundled preset, or a YAML file"),
         (("generate", "x", "--device", "cuda:7"), "unknown device `cuda:7`", "this machine has `cpu`"),
         (("generate", "x", "--device", "meta"), "the device `meta` computes nothing", "use `cpu`"),
-        (("generate", "x", "--device", "warp"), "unknown device `warp`", "this machine has `cpu`"),
+        (("generate", "x", "--device", "warp"), "unknown device `warp`", "`auto`, `cpu`, `cuda`"),
         (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),
         (("generate", "x", "--memory", "nearst"), "unknown memory strategy `nearst`", "did you mean `nearest`?"),

@@ -57,6 +57,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "archive": (("generate", "x", "--archive", "dsk"), "unknown archive `dsk`"),
     "archive without retrieval": (("generate", "x", "--no-rag", "--archive", "disk"), "`--archive` applies to"),
     "encoder": (("generate", "x", "--encoder", "no.safetensors"), "no such file: `no.safetensors`"),
+    "dtype": (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`"),
+    "device": (("generate", "x", "--device", "warp"), "unknown device `warp`"),
     "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
     "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
 }

@@ -102,7 +102,7 @@ def test_folders_that_are_no_runs(llrag: Llrag, tmp_path: Path, files: dict[str,
 
 
 def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder, blocks = RunFolder(tmp_path), (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.write_record(RECORD)
     folder.memory.write_text('{"block": 0, "frame": 0, "retrieved": [3], "similarities": [0.5]}\n')
     assert read_run(folder) == (RECORD, (BlockMemory(0, (3,), (0.5,)),))

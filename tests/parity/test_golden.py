@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDENS, Llrag
 from llrag_cli.cache.tiers import EXACT, Tier
 from llrag_cli.errors import LlragError
-from llrag_cli.parity import BUNDLED, KINDS, Check, Golden, replay
+from llrag_cli.parity import BUNDLED, Check, Golden, replay
 from llrag_cli.parity.checks import read_json
-from llrag_cli.parity.generation import generation
+from llrag_cli.parity.generation import generation, switch_blocks
 from parity.bundle import write_bundle
 
 
@@ -58,6 +58,10 @@ def test_every_quantity_is_within_tolerance(checks: list) -> None:
         "first_chunk_2step",
         "first_chunk_2step_given2",
         "first_chunk_2step_w6_s1",
+        "switch_early_w12_s3_keep",
+        "switch_slots_w9_s1_renew",
+        "switch_two_w9_s1_renew",
+        "switch_w12_s3_keep",
     ],
 )
 def test_every_case_is_compared(checks: list, case: str) -> None:
@@ -166,8 +170,7 @@ def first_chunk(folder: Path, case: str = "first_chunk_2step_given2") -> Path:
 
 def test_a_kind_that_is_not_implemented_is_skipped_by_name(tmp_path: Path) -> None:
     file = first_chunk(tmp_path)
-    skipped = [kind for kind in KINDS if KINDS[kind] is not generation]
-    for kind in skipped:
+    for kind in ("commit_rule", "read_locus"):
         edit(file, kind=kind)
         (check,) = replay(golden(tmp_path))
         assert check.passed and check.error is None
@@ -179,6 +182,22 @@ def test_an_unknown_kind_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LlragError, match="has the unknown kind `first_chonk`") as caught:
         list(replay(golden(tmp_path)))
     assert "did you mean `first_chunk`?" in caught.value.hint
+
+
+def test_a_prompt_switch_recomputes_what_the_sink_needs(tmp_path: Path) -> None:
+    copy(["switch_w12_s3_keep", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    file = tmp_path / "switch_w12_s3_keep.json"
+    about = json.loads(file.read_text())
+    about["config"]["global_sink"] = False
+    file.write_text(json.dumps(about))
+    (*_, last) = failed = [check for check in replay(golden(tmp_path)) if not check.passed]
+    assert failed[0].quantity == "latents" and last.quantity == "its keys and values"
+
+
+def test_prompts_switch_at_most_once_a_block() -> None:
+    assert switch_blocks([6, 12], block=3) == {2: 1, 4: 2}
+    assert switch_blocks([7, 8], block=3) == {3: 1, 4: 2}
+    assert switch_blocks([0, 1, 9], block=1) == {0: 1, 1: 2, 9: 3}
 
 
 def test_the_first_chunk_counts_from_the_given_frames(tmp_path: Path) -> None:

@@ -36,6 +36,21 @@ def parse_seconds(text: str | float) -> float:
         raise UsageError(f"`{text}` is not a length of time", hint="for example `30`, `90s`, `2m` or `1:30`") from None
 
 
+def parse_dtype(text: str) -> str:
+    """The name of a dtype, or ``auto``."""
+    names = ("auto", "float32", "bfloat16", "float16")
+    if text not in names:
+        raise UsageError(f"unknown dtype `{text}`", hint=closest(text, names))
+    return text
+
+
+def parse_device(text: str) -> str:
+    """The name of a device, or ``auto``. Whether this machine has it, is known once torch is imported."""
+    if not re.fullmatch(r"auto|cpu|meta|mps|(cuda|xpu)(:\d+)?", text):
+        raise UsageError(f"unknown device `{text}`", hint="`auto`, `cpu`, `cuda` or `cuda:1`")
+    return text
+
+
 Seconds: Any = {"parser": parse_seconds, "metavar": "TIME"}
 BackboneName = Annotated[
     str | None,
@@ -87,9 +102,23 @@ MemoryBudget = Annotated[
     ),
 ]
 
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto is the first GPU, or else the CPU", **COMPUTING)]
+Device = Annotated[
+    str,
+    typer.Option(
+        parser=parse_device,
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:1; auto is the first GPU, or else the CPU",
+        **COMPUTING,
+    ),
+]
 Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16 or float16; auto depends on backbone and device", **COMPUTING)
+    str,
+    typer.Option(
+        parser=parse_dtype,
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16; auto depends on backbone and device",
+        **COMPUTING,
+    ),
 ]
 Offload = Annotated[
     bool,

@@ -300,7 +300,7 @@ def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path
         batch=1,
         encode=average_pool,
         prompts=about["prompt_rows"],
-        switches=_switch_blocks(about["switch_frames"], block=about["config"]["num_frame_per_block"]),
+        switches=switch_blocks(about["switch_frames"], block=about["config"]["num_frame_per_block"]),
     )
     if not golden.exact:
         yield golden.compare(case, "latents", replay.latents, reference["latents"], LATENTS, half=HALF_ROLLOUT)
@@ -319,7 +319,7 @@ def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path
         yield max(checks, key=lambda check: check.error or 0.0)
 
 
-def _switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:
+def switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:
     """The number of the prompt by the block it takes over at: from its frame on, at most one prompt a block."""
     switches: dict[int, int] = {}
     for number, frame in enumerate(frames, start=1):
