@@ -263,7 +263,7 @@ def test_the_plan_is_what_the_caches_take(weights: Path, monkeypatch: pytest.Mon
     pipeline = Pipeline.load(config, device="cpu", dtype="float32", weights=weights)
     frames = config.latent_frames(7)
     kept: list[WanKVCache] = []
-    monkeypatch.setattr(WanKVCache, "close", kept.append)  # it would free what is counted here
+    monkeypatch.setattr(WanKVCache, "close", lambda cache: kept.append(cache))  # it would free what is counted here
     rollout_of(pipeline, frames)
     (cache,) = kept
     assert planned["archive of K/V"] == cache.bytes
