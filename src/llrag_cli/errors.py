@@ -29,7 +29,11 @@ class UsageError(LlragError):
 
 
 class ArchiveError(LlragError):
-    """Memory or disk for the archive cannot be reserved."""
+    """Memory or disk for the archive cannot be reserved; the archive ``tier`` needs less of it."""
+
+    def __init__(self, problem: str, *, tier: str, remedy: str = "") -> None:
+        super().__init__(problem, hint=f"{remedy}set `memory.archive` to `{tier}`")
+        self.tier, self.remedy = tier, remedy
 
 
 class NotFiniteError(LlragError):

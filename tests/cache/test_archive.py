@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_while_writing_is_one_sentence(tmp_path: Path, monk
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pool, "_file", Full())
-    with pytest.raises(LlragError, match=r"cannot reserve 128 bytes of disk in `.*`: no space left on device"):
+    with pytest.raises(LlragError, match=r"cannot reserve 128 B of disk in `.*`: no space left on device"):
         pool.put(1, 0, torch.zeros(64, dtype=torch.uint8))
 
 
@@ -167,7 +167,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(LlragError, match=r"cannot reserve 64 bytes of disk in `.*`: no such file or directory"):
+    with pytest.raises(LlragError, match=r"cannot reserve 64 B of disk in `.*`: no such file or directory"):
         DiskPool(1, 64, folder=tmp_path / "nowhere")
 
 

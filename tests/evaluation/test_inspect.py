@@ -106,5 +106,6 @@ def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
     folder.write_record(RECORD)
     folder.memory.write_text('{"block": 0, "frame": 0, "retrieved": [3], "similarities": [0.5]}\n')
     assert read_run(folder) == (RECORD, (BlockMemory(0, (3,), (0.5,)),))
+    blocks = (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
     assert read_run(folder) == (RECORD, blocks)

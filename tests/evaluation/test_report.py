@@ -29,11 +29,12 @@ from llrag_cli.evaluation.run import Scored
 from llrag_cli.files.html import TEMPLATES, render
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.video import VideoWriter, read_video
+from runs.records import record_of
 
 BACKEND = Backend("offline: toy", features=lambda frames: frames, flow=None, licences={"toy": "MIT"})
 PROMPT = "a room </script><script>alert(1)</script><!-- & 'quotes'"
 MEMORIES = ("none", "nearest", "successor", "diverse", "uniform")
-BLOCKS = [BlockMemory(0, (), ()), BlockMemory(3, (1, 0), (0.9, 0.8))]
+BLOCKS = (BlockMemory(0, (), ()), BlockMemory(3, (1, 0), (0.9, 0.8)))
 
 
 def write_video(path: Path, *, frames: int = 24, upscale: int = 4, seed: int = 0, side: int = 64) -> Path:
@@ -52,7 +53,7 @@ Make = Callable[[int], tuple[Path, Grid]]
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A benchmark of so many memories: videos, made-up scores and the report."""
-    monkeypatch.setattr(report, "read", lambda folder: Run(folder.video, 8, 4, {"memory": "x"}, BLOCKS))
+    monkeypatch.setattr(report, "read", lambda folder: Run(folder.video, record_of(), BLOCKS))
 
     def run(memories: int) -> tuple[Path, Grid]:
         prompts = tuple((number, PROMPT) for number in range(1, 3))

@@ -121,7 +121,7 @@ class HostPool:
             if (status := int(runtime.cudaHostRegister(self._pages.data_ptr(), self.bytes, 0))) != 0:
                 raise ArchiveError(
                     f"CUDA cannot page-lock {human(self.bytes)} of host memory for the archive (error {status})",
-                    hint="set `memory.archive` to `disk`",
+                    tier="disk",
                 )
             weakref.finalize(self, _unregister, self._pages)
 
@@ -186,7 +186,8 @@ class DiskPool:
         reason = (error.strerror or str(error)).lower()
         return ArchiveError(
             f"the archive cannot reserve {human(self.bytes)} of disk in `{self._folder}`: {reason}",
-            hint="free some disk space, choose a folder on another disk, or set `memory.archive` to `recompute`",
+            tier="recompute",
+            remedy="free some disk space, choose a folder on another disk, or ",
         )
 
 

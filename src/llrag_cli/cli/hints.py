@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import (
+    ArchiveError,
     AttentionError,
     CollectionDiffersError,
     DamagedFileError,
@@ -78,6 +79,7 @@ def _catalogue_item(path: Path) -> str | None:
 
 
 HINTS: dict[type[LlragError], Callable[[Any], str]] = {
+    ArchiveError: lambda error: f"{error.remedy}use `--archive {error.tier}`",
     AttentionError: lambda _: "install what it needs, or use `--attention native`",
     DamagedFileError: _damaged_file,
     DoesNotFitError: _does_not_fit,

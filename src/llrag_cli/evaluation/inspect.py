@@ -113,6 +113,7 @@ def draw_memory_map(config: RunConfig, blocks: Sequence[BlockMemory], pictures: 
         newest = [second_of(max(memory.sink, start - memory.window + memory.sink - memory.guard)) for start in starts]
         times = [second_of(start) for start in starts]
         axes.fill_between(times, newest, times, color="#999999", alpha=0.18, lw=0, label="window and guarded frames")
+        axes.legend(frameon=False, loc="upper left")
     axes.plot([0, end], [0, end], color="#999999", lw=0.8)
     if points:
         cosines = [cosine for *_, cosine in points]
@@ -123,7 +124,6 @@ def draw_memory_map(config: RunConfig, blocks: Sequence[BlockMemory], pictures: 
     for number, block in enumerate(shown, start=1):
         axes.annotate(str(number), (second_of(block.frame), 1.01), xycoords=("data", "axes fraction"), ha="center")
     axes.set(xlabel="seconds: block", ylabel="seconds: retrieved frames", xlim=(0, end), ylim=(0, end))
-    axes.legend(frameon=False, loc="upper left")
     for part in strip:
         grid = part.subplots(len(shown), columns, squeeze=False)
         for number, (row, block) in enumerate(zip(grid, shown, strict=True), start=1):

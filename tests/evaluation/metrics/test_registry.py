@@ -29,6 +29,7 @@ from llrag_cli.evaluation.results import compare, rank
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.video import VideoWriter
+from runs.records import record_of
 
 BACKEND = Backend("offline: pixels", features=lambda frames: frames.mean(dim=(2, 3)), flow=None)
 BRIGHTNESS = Metric(
@@ -66,7 +67,7 @@ def test_an_added_metric_is_in_the_benchmark_files(
         frames = torch.full((40, 3, 32, 32), value)
         scored.append(Scored(case, 5.0, score(frames, fps=8, backend=BACKEND), BACKEND.name))
     assert [video.scores.metrics["brightness"] for video in scored] == pytest.approx([0.25, 0.75])
-    monkeypatch.setattr(report, "read", lambda folder: Run(folder.video, 8, 1, {}, []))
+    monkeypatch.setattr(report, "read", lambda folder: Run(folder.video, record_of(), ()))
     results = compare(scored, baseline="none", ranked=["brightness"])
     assert results[0]["memories"]["none"]["average_rank"] == 1  # lower is better
     write_report(tmp_path, grid, results, scored, backend=BACKEND)

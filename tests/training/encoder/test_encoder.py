@@ -68,7 +68,7 @@ def test_it_learns_and_leaves_everything_behind(latents: Path, tmp_path: Path) -
     records = folder.records()
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     assert records[-1]["train"]["total"] < records[0]["train"]["total"]
-    assert [record["epoch"] for record in records if "look" in record] == [1, 2, 4]
+    assert [record["epoch"] for record in records if "retrieval" in record] == [1, 2, 4]
     assert folder.curves.read_bytes().startswith(b"\x89PNG")
     page = folder.summary.read_text(encoding="utf-8")
     assert "best epoch" in page and "data:image/png;base64," in page
@@ -92,7 +92,7 @@ def test_interrupted_and_uninterrupted_trainings_end_alike(latents: Path, tmp_pa
         assert torch.equal(value, load_file(parts.out)[name]), name
     timeless = [[{**record, "seconds": 0} for record in folder.records()] for folder in (whole, parts)]
     for one, other in zip(*timeless, strict=True):
-        one.pop("look", None), other.pop("look", None)  # the third epoch was once the last, and was looked at
+        one.pop("retrieval", None), other.pop("retrieval", None)  # the third epoch was once the last, and was evaluated
         assert one == other
 
 
@@ -183,7 +183,7 @@ def test_the_original_s_files_are_read(latents: Path, llrag: Llrag) -> None:
     done = llrag("train-encoder", "--latents", str(latents), "--out", "e.safetensors", "--device", "cpu", *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "e.safetensors\n"
-    assert "5 videos to learn from, 1 held out, latents of 3x6x6 to 8, preset `tiny`" in done.stderr
+    assert "5 videos for training, 1 for validation, latents of 3x6x6 to 8, preset `tiny`" in done.stderr
 
 
 def test_short_videos_are_said(latents: Path, llrag: Llrag) -> None:
