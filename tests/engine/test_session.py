@@ -196,8 +196,8 @@ def test_an_invalid_request_starts_nothing(pipeline: Pipeline, prompt: str | lis
 
 
 def test_a_pipeline_is_loaded_by_name_by_file_or_from_a_configuration(tmp_path: Path) -> None:
-    config = load_config("tiny", settings=["name=mine"])
-    file = tmp_path / "mine.yaml"
+    config = load_config("tiny", settings=["memory.retrieved=2"])
+    file = tmp_path / "tiny.yaml"
     file.write_text(config.model_dump_json())  # JSON is YAML
     assert Pipeline.load("tiny").config == load_config("tiny")
     assert Pipeline.load(config).config == config
