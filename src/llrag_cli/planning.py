@@ -135,6 +135,8 @@ def plan(
     device: torch.device,
     dtype: torch.dtype,
     seconds: float,
+    references: int = 0,
+    pinned: int = 0,
     offload: bool = False,
     batch: int = 1,
     shape: ModelShape | None = None,
@@ -148,13 +150,15 @@ def plan(
     device and host each, also `host-int8` and `recompute` are tried after them. Where none fits, the plan is that of
     the last one tried. Where weights are not there yet, their sizes are those of the released models, or those of a
     ``shape``; if they are ``loaded`` they are not counted. Files of the archive will be in the folder ``scratch``.
+    ``references`` counts the latent frames of references, of which some are ``pinned``.
     """
     family = family_of(config)
     sizes = family.transformer_sizes(config, folder, dtype, shape=shape)
     decoder, decoding = family.decoder_bytes(config, folder, dtype, shape=shape)
+    frames = config.latent_frames(seconds) + references
     common = [] if loaded else _backbone(config, sizes, offload=offload)
     common += [
-        _history(config, family.files(config, folder).get("memory.encoder"), sizes, seconds=seconds, batch=batch),
+        _history(config, family.files(config, folder).get("memory.encoder"), sizes, frames=frames, batch=batch),
         Part("VAE", decoder, "device"),
         Part("decoding (estimate)", decoding, "device"),
     ]
@@ -169,7 +173,8 @@ def plan(
         chosen = config
         if isinstance(config.memory, RetrievalMemory):
             chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
-        parts = [*common, *_caches(chosen, tier, sizes, dtype, seconds=seconds, batch=batch)]
+        parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch)]
+        parts.append(Part("pinned references", pinned * _page(config, sizes) * batch, "device"))
         if on_host:
             parts = [
                 dataclasses.replace(part, location="device") if part.location == "host" else part for part in parts
@@ -189,6 +194,11 @@ def _tokens(config: RunConfig, sizes: TransformerSizes) -> int:
     return config.backbone.height * config.backbone.width // sizes.patch
 
 
+def _page(config: RunConfig, sizes: TransformerSizes) -> int:
+    """Bytes of the keys and values of a frame of one video, in all layers."""
+    return 2 * _tokens(config, sizes) * sizes.dim * sizes.layers * sizes.item
+
+
 def _backbone(config: RunConfig, sizes: TransformerSizes, *, offload: bool) -> list[Part]:
     block = config.backbone.frames_per_block * _tokens(config, sizes)
     working = block * (3 * sizes.ffn + 12 * sizes.dim) * sizes.item
@@ -203,11 +213,10 @@ def _backbone(config: RunConfig, sizes: TransformerSizes, *, offload: bool) -> l
 
 
 def _caches(
-    config: RunConfig, tier: Tier, sizes: TransformerSizes, dtype: torch.dtype, *, seconds: float, batch: int
+    config: RunConfig, tier: Tier, sizes: TransformerSizes, dtype: torch.dtype, *, frames: int, batch: int
 ) -> list[Part]:
     memory, block = config.memory, config.backbone.frames_per_block
-    tokens, frames = _tokens(config, sizes), config.latent_frames(seconds)
-    frame = 2 * tokens * sizes.dim * sizes.layers * sizes.item  # keys and values of one video
+    tokens, frame = _tokens(config, sizes), _page(config, sizes)
     attended = frames if memory.window is None else min(frames, memory.window)
     parts = [Part("K/V that a block attends to", attended * frame * batch, "device")]
     if memory.retrieves and tier == "device":
@@ -226,8 +235,8 @@ def _caches(
     return [*parts, Part("archive of K/V", frames * page, "disk" if tier == "disk" else "host")]
 
 
-def _history(config: RunConfig, encoder: Path | None, sizes: TransformerSizes, *, seconds: float, batch: int) -> Part:
+def _history(config: RunConfig, encoder: Path | None, sizes: TransformerSizes, *, frames: int, batch: int) -> Part:
     size = sizes.channels
     if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
         size = EncoderConfig().latent_dim if encoder is None or not encoder.exists() else embedding_size(encoder)
-    return Part("keys of the history", 4 * size * config.latent_frames(seconds) * batch, "device")
+    return Part("keys of the history", 4 * size * frames * batch, "device")

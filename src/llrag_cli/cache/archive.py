@@ -18,7 +18,7 @@ from torch import Tensor
 from llrag_cli.cache.pages import DiskPool, HostPool, LayerKV, Layout, Pool
 from llrag_cli.cache.tiers import Tier
 
-Recompute = Callable[[int, int, Tensor], Sequence[LayerKV]]  # (row, first frame, a block's latents) to [T, ...]
+Recompute = Callable[[int, int, Tensor, int], Sequence[LayerKV]]  # (row, first frame, latents, prompt) to [T, ...]
 
 
 class Slots:
@@ -56,21 +56,25 @@ class Archive(ABC):
     """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
     ``slots`` pages of each video are on the device. ``recomputes`` is whether pages are computed again instead of
-    being stored. Storage for ``frames`` is allocated at the first write.
+    being stored. Storage for ``frames`` from frame ``first`` on is allocated at the first write.
     """
 
     recomputes = False
 
-    def __init__(self, *, slots: int, frames: int, eight_bit: bool = False) -> None:
+    def __init__(self, *, slots: int, frames: int, first: int = 0, eight_bit: bool = False) -> None:
         self.frames = frames
+        self.first = first
         self.moved = 0  # pages copied to the device so far
         self._slot_count = slots
         self._eight_bit = eight_bit
         self._slots: Slots | None = None
         self._pages: Tensor | None = None  # [B, slots, layers, bytes], uint8, on the device
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV]) -> None:
-        """Add a block, or replace old frames: latents [B, T, C, H, W] from ``start`` on, keys and values by layer."""
+    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
+        """Add a block, or replace old frames: latents [B, T, C, H, W] from ``start`` on, keys and values by layer.
+
+        ``prompt`` is the number of the prompt that they were computed under.
+        """
         if self._slots is not None:
             self._slots.discard(range(start, start + latents.shape[1]))
         if self._pages is None:
@@ -122,15 +126,16 @@ class StoredArchive(Archive):
         *,
         slots: int,
         frames: int,
+        first: int = 0,
         eight_bit: bool = False,
     ) -> None:
-        super().__init__(slots=slots, frames=frames, eight_bit=eight_bit)
+        super().__init__(slots=slots, frames=frames, first=first, eight_bit=eight_bit)
         self._make_pool = make_pool
         self._pool: Pool | None = None
         self._stream: torch.cuda.Stream | None = None
         self._used: torch.cuda.Event | None = None  # the slots were last read
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV]) -> None:
+    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
         """As ``Archive.write``."""
         super().write(start, latents, fresh)
         batch, block = latents.shape[:2]
@@ -147,7 +152,7 @@ class StoredArchive(Archive):
                 for part, end in zip(parts, (0, *self._layout.ends), strict=False):
                     for frame in range(block):
                         for row in range(batch):
-                            page = (start + frame) * batch + row
+                            page = (start + frame - self.first) * batch + row
                             self._pool.put(page, layer * self._layout.bytes + end, part[row, frame])
                     if self._stream is not None:
                         part.record_stream(self._stream)
@@ -161,7 +166,7 @@ class StoredArchive(Archive):
             self._stream.wait_event(self._used)
         with torch.cuda.stream(self._stream):
             for row, frame, slot in self._slots.claim(retrieved):
-                page = self._pool.get(frame * len(self._pages) + row)
+                page = self._pool.get((frame - self.first) * len(self._pages) + row)
                 self._pages[row, slot].view(-1).copy_(page, non_blocking=True)
                 self.moved += 1
         self._pool.flush()
@@ -195,38 +200,44 @@ class StoredArchive(Archive):
 class RecomputedArchive(Archive):
     """Latents only, on disk: keys and values of a retrieved frame are computed by another clean pass over its block.
 
-    The pass attends to the sink and the block, not to what the block attended to when it was generated, so the result
-    is approximate. A page depends on the video alone, not on the content of the slots.
+    The pass is under the prompt of the frame's last write. It attends to the sink and the block, not to what the block
+    attended to when it was generated, so the result is approximate. A page depends on the video alone, not on the
+    content of the slots.
     """
 
     recomputes = True
 
-    def __init__(self, *, slots: int, frames: int, folder: Path | None = None) -> None:
-        super().__init__(slots=slots, frames=frames)
+    def __init__(self, *, slots: int, frames: int, first: int = 0, folder: Path | None = None) -> None:
+        super().__init__(slots=slots, frames=frames, first=first)
         self._folder = folder
         self._pool: DiskPool | None = None
+        self._blocks: dict[int, range] = {}  # the block that each frame was first written with
+        self._prompts: dict[int, int] = {}  # the number of the prompt that each frame was last written under
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV]) -> None:
+    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
         """As ``Archive.write``."""
         super().write(start, latents, fresh)
         if self._pool is None:
-            self._shape, self._latent_dtype = latents.shape[1:], latents.dtype
+            self._shape, self._latent_dtype = latents.shape[2:], latents.dtype
             size = latents[0, 0].numel() * latents.element_size()
             self._pool = DiskPool(self.frames * len(latents), size, folder=self._folder)
-        for frame in range(latents.shape[1]):
+        block = range(start, start + latents.shape[1])
+        for frame in block:
+            self._blocks.setdefault(frame, block)
+            self._prompts[frame] = prompt
             for row in range(len(latents)):
-                self._pool.put((start + frame) * len(latents) + row, 0, latents[row, frame])
+                self._pool.put((frame - self.first) * len(latents) + row, 0, latents[row, frame - start])
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
         assert self._pool is not None and self._pages is not None and self._slots is not None
         missing = self._slots.claim(retrieved)
-        blocks: dict[tuple[int, int], list[tuple[int, int]]] = {}  # frames of one block share its pass
+        passes: dict[tuple[int, range, int], list[tuple[int, int]]] = {}  # frames of a block and a prompt share one
         for row, frame, slot in missing:
-            offset = frame % self._shape[0]
-            blocks.setdefault((row, frame - offset), []).append((offset, slot))
-        for (row, start), wanted in blocks.items():
-            recomputed = recompute(row, start, self._block(row, start))
+            block = self._blocks[frame]
+            passes.setdefault((row, block, self._prompts[frame]), []).append((frame - block.start, slot))
+        for (row, block, prompt), wanted in passes.items():
+            recomputed = recompute(row, block.start, self._latents(row, block), prompt)
             for layer, fresh in enumerate(recomputed):
                 for offset, slot in wanted:
                     for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
@@ -234,12 +245,12 @@ class RecomputedArchive(Archive):
         self._pool.flush()
         self.moved += len(missing)
 
-    def _block(self, row: int, start: int) -> Tensor:
-        """Latents [1, T, C, H, W] of the block at a frame."""
+    def _latents(self, row: int, block: range) -> Tensor:
+        """Latents [1, T, C, H, W] of a block."""
         assert self._pool is not None and self._pages is not None
-        pages = [(start + offset) * len(self._pages) + row for offset in range(self._shape[0])]
+        pages = [(frame - self.first) * len(self._pages) + row for frame in block]
         frames = torch.stack([self._pool.get(page) for page in pages])
-        return frames.view(self._latent_dtype).view(1, *self._shape).to(self._pages.device)
+        return frames.view(self._latent_dtype).view(1, len(block), *self._shape).to(self._pages.device)
 
     def close(self) -> None:
         """As ``Archive.close``."""
@@ -257,20 +268,23 @@ def slots_of(tier: Tier, retrieved: int) -> int:
     return 2 * retrieved if tier == "recompute" else retrieved
 
 
-def new_archive(tier: Tier, *, retrieved: int, frames: int, folder: Path | None = None) -> Archive | None:
-    """The archive of a tier for a video of ``frames``; None for `device`. A file, if it needs one, is in ``folder``."""
+def new_archive(
+    tier: Tier, *, retrieved: int, frames: int, first: int = 0, folder: Path | None = None
+) -> Archive | None:
+    """The archive of a tier for ``frames`` from frame ``first`` on; None for `device`. Its file is in ``folder``."""
     slots = slots_of(tier, retrieved)
     if tier == "device":
         return None
     if tier == "recompute":
-        return RecomputedArchive(slots=slots, frames=frames, folder=folder)
+        return RecomputedArchive(slots=slots, frames=frames, first=first, folder=folder)
     if tier == "disk":
         return StoredArchive(
-            lambda pages, size, device: DiskPool(pages, size, folder=folder), slots=slots, frames=frames
+            lambda pages, size, device: DiskPool(pages, size, folder=folder), slots=slots, frames=frames, first=first
         )
     return StoredArchive(
         lambda pages, size, device: HostPool(pages, size, device=device),
         slots=slots,
         frames=frames,
+        first=first,
         eight_bit=tier == "host-int8",
     )

@@ -19,25 +19,32 @@ class FramePages:
     """Keys and values [B, pages, tokens, heads, D] of the frames of one layer, on the compute device.
 
     With ``ring`` pages, the frames of the sink are on the first pages, and any other frame f on page
-    sink + (f - sink) mod (ring - sink), so old frames are overwritten. Without, page f is frame f. Memory for all
-    ``frames`` of the video, or for the ring, is allocated at the first write.
+    sink + (f - sink) mod (ring - sink), so old frames are overwritten. Without, every frame has a page of its own.
+    Frames of references have the numbers -``references`` .. -1; the last ``pinned`` of them are never overwritten.
+    Memory for all ``frames`` of the video and the references, or for the ring, is allocated at the first write.
     """
 
-    def __init__(self, *, sink: int, ring: int | None, frames: int) -> None:
+    def __init__(self, *, sink: int, ring: int | None, frames: int, references: int = 0, pinned: int = 0) -> None:
         self.sink = sink
         self.ring = ring
+        self.references, self.pinned = references, pinned
         self.sink_start = 0  # first frame of the sink
-        self.count = frames if ring is None else min(ring, frames)
+        if ring is None:
+            self.count = frames + references
+        else:
+            self.count = (ring if references else min(ring, frames)) + pinned
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def page(self, frames: Tensor) -> Tensor:
         """The pages of frames."""
         if self.ring is None:
-            return frames
+            return frames + self.references
         turned = self.sink + (frames - self.sink) % (self.ring - self.sink)
         offset = frames - self.sink_start
-        return torch.where((offset >= 0) & (offset < self.sink), offset, turned)
+        pages = torch.where((offset >= 0) & (offset < self.sink), offset, turned)
+        pinned = (frames < 0) & (frames >= -self.pinned)
+        return torch.where(pinned, frames + self.count, pages)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1."""
@@ -133,16 +140,28 @@ class WanKVLayerCache:
 class WanKVCache:
     """The caches of all layers of one rollout of ``frames`` frames.
 
-    ``recent`` frames besides the sink stay on the compute device; ``None`` keeps all of them there. With an
-    ``archive``, frames that left can be read back.
+    ``recent`` frames besides the sink stay on the compute device, and the last ``pinned`` of the ``references``;
+    ``None`` keeps all frames there. With an ``archive``, frames that left can be read back.
     """
 
     def __init__(
-        self, *, layers: int, sink: int, recent: int | None, frames: int, archive: Archive | None = None
+        self,
+        *,
+        layers: int,
+        sink: int,
+        recent: int | None,
+        frames: int,
+        references: int = 0,
+        pinned: int = 0,
+        archive: Archive | None = None,
     ) -> None:
         self.sink = sink
         self.window = None if recent is None else sink + recent
-        self.layers = [WanKVLayerCache(FramePages(sink=sink, ring=self.window, frames=frames)) for _ in range(layers)]
+
+        def pages() -> FramePages:
+            return FramePages(sink=sink, ring=self.window, frames=frames, references=references, pinned=pinned)
+
+        self.layers = [WanKVLayerCache(pages()) for _ in range(layers)]
         self.archive = archive
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
@@ -156,11 +175,11 @@ class WanKVCache:
             return self.archive.read(layer, retrieved)
         return self.layers[layer].pages.read(torch.tensor(retrieved))
 
-    def commit(self, start: int, latents: Tensor, tokens: int) -> None:
+    def commit(self, start: int, latents: Tensor, tokens: int, *, prompt: int = 0) -> None:
         """Store the last pass's keys and values, those of the frames of latents [B, T, C, H, W] from ``start`` on."""
         fresh = [layer.commit(start, tokens) for layer in self.layers]
         if self.archive is not None:
-            self.archive.write(start, latents, fresh)
+            self.archive.write(start, latents, fresh, prompt=prompt)
 
     def close(self) -> None:
         """Free what is held: window, buffers and archive."""

@@ -27,6 +27,9 @@ def extend(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the video")],
     seconds: Annotated[float, typer.Option(help="Length to add", **Seconds)] = 30.0,
     prompt: Annotated[str | None, typer.Option(help="What the new part shows; default: the prompt of the run")] = None,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Begin a new picture under the new prompt, instead of going on from the last")
+    ] = False,
     archive: Archive = None,
     memory_budget: MemoryBudget = None,
     device: Device = "auto",
@@ -38,10 +41,13 @@ def extend(
     """Extend a finished video, keeping its memory, with the same prompt or a new one."""
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", hint="describe in a sentence what the new part shows, or omit it")
+    if cut and prompt is None:
+        raise UsageError("`--cut` begins a new picture, which needs a prompt", hint="say with `--prompt` what it shows")
     continue_run(
         run,
         added=seconds,
         prompt=prompt,
+        cut=cut,
         archive=archive,
         memory_budget=memory_budget,
         device=device,
@@ -58,6 +64,7 @@ def continue_run(
     seconds: float | None = None,
     added: float | None = None,
     prompt: str | None = None,
+    cut: bool = False,
     repeated: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     rag: bool | None = None,
@@ -82,7 +89,7 @@ def continue_run(
     from llrag_cli.memory.strategies import RetrievalMemory
     from llrag_cli.presets import with_settings
     from llrag_cli.runs.folder import RunFolder
-    from llrag_cli.runs.record import ScheduledPrompt, require_length, require_same
+    from llrag_cli.runs.record import require_length, require_same
 
     for length in (seconds, added):
         if length is not None:
@@ -94,11 +101,11 @@ def continue_run(
     if backbone is not None and Path(backbone).stem != config.name:
         raise RunDiffersError(path, ["backbone"])
     changes = dict(repeated or {})
-    if "prompt" in changes:
-        changes["prompt_schedule"] = (ScheduledPrompt(block=0, prompt=changes.pop("prompt")),)
+    opening = {name: changes.pop(name) for name in ("prompt", "image") if name in changes}
     strategy = "none" if rag is False else memory
     requested = with_settings(config, [*encoder_settings(encoder), *settings], memory=strategy)
-    require_same(record, record.model_copy(update={**changes, "config": requested}), path)
+    wanted = record.opening_with(**opening).model_copy(update={**changes, "config": requested})
+    require_same(record, wanted, path)
 
     total = seconds or record.seconds + (added or 0.0)
     if total < record.seconds:
@@ -119,6 +126,8 @@ def continue_run(
                 device=device,
                 dtype=record.dtype,
                 seconds=total,
+                references=record.timeline.reference_count,
+                pinned=record.timeline.pinned_frames,
                 offload=offload,
                 limit=limit,
                 scratch=path,
@@ -126,14 +135,14 @@ def continue_run(
             console.note(budget.sentence())
             budget.require()
             config = budget.config
-            prompts = [entry.prompt for entry in record.prompt_schedule] + ([prompt] if prompt else [])
+            prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
             how = Execution(offload=offload, attention=attention, compile=compile_)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         if prompt is not None:
             console.warn_of_unknown_words(pipeline.text.unknown_words(prompt))
         blocks = config.latent_frames(total) // config.backbone.frames_per_block
         with console.generation(config.label, blocks=blocks, frame_rate=config.backbone.fps, folder=path) as update:
-            record = resume_video(pipeline, folder, seconds=total, prompt=prompt, on_progress=update)
+            record = resume_video(pipeline, folder, seconds=total, prompt=prompt, cut=cut, on_progress=update)
     if as_json:
         console.result_json({"folder": str(path), "video": str(folder.video), **record.model_dump(mode="json")})
     else:

@@ -92,7 +92,7 @@ def generate(
         if text is not None:
             repeated["prompt"] = text
         if image is not None:
-            repeated["image"] = str(image)
+            repeated["image"] = image.absolute()
         continue_run(
             resume,
             seconds=seconds if given(context, "seconds") else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from llrag_cli.engine.devices import find_device, find_dtype
 from llrag_cli.engine.execution import Execution, new_backbone, require_attention
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.engine.session import Session
+from llrag_cli.engine.shots import Change, Reference
+from llrag_cli.engine.sources import Sources
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.image import read_image
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
@@ -28,6 +29,8 @@ from llrag_cli.planning import Budget, plan
 from llrag_cli.presets import load_config
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
+from llrag_cli.scenes.schema import Scene
+from llrag_cli.scenes.timeline import ShotSpan, Timeline, one_shot, plan_timeline
 
 
 @dataclass(frozen=True)
@@ -78,66 +81,114 @@ class Pipeline:
 
     def start(
         self,
-        prompt: str | Sequence[str],
+        what: str | Sequence[str] | Scene | Timeline,
         *,
-        seconds: float,
-        seed: int = 0,
+        seconds: float | None = None,
+        seed: int | Sequence[int] = 0,
         samples: Sequence[int] | None = None,
         image: Path | None = None,
         initial_latents: Tensor | None = None,
-        given_frames: int | None = None,
-        prompt_schedule: Mapping[int, str] | None = None,
+        committed: Tensor | None = None,
         scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Session:
-        """Begin a video of at least ``seconds``, or with several prompts a batch of videos, one for each.
+        """Begin a video of a prompt, at least ``seconds`` long, or of a scene, whose shots have lengths of their own.
 
-        A video depends on its prompt, the seed and its sample number (0, 1, ... unless ``samples`` says otherwise), not
-        on the batch. It may open with an ``image`` (any size, cropped to the video's shape; only frame-wise backbones)
-        or with ``initial_latents`` [B, whole blocks of frames, C, h, w]. The first ``given_frames`` of these, by
-        default all, were not generated; the others were, by an earlier session of this video. Prompts of
-        ``prompt_schedule`` take over, for the whole batch, at the block of their number. Files of the archive are in
-        the folder ``scratch``, or in that for temporary files. Parts of a block are timed by ``clock``, in seconds.
+        Several prompts are a batch of videos, one for each; several seeds, or ``samples``, are a batch of one prompt or
+        scene. A video depends on its prompts, its seed and its sample number (0, 1, ... unless ``samples`` says
+        otherwise; 0 where each has its own seed), not on the batch. The video of a prompt may open with an ``image``
+        (any size, cropped to the video's shape; only frame-wise backbones) or with ``initial_latents`` [B, whole blocks
+        of frames, C, h, w]. Blocks that an earlier session of the same video wrote may be given as ``committed`` [B, F,
+        C, h, w]: they are not generated again. Files of the archive are in the folder ``scratch``, or in that for
+        temporary files. Parts of a block are timed by ``clock``, in seconds.
 
-        Raises ``UsageError`` for an empty prompt or an invalid length.
+        Raises ``UsageError`` for an empty prompt, an invalid length, or a file that cannot be used.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        schedule = dict(prompt_schedule or {})
-        if not prompts or not all(text.strip() for text in (*prompts, *schedule.values())):
+        config = self.config
+        timeline, prompts = self._timeline(what, seconds=seconds, image=image)
+        if not prompts or not all(text.strip() for text in (*prompts, *(shot.prompt for shot in timeline.shots))):
             raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
-        if not 0 < seconds < float("inf"):
-            raise UsageError(f"a video cannot be {seconds:g} seconds long", hint="the length must be more than 0")
-        if image is not None and initial_latents is None:
-            initial_latents = self.image_latent(image).expand(len(prompts), -1, -1, -1, -1)
-        config = self.with_archive(seconds, batch=len(prompts), scratch=scratch).config
-        frames, block = config.latent_frames(seconds), config.backbone.frames_per_block
-        embeddings = {index: self.text.encode([text]).expand(len(prompts), -1, -1) for index, text in schedule.items()}
+        if isinstance(seed, int):
+            samples = range(len(prompts)) if samples is None else samples
+            seeds = [seed] * len(samples)
+        else:
+            seeds = [*seed]
+            samples = [0] * len(seeds) if samples is None else samples
+        batch = len(seeds)
+        prompts = prompts * batch if len(prompts) == 1 else prompts
+        if len(prompts) != batch:
+            raise UsageError(f"{len(prompts)} prompts for a batch of {batch} videos", hint="give one for each, or one")
+        config = self.with_archive(timeline, batch=batch, scratch=scratch).config
+        sources = Sources(config, self.decoder, channels=self.backbone.channels)
+
+        def change_of(shot: ShotSpan) -> Change:
+            texts = prompts if shot.start == 0 else [shot.prompt] * batch
+            first, stop = (block * timeline.frames_per_block for block in (shot.start, shot.start + shot.given_blocks))
+            given = None
+            if stop > first:
+                known = committed is not None and committed.shape[1] >= stop
+                given = committed[:, first:stop] if known and committed is not None else sources.opening(shot)
+            return Change(
+                prompt=self.text.encode(texts),
+                cut=shot.kind == "cut",
+                keeps_sink=shot.sink != shot.name,
+                recache=shot.recache,
+                remembered=timeline.remembered(shot) if shot.remember != "all" else None,
+                pinned=timeline.pinned_for(shot),
+                noise=None if shot.seed is None else AddressedNoise([shot.seed] * batch, samples),
+                given=None if given is None else given.expand(batch, -1, -1, -1, -1),
+            )
+
+        changes = {shot.start: change_of(shot) for shot in timeline.shots}
+        if initial_latents is not None:
+            changes[0] = replace(changes[0], given=initial_latents)
+        references = [
+            Reference(
+                latents=sources.reference(each).expand(batch, -1, -1, -1, -1),
+                prompt=self.text.encode([each.prompt] * batch),
+            )
+            for each in timeline.references
+        ]
         blocks = rollout(
             self.backbone,
-            self.text.encode(prompts),
-            frames=frames,
+            changes[0].prompt,
+            frames=timeline.latent_frames,
             shape=(self.backbone.channels, config.backbone.height, config.backbone.width),
-            block=block,
+            block=config.backbone.frames_per_block,
             schedule=schedule_of(config),
             memory=config.memory,
-            history=History(self.encode_key, frames=frames),
-            noise=AddressedNoise(seed, range(len(prompts)) if samples is None else samples),
+            history=History(self.encode_key, frames=timeline.latent_frames + timeline.reference_count),
+            noise=AddressedNoise(seeds, samples),
             context_timestep=config.sampler.context_timestep,
-            initial_latents=initial_latents,
-            given_frames=given_frames,
-            prompt_schedule=embeddings,
+            initial_latents=committed,
+            changes=changes,
+            references=references,
+            pinned=timeline.pinned_frames,
             scratch=scratch,
             clock=clock,
         )
-        return Session(blocks, self.decoder, block_count=frames // block)
+        return Session(blocks, self.decoder, timeline=timeline, changes=changes, change_of=change_of)
 
-    def image_latent(self, image: Path) -> Tensor:
-        """The latent frame [1, 1, C, h, w] of a picture."""
-        self.config.require_framewise()
-        size = self.config.height, self.config.width
-        return self.decoder.encode(read_image(image, size=size)[None])
+    def _timeline(
+        self, what: str | Sequence[str] | Scene | Timeline, *, seconds: float | None, image: Path | None
+    ) -> tuple[Timeline, list[str]]:
+        """The timeline of what is asked for, and the prompts of its first shot, one or one for each video."""
+        if isinstance(what, Scene | Timeline):
+            if seconds is not None or image is not None:
+                raise UsageError("a scene has lengths and pictures of its own", hint="leave out `seconds` and `image`")
+            timeline = plan_timeline(what, self.config) if isinstance(what, Scene) else what
+            return timeline, [timeline.shots[0].prompt]
+        prompts = [what] if isinstance(what, str) else list(what)
+        if seconds is None or not 0 < seconds < float("inf"):
+            length = "of no length" if seconds is None else f"{seconds:g} seconds long"
+            raise UsageError(f"a video cannot be {length}", hint="its length in seconds must be more than 0")
+        if image is not None:
+            self.config.require_framewise()
+        frames = self.config.latent_frames(seconds)
+        first = prompts[0] if prompts else ""
+        return one_shot(first, self.config, latent_frames=frames, image=image), prompts
 
-    def with_archive(self, seconds: float, *, batch: int = 1, scratch: Path | None = None) -> Pipeline:
+    def with_archive(self, timeline: Timeline, *, batch: int = 1, scratch: Path | None = None) -> Pipeline:
         """The same weights with the tier of the archive chosen, if it is `auto`, by the memory that is free now."""
         memory = self.config.memory
         if not isinstance(memory, RetrievalMemory) or memory.archive != "auto":
@@ -147,7 +198,9 @@ class Pipeline:
             self.folder,
             device=self.backbone.device,
             dtype=self.backbone.dtype,
-            seconds=seconds,
+            seconds=timeline.seconds,
+            references=timeline.reference_count,
+            pinned=timeline.pinned_frames,
             batch=batch,
             scratch=scratch,
             loaded=True,
@@ -185,6 +238,8 @@ def memory_plan(
     device: str = "auto",
     dtype: str = "auto",
     seconds: float,
+    references: int = 0,
+    pinned: int = 0,
     offload: bool = False,
     batch: int = 1,
     weights: Path | None = None,
@@ -193,7 +248,8 @@ def memory_plan(
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
-    Its ``config`` is the one to run: with the tier of the archive chosen as ``budget.plan`` says.
+    ``references`` counts the latent frames of references, of which some are ``pinned``. Its ``config`` is the one to
+    run: with the tier of the archive chosen as ``budget.plan`` says.
     """
     compute_device = find_device(device)
     folder = weights or weights_folder()
@@ -204,6 +260,8 @@ def memory_plan(
         device=compute_device,
         dtype=find_dtype(dtype, compute_device, family=family_of(config)),
         seconds=seconds,
+        references=references,
+        pinned=pinned,
         offload=offload,
         batch=batch,
         limit=limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 from types import TracebackType
 
@@ -13,7 +13,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from llrag_cli.engine.rollout import Block
-from llrag_cli.models.vae import Decoder
+from llrag_cli.engine.shots import Change
+from llrag_cli.errors import UsageError
+from llrag_cli.models.vae import Decoder, stream_after_cut
+from llrag_cli.scenes.timeline import ShotSpan, Timeline, next_shot
 
 
 class Session(Iterator[Block]):
@@ -24,10 +27,44 @@ class Session(Iterator[Block]):
     alone. The end of the video, an exception, ``close`` and garbage collection all free what the session holds.
     """
 
-    def __init__(self, blocks: Iterator[Block], decoder: Decoder, *, block_count: int) -> None:
-        self.block_count = block_count
+    def __init__(
+        self,
+        blocks: Iterator[Block],
+        decoder: Decoder,
+        *,
+        timeline: Timeline,
+        changes: MutableMapping[int, Change],
+        change_of: Callable[[ShotSpan], Change],
+    ) -> None:
+        self.timeline = timeline  # with the shots that were begun by ``switch``
         self._blocks = blocks
         self._frames = FrameDecoder(decoder)
+        self._changes, self._change_of = changes, change_of
+        self._next = 0  # block
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the video."""
+        return self.timeline.blocks
+
+    def switch(self, prompt: str, *, cut: bool = False) -> ShotSpan:
+        """Follow another prompt from the next block on, for the whole batch; with a ``cut`` as a new picture.
+
+        The new shot may remember everything before it and lasts until the next one that was planned. It is in
+        ``timeline`` from now on: another session of that timeline is the same video.
+
+        Raises ``UsageError`` for an empty prompt, before the first block and after the last one.
+        """
+        if not prompt.strip():
+            raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows from here on")
+        if not 0 < self._next < self.block_count:
+            when = "there is no block yet" if self._next == 0 else "the last block is finished"
+            raise UsageError(f"the prompt cannot change: {when}", hint="switch between two blocks")
+        stop = self.timeline.shot_at(self._next).stop
+        shot = next_shot(self.timeline, prompt, start=self._next, stop=stop, cut=cut)
+        self._changes[self._next] = self._change_of(shot)
+        self.timeline = self.timeline.with_shot(shot)
+        return shot
 
     def __iter__(self) -> Self:
         return self
@@ -36,6 +73,7 @@ class Session(Iterator[Block]):
         """Generate the next block."""
         block = replace(next(self._blocks), decode=self._frames)
         self._frames.add(block)
+        self._next = block.index + 1
         return block
 
     def close(self) -> None:
@@ -63,14 +101,14 @@ class FrameDecoder:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._stream = decoder.stream()
-        self._pending: deque[tuple[Tensor, weakref.ref[Block]]] = deque()  # not decoded yet, in order
+        self._pending: deque[tuple[Tensor, bool, weakref.ref[Block]]] = deque()  # latents, cut: not decoded yet
         self._frames: weakref.WeakKeyDictionary[Block, Tensor] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def add(self, block: Block) -> None:
         """Append the next block of the video."""
         with self._lock:
-            self._pending.append((block.latents, weakref.ref(block)))
+            self._pending.append((block.latents, block.cut, weakref.ref(block)))
             self._discard()
 
     def __call__(self, block: Block) -> Tensor:
@@ -79,7 +117,9 @@ class FrameDecoder:
             while block not in self._frames:
                 if not self._pending:
                     raise RuntimeError(f"the session is closed: block {block.index} can no longer be decoded")
-                latents, reference = self._pending.popleft()
+                latents, cut, reference = self._pending.popleft()
+                if cut:
+                    self._stream = stream_after_cut(self._decoder, latents)
                 frames, waiting = self._stream.decode(latents), reference()
                 if waiting is not None:
                     self._frames[waiting] = frames
@@ -94,7 +134,7 @@ class FrameDecoder:
     def _discard(self) -> None:
         """Drop latents that no frame can depend on any more, and begin a new stream after them."""
         unused = 0  # frames of the blocks at the front that nobody refers to
-        for latents, reference in self._pending:
+        for latents, _, reference in self._pending:
             if reference() is not None:
                 break
             unused += latents.shape[1]

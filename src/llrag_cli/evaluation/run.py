@@ -23,7 +23,7 @@ from llrag_cli.models.family import family_of
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video
 from llrag_cli.runs.progress import Progress
-from llrag_cli.runs.record import RunRecord, ScheduledPrompt, differing
+from llrag_cli.runs.record import RunRecord, differing
 from llrag_cli.runs.video import open_video
 
 SCHEMA = 2  # of scores-BACKEND.json
@@ -65,8 +65,8 @@ class Bench:
             record = folder.read_record()
         except LlragError:  # not a run, or one of another version
             return None
-        schedule = (ScheduledPrompt(block=0, prompt=case.prompt),)
-        wanted = record.model_copy(update={"prompt_schedule": schedule, "seed": case.seed, "config": config})
+        wanted = record.opening_with(prompt=case.prompt)
+        wanted = wanted.model_copy(update={"seed": case.seed, "config": config})
         made = (
             record.is_complete
             and folder.video.exists()

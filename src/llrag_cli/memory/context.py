@@ -1,16 +1,59 @@
 """The context of a block under each kind of memory: past frames, and the rotary time of each.
 
-Pure functions of frame counts and of what was retrieved. Frames are counted from the start of the video; a slot is
-an index into a window of ``window`` frames that is filled from the left.
+Pure functions of frame counts and of what was retrieved. Frames are counted from the last cut (see ``Stretch``), in a
+video without one from its start; a slot is an index into a window of ``window`` frames that is filled from the left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from llrag_cli.cache.context import Context
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames that follow each other without a cut, and the clock that they are counted by.
+
+    A cut drops the window, and the clock starts again: a stretch is counted as a video of its own. If the cut keeps
+    the sink, its ``lead`` frames come first, as frames 0 .. lead - 1, and those of the stretch follow; otherwise the
+    first frames of the stretch are its sink. So a cut that keeps nothing is a new video, and a block never attends at a
+    time that it could not have in a video without cuts.
+    """
+
+    origin: int = 0  # first frame of the stretch, counted from the start of the video
+    lead: int = 0  # sink frames kept from before
+    kept: int = 0  # the first of them, counted from the start of the video
+    sink: int = 0  # first sink frame on the stretch's clock; more than 0 once a change of the prompt has moved the sink
+
+    def time(self, frame: int) -> int:
+        """A frame of the stretch on its clock."""
+        return frame - self.origin + self.lead
+
+    def frame(self, time: int) -> int:
+        """The frame of the video that a time of the clock stands for."""
+        return self.kept + time if time < self.lead else self.origin + time - self.lead
+
+    @property
+    def sink_start(self) -> int:
+        """The first sink frame, counted from the start of the video."""
+        return self.frame(self.sink)
+
+    def cut(self, start: int, *, keep: int) -> Stretch:
+        """The stretch that begins with a cut at frame ``start``, and keeps a sink of ``keep`` frames, or none."""
+        lead = min(keep, self.time(start))  # there may not be that many yet
+        return Stretch(start, lead, self.sink_start if lead else start)
+
+    def with_sink(self, sink: int) -> Stretch:
+        """The stretch after its sink was moved, to a time of the clock."""
+        return replace(self, sink=sink)
+
+    def in_video(self, context: Context) -> Context:
+        """A context on the stretch's clock with its frames counted from the start of the video; times stay."""
+        return replace(context, shared=tuple(self.frame(time) for time in context.shared))
 
 
 def sliding_window(*, start: int, block: int, window: int | None, sink: int, sink_start: int = 0) -> Context:
@@ -76,6 +119,35 @@ def context_of(
     )
 
 
+def attended(
+    memory: MemoryConfig,
+    stretch: Stretch,
+    *,
+    start: int,
+    block: int,
+    retrieved: Sequence[Sequence[int]] = (),
+    pinned: Sequence[int] = (),
+) -> Context:
+    """The context of the block at ``start``, a frame of the video, with frames ``pinned`` that are always attended to.
+
+    Pinned frames have time 0. With retrieval they take the place of retrieved frames, of which there are fewer;
+    without, they shorten the window. So a block attends to as many frames as without them.
+    """
+    if pinned and not isinstance(memory, RetrievalMemory) and memory.window is not None:
+        memory = memory.model_copy(update={"window": memory.window - len(pinned)})
+    context = stretch.in_video(
+        context_of(memory, start=stretch.time(start), block=block, retrieved=retrieved, sink_start=stretch.sink)
+    )
+    return replace(
+        context,
+        shared=(*pinned, *context.shared),
+        shared_times=(*(0 for _ in pinned), *context.shared_times),
+    )
+
+
+RecacheRule = Literal["keep", "renew", "none"]
+
+
 @dataclass(frozen=True)
 class Recache:
     """Which frames are computed again when the prompt changes, what they attend to, and where the sink is then."""
@@ -85,20 +157,28 @@ class Recache:
     sink_start: int
 
 
-def recache_of(memory: MemoryConfig, *, start: int, sink_start: int = 0) -> Recache | None:
+def recache_of(
+    memory: MemoryConfig, *, start: int, sink_start: int = 0, lead: int = 0, rule: RecacheRule | None = None
+) -> Recache | None:
     """What a change of the prompt before the block at ``start`` computes again; None for nothing.
 
-    The rules are LongLive's. While the window starts at frame 0, all frames are computed again, the sink included.
-    Later the sink either keeps its keys and values, and the frames after it attend to it (``keep``), or the oldest
-    frames of the window become the sink (``renew``). Times are absolute, or with retrieval those of the slots of a
-    full window, as in ``retrieval_window``.
+    The rules are LongLive's; ``rule`` is one of them, by default the memory's. While the window starts at frame 0, all
+    frames are computed again, the sink included. Later the sink either keeps its keys and values, and the frames after
+    it attend to it (``keep``), or the oldest frames of the window become the sink (``renew``). Times are absolute, or
+    with retrieval those of the slots of a full window, as in ``retrieval_window``. A sink of ``lead`` frames that a cut
+    has kept is of another picture: it is never computed again.
     """
-    if memory.recache == "none" or start == 0:
+    rule = rule or memory.recache
+    if rule == "none" or start == lead:
         return None
     oldest = 0 if memory.window is None else max(0, start - memory.window)
     relative = isinstance(memory, RetrievalMemory)
-    if oldest == 0 or memory.recache == "renew":
-        return Recache(oldest, Context((), (), 0 if relative else oldest), oldest)
+    if rule == "renew":
+        first = max(oldest, lead)
+        return Recache(first, Context((), (), 0 if relative else first), first)
+    if oldest == 0:
+        kept = tuple(range(sink_start, lead))
+        return Recache(lead, Context(kept, kept, lead), sink_start)
     first, sink = oldest + memory.sink, tuple(range(sink_start, sink_start + memory.sink))
     times = tuple(range(memory.sink)) if relative else sink
     return Recache(first, Context(sink, times, memory.sink if relative else first), sink_start)
@@ -111,3 +191,31 @@ def retrievable(*, start: int, window: int, sink: int, guard: int) -> range:
     """
     evicted = max(0, start - window)
     return range(sink, sink + max(0, evicted - guard))
+
+
+def candidate_frames(
+    memory: RetrievalMemory,
+    stretch: Stretch,
+    *,
+    start: int,
+    references: range = range(0),
+    shot: int = 0,
+    remembered: Sequence[range] | None = None,
+) -> range | list[int]:
+    """Frames that the block at ``start`` may choose from, rising; those of ``references`` have negative numbers.
+
+    These are the evicted frames of its stretch, less the guard, and all frames before the last cut; of both, not the
+    sink, and not what the block's shot, which begins at frame ``shot``, may not remember: what lies before it and is in
+    none of the ranges ``remembered`` (None: all may be).
+    """
+    pool = retrievable(start=stretch.time(start), window=memory.window, sink=memory.sink, guard=memory.guard)
+    if not references and stretch.origin == stretch.sink == 0 and remembered is None:
+        return pool
+    evicted = pool.stop if pool else 0
+    frames = [*references, *range(stretch.origin), *range(stretch.origin, stretch.origin + evicted - stretch.lead)]
+    sink = range(stretch.sink_start, stretch.sink_start + memory.sink)
+    return [
+        frame
+        for frame in frames
+        if frame not in sink and (frame >= shot or remembered is None or any(frame in span for span in remembered))
+    ]

@@ -123,10 +123,11 @@ class Successor(RetrievalMemory):
 
     def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """As ``RetrievalMemory.choose``."""
-        frames, block = candidates.frames, candidates.block
+        frames, groups, block = candidates.frames, candidates.groups, candidates.block
         offsets = frames.new_zeros(len(frames))  # from a match to its successor; 0: the successor is no candidate
         for offset in range(1, block + 1):
-            offsets[:-offset].masked_fill_(frames[offset:] - frames[:-offset] == block, offset)
+            follows = (frames[offset:] - frames[:-offset] == block) & (groups[offset:] == groups[:-offset])
+            offsets[:-offset].masked_fill_(follows, offset)
         matches = offsets.nonzero()[:, 0]
         best, similarities = top(candidates.similarities[:, matches], self.retrieved)
         return (matches + offsets[matches])[best], similarities

@@ -18,6 +18,17 @@ class DecoderStream(Protocol):
         ...
 
 
+def stream_after_cut(decoder: Decoder, latents: Tensor) -> DecoderStream:
+    """A stream for latents [B, T, C, h, w] that follow a cut.
+
+    It knows nothing of the picture before, and is as if the first of them had been shown already, so that each latent
+    frame gives ``temporal_ratio`` frames, as everywhere but at the start of a video.
+    """
+    stream = decoder.stream()
+    stream.decode(latents[:, :1])
+    return stream
+
+
 class Decoder(Protocol):
     """The weights of a VAE, which hold nothing of any video.
 

@@ -16,12 +16,14 @@ from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import rotate
 from llrag_cli.engine.rollout import Block, retrieve, rollout
+from llrag_cli.engine.shots import Change, Cursor
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import MemoryConfig, Nearest, RetrievalMemory, SlidingWindow
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.parity.checks import FINE, HALF_ROLLOUT, LATENTS, Check, Golden, bar_of, read_json
+from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 
@@ -97,10 +99,14 @@ def _replay(
     tap = Tap(backbone, schedule, wanted, block=block, memory=memory)
     history = History(encode)
     embeddings = inputs["prompt_embeds"]
+    prompt = embeddings[prompts[0], None] if prompts else embeddings[:batch]
+    changes = {at: Change(embeddings[prompts[number], None]) for at, number in (switches or {}).items()}
+    if given:
+        changes[0] = Change(prompt, given=inputs["initial_latent"][:batch, :given])
     blocks = list(
         rollout(
             tap,
-            embeddings[prompts[0], None] if prompts else embeddings[:batch],
+            prompt,
             frames=frames,
             shape=(*inputs["noise"].shape[2:],),
             block=block,
@@ -109,8 +115,7 @@ def _replay(
             history=history,
             noise=RecordedNoise(inputs["noise"], inputs["renoise"]),
             context_timestep=float(config["context_noise"]),
-            initial_latents=inputs["initial_latent"][:batch, :given] if given else None,
-            prompt_schedule={at: embeddings[prompts[number], None] for at, number in (switches or {}).items()},
+            changes=changes,
         )
     )
     return Replay(torch.cat([each.latents for each in blocks], dim=1), blocks, tap.seen, tap.passes, history)
@@ -152,9 +157,9 @@ class Tap:
         self._session = self.inner.start(prompt, cache)
         return self
 
-    def set_prompt(self, prompt: Tensor, *, start: int) -> None:
+    def set_prompt(self, prompt: Tensor) -> None:
         """As ``BackboneSession.set_prompt``."""
-        self._session.set_prompt(prompt, start=start)
+        self._session.set_prompt(prompt)
 
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """As ``BackboneSession.set_context``; the block's number and the cache before it are recorded."""
@@ -188,7 +193,7 @@ class Tap:
         self.seen |= {f"{name}.k": keys, f"{name}.v": values}
         self._switches += 1
 
-    def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]]) -> None:
+    def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]] = ()) -> None:
         """As ``BackboneSession.update_cache``; a recorded block runs its clean pass to the end first."""
         name = f"steps.block{self._block:02d}"
         if name in self._wanted:
@@ -421,9 +426,9 @@ def _retrieved_given(
     golden: Golden, latents: Tensor, memory: MemoryConfig, encode: KeyEncoder, *, block: int
 ) -> Retrieved:
     """What each block retrieves from recorded latents [B, F, C, H, W], rounded as those of a rollout are."""
-    history, retrieved = History(encode), {}
+    history, cursor, retrieved = History(encode), Cursor(memory, AddressedNoise(0), block=block), {}
     for start, part in zip(range(0, latents.shape[1], block), latents.split(block, dim=1), strict=True):
-        frames, _ = retrieve(history, memory, start=start, block=block, draft=_unused, draw=_unused)
+        frames, _ = retrieve(history, memory, cursor, start=start, draw=_unused)
         if frames:
             retrieved[start] = frames
         history.append(part.to(golden.device, golden.dtype))

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from llrag_cli.errors import (
     DamagedRunError,
@@ -116,11 +117,19 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class BlockMemory:
-    """What one block retrieved: its own first latent frame, the frames, most similar first, and their cosines."""
+    """What one block retrieved: its own first latent frame, the frames, most similar first, and their cosines.
+
+    Frames of references have negative numbers. In a video of several shots, ``sources`` are the names of the shots and
+    references that the frames are of.
+    """
 
     frame: int
     retrieved: tuple[int, ...] = ()
     similarities: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+Frame = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class _MemoryLine(Record):
@@ -128,25 +137,28 @@ class _MemoryLine(Record):
 
     block: Count
     frame: Count
-    retrieved: tuple[Count, ...]
+    retrieved: tuple[Frame, ...]
     similarities: tuple[float, ...]
+    sources: tuple[str, ...] = ()
 
 
 def memory_line(block: int, memory: BlockMemory) -> bytes:
     """The line of ``memory.jsonl`` for a block."""
-    content = {
+    content: dict[str, Any] = {
         "block": block,
         "frame": memory.frame,
         "retrieved": memory.retrieved,
         "similarities": [round(value, 6) for value in memory.similarities],
     }
-    return (json.dumps(content) + "\n").encode()
+    if memory.sources:
+        content["sources"] = memory.sources
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
 def parse_memory(content: bytes) -> tuple[BlockMemory, ...]:
     """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line."""
     lines = [_MemoryLine.model_validate_json(line, strict=True) for line in content.split(b"\n")[:-1]]
-    return tuple(BlockMemory(line.frame, line.retrieved, line.similarities) for line in lines)
+    return tuple(BlockMemory(line.frame, line.retrieved, line.similarities, line.sources) for line in lines)
 
 
 def read_run(folder: RunFolder) -> tuple[RunRecord, tuple[BlockMemory, ...]]:

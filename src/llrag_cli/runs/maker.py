@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +20,12 @@ from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
 from llrag_cli.runs.progress import OnProgress, Progress
 from llrag_cli.runs.record import (
     RunRecord,
-    ScheduledPrompt,
     differing,
     first_problem,
     require_length,
@@ -31,10 +34,13 @@ from llrag_cli.runs.record import (
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.statistics import ArchiveUse, peak_memory, versions
 from llrag_cli.runs.video import SegmentedVideo, ffmpeg
+from llrag_cli.scenes.schema import Scene
+from llrag_cli.scenes.timeline import Timeline, next_shot, one_shot, plan_timeline
 
 # What to do if the folder contains a run: "refuse" raises an error, "replace" starts over, "resume" continues it and
 # raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
 Existing = Literal["refuse", "replace", "resume", "renew"]
+Between = Callable[[Session], None]  # called between blocks
 SEGMENT_SECONDS = 4.0  # of video that are encoded together; a killed run has to encode at most as much again
 
 
@@ -44,37 +50,57 @@ def _ignore(progress: Progress) -> None:
 
 def make_video(
     pipeline: Pipeline,
-    prompt: str,
+    what: str | Scene,
     folder: RunFolder,
     *,
-    seconds: float,
+    seconds: float | None = None,
     seed: int = 0,
     existing: Existing = "refuse",
     image: Path | None = None,
+    between: Between | None = None,
     on_progress: OnProgress = _ignore,
 ) -> RunRecord:
-    """Generate the video of a prompt; returns the content of ``run.json``.
+    """Generate the video of a prompt, at least ``seconds`` long, or of a scene; returns the content of ``run.json``.
 
-    If interrupted, the folder contains a playable video of the finished blocks, and the run can be resumed.
+    ``between`` is called with the session before each block, and may switch its prompt. If interrupted, the folder
+    contains a playable video of the finished blocks, and the run can be resumed.
     """
-    if not prompt.strip():
-        raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
-    require_length(seconds)
+    requested = requested_run(pipeline, what, seconds=seconds, seed=seed, image=image)
     ffmpeg()
-    pipeline = pipeline.with_archive(seconds, scratch=folder.path)
-    requested = _new_record(pipeline, prompt, seconds=seconds, seed=seed, image=image)
+    pipeline = pipeline.with_archive(requested.timeline, scratch=folder.path)
     if existing == "refuse":
         folder.require_free()
     with folder.lock():
-        if existing in ("resume", "renew") and folder.record.exists():
-            record = folder.read_record()
-            if existing == "resume" or not differing(record, requested):
-                require_same(record, requested, folder.path)
-                return _resume(pipeline, folder, record, seconds=max(seconds, record.seconds), on_progress=on_progress)
-        if existing == "refuse":
-            folder.require_free()  # again, now that no other process can write it
-        folder.clear()
-        return _run(pipeline, folder, requested, Committed(), on_progress)
+        run = _begin(pipeline, folder, requested, existing)
+        return _generate(pipeline, [run], between, on_progress)[0]
+
+
+def make_takes(
+    pipeline: Pipeline,
+    what: str | Scene,
+    folders: Sequence[RunFolder],
+    *,
+    seeds: Sequence[int],
+    seconds: float | None = None,
+    existing: Existing = "refuse",
+    image: Path | None = None,
+    on_progress: OnProgress = _ignore,
+) -> list[RunRecord]:
+    """Generate a prompt or scene under several seeds, each into a run folder of its own, in one batch.
+
+    Takes share prompts, switches and references; each retrieves for itself. As ``make_video`` otherwise.
+    """
+    requested = [requested_run(pipeline, what, seconds=seconds, seed=seed, image=image) for seed in seeds]
+    ffmpeg()
+    pipeline = pipeline.with_archive(requested[0].timeline, batch=len(seeds), scratch=folders[0].path)
+    if existing == "refuse":
+        for folder in folders:
+            folder.require_free()
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(folder.lock())
+        runs = [_begin(pipeline, folder, record, existing) for folder, record in zip(folders, requested, strict=True)]
+        return _generate(pipeline, runs, None, on_progress)
 
 
 def resume_video(
@@ -83,12 +109,13 @@ def resume_video(
     *,
     seconds: float | None = None,
     prompt: str | None = None,
+    cut: bool = False,
     on_progress: OnProgress = _ignore,
 ) -> RunRecord:
     """Resume the run of a folder, to its end or to a longer one; returns the content of ``run.json``.
 
-    The files are byte-identical to those of a run that was never interrupted. A ``prompt`` applies to what is
-    generated beyond the recorded length.
+    The files are byte-identical to those of a run that was never interrupted. A ``prompt`` is a new shot, which begins
+    at the recorded end: a switch or a ``cut``.
     """
     ffmpeg()
     with folder.lock():
@@ -98,12 +125,33 @@ def resume_video(
         require_length(seconds)
         if seconds < record.seconds:
             raise RunLengthError(folder.path, recorded=record.seconds, requested=seconds)
-        if prompt is not None:
-            kept = tuple(entry for entry in record.prompt_schedule if entry.block < record.blocks)
-            entry = ScheduledPrompt(block=record.blocks, prompt=prompt)
-            record = record.updated(prompt_schedule=(*kept, entry))
-        pipeline = pipeline.with_archive(seconds, scratch=folder.path)
-        return _resume(pipeline, folder, record, seconds=seconds, on_progress=on_progress)
+        if prompt is None:
+            longer = record.lasting(seconds)
+        else:
+            stop = record.config.latent_frames(seconds) // record.config.backbone.frames_per_block
+            if stop <= record.blocks:
+                raise UsageError("there is no time for another prompt", hint="a new prompt needs some seconds more")
+            shot = next_shot(record.timeline, prompt, start=record.blocks, stop=stop, cut=cut)
+            longer = record.with_timeline(record.timeline.with_shot(shot), seconds=seconds)
+        pipeline = pipeline.with_archive(longer.timeline, scratch=folder.path)
+        run = _resumed(pipeline, folder, record, longer)
+        return _generate(pipeline, [run], None, on_progress)[0]
+
+
+def requested_run(
+    pipeline: Pipeline, what: str | Scene, *, seconds: float | None = None, seed: int = 0, image: Path | None = None
+) -> RunRecord:
+    """The record of a run that is not begun yet; raises ``UsageError`` if it cannot be generated."""
+    if isinstance(what, Scene):
+        timeline = plan_timeline(what, pipeline.config)
+        return _new_record(pipeline, timeline, title=what.title, seconds=timeline.seconds, seed=seed)
+    if not what.strip():
+        raise UsageError("the prompt is empty", hint="describe in a sentence what the video shows")
+    seconds = seconds or 0.0
+    require_length(seconds)
+    frames = pipeline.config.latent_frames(seconds)
+    timeline = one_shot(what, pipeline.config, latent_frames=frames, image=image and image.absolute())
+    return _new_record(pipeline, timeline, title="", seconds=seconds, seed=seed)
 
 
 def segment_blocks(config: RunConfig) -> int:
@@ -119,20 +167,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _new_record(pipeline: Pipeline, prompt: str, *, seconds: float, seed: int, image: Path | None) -> RunRecord:
+def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: float, seed: int) -> RunRecord:
     backbone = pipeline.config.backbone
-    frames = pipeline.config.latent_frames(seconds)
+    unknown = [word for shot in timeline.shots for word in pipeline.text.unknown_words(shot.prompt)]
     try:
         return RunRecord(
             status="running",
-            prompt_schedule=(ScheduledPrompt(block=0, prompt=prompt),),
-            unknown_words=tuple(pipeline.text.unknown_words(prompt)),
+            title=title,
+            timeline=timeline,
+            unknown_words=tuple(dict.fromkeys(unknown)),
             seed=seed,
             seconds=seconds,
-            image=None if image is None else str(image),
-            latent_frames=frames,
+            latent_frames=timeline.latent_frames,
             latent_shape=(pipeline.backbone.channels, backbone.height, backbone.width),
-            video_frames=pipeline.config.video_frames(frames),
+            video_frames=timeline.video_frames,
             fps=backbone.fps,
             device=str(pipeline.backbone.device),
             versions=versions(),
@@ -147,66 +195,62 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
     return {"dtype": str(pipeline.backbone.dtype).removeprefix("torch."), "config": pipeline.config}
 
 
-def _resume(
-    pipeline: Pipeline, folder: RunFolder, record: RunRecord, *, seconds: float, on_progress: OnProgress
-) -> RunRecord:
-    if folder.is_finished(record, seconds=seconds):
-        return folder.read_record()
+@dataclass(frozen=True)
+class _Run:
+    """A run whose folder is locked: its record, and what is committed of it; ``finished``: nothing is missing."""
+
+    folder: RunFolder
+    record: RunRecord
+    committed: Committed = field(default_factory=Committed)
+    finished: bool = False
+
+
+def _begin(pipeline: Pipeline, folder: RunFolder, requested: RunRecord, existing: Existing) -> _Run:
+    """A run as the folder and the request have it; the folder is locked."""
+    if existing in ("resume", "renew") and folder.record.exists():
+        record = folder.read_record()
+        if existing == "resume" or not differing(record, requested):
+            require_same(record, requested, folder.path)
+            longer = record.lasting(requested.seconds)
+            return _resumed(pipeline, folder, record, longer)
+    if existing == "refuse":
+        folder.require_free()  # again, now that no other process can write it
+    folder.clear()
+    return _Run(folder, requested)
+
+
+def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: RunRecord) -> _Run:
+    """A run that continues, perhaps to be ``longer`` than recorded."""
+    if folder.is_finished(record, seconds=longer.seconds):
+        return _Run(folder, record, finished=True)
     committed = read_committed(folder, shape=record.latent_shape, dtype=pipeline.backbone.dtype)
-    frames = record.config.latent_frames(seconds)
-    record = record.updated(
-        seconds=seconds,
-        latent_frames=frames,
-        video_frames=record.config.video_frames(frames),
-        resumed_at=(*record.resumed_at, committed.blocks),
-        error=None,
-        **_settings(pipeline),
-    )
-    return _run(pipeline, folder, record, committed, on_progress)
+    record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
+    return _Run(folder, record, committed)
 
 
-def _run(
-    pipeline: Pipeline, folder: RunFolder, record: RunRecord, committed: Committed, on_progress: OnProgress
-) -> RunRecord:
-    """Generate the missing blocks of a run whose folder is locked."""
-    config, dtype = pipeline.config, pipeline.backbone.dtype
-    size = config.backbone.frames_per_block
-    record = record.updated(status="running")
-    folder.write_record(record)
-    journal = Journal(folder, shape=record.latent_shape, dtype=dtype, committed=committed)
-    video = SegmentedVideo(
-        folder.video,
-        fps=record.fps,
-        blocks=segment_blocks(config),
-        upscale=config.video.upscale,
-        crf=config.video.crf,
-        mark=committed.video,
-    )
-    written = committed.video.blocks  # committed blocks that are in whole segments of the video
-    before = None
-    if written and committed.latents is not None:
-        before = committed.latents[:, max(0, written * size - pipeline.decoder.reach) : written * size]
-    timings = dict(record.seconds_by_part)
-    archive = archive_use(record, config)
-    progress = Progress(blocks=record.blocks, resumed_at=committed.blocks)
+def _generate(
+    pipeline: Pipeline, runs: Sequence[_Run], between: Between | None, on_progress: OnProgress
+) -> list[RunRecord]:
+    """Generate the missing blocks of runs that differ in their seed only, in one batch; returns their records."""
+    if all(run.finished for run in runs):
+        return [run.record for run in runs]
+    writers = [RunWriter(pipeline, run) for run in runs if not run.finished]
+    known = min(writer.committed.blocks for writer in writers)
+    block_count, size = writers[0].record.blocks, pipeline.config.backbone.frames_per_block
+    progress = Progress(blocks=block_count, resumed_at=known)
     outcome: dict[str, Any] = {"status": "failed"}
     started = time.perf_counter()
     try:
-        with VideoSink(pipeline.decoder.stream(), video, before=before) as sink:
-            for block in _session(pipeline, record, committed, scratch=folder.path):
-                memory = _memory_of(block)
-                if block.index < committed.blocks:
-                    if memory.retrieved != committed.memory[block.index].retrieved:
-                        raise RunDivergedError(folder.path, block.index)
-                    if block.index >= written:
-                        sink.put(block.latents)
-                    started = time.perf_counter() if block.index + 1 == committed.blocks else started
-                else:
-                    sink.put(block.latents, commit=partial(_commit, journal, memory, video))
-                    timings |= {name: timings.get(name, 0.0) + value for name, value in block.seconds.items()}
-                    if archive is not None:
-                        archive = archive.plus(retrieved=len(memory.retrieved), moved=block.moved)
-                progress = _after(progress, block, config, elapsed=time.perf_counter() - started)
+        with ExitStack() as sinks:
+            for writer in writers:
+                sinks.enter_context(writer.sink)
+            session = _session(pipeline, writers, known * size)
+            for block in _blocks(session, between, writers):
+                for row, writer in enumerate(writers):
+                    writer.add(block, row, session.timeline)
+                if block.index + 1 == known:
+                    started = time.perf_counter()
+                progress = _after(progress, block, pipeline.config, elapsed=time.perf_counter() - started)
                 on_progress(progress)
         outcome = {"status": "complete"}
     except KeyboardInterrupt:
@@ -218,40 +262,124 @@ def _run(
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        failure = OutOfMemoryError(folder.path, progress.done)
+        failure = OutOfMemoryError(writers[0].folder.path, progress.done)
         outcome |= {"error": failure.problem}
         raise failure from error
     finally:
-        elapsed = record.seconds_of_work + time.perf_counter() - started
-        record = record.updated(
-            **outcome,
-            blocks_committed=journal.blocks,
-            video_frames_written=video.frames,
-            seconds_of_work=round(elapsed, 3),
-            frames_per_second=round(video.frames / elapsed, 2),
-            seconds_by_part={name: round(value, 3) for name, value in timings.items()},
-            archive=archive,
-            peak_memory_bytes=peak_memory(pipeline.backbone.device),
-        )
-        _finish(folder, journal, record)
-    return record
+        elapsed = time.perf_counter() - started
+        for writer in writers:
+            writer.finish(outcome, elapsed=elapsed, peak=peak_memory(pipeline.backbone.device))
+    finished = {run.folder.path: run.record for run in runs if run.finished}
+    records = finished | {writer.folder.path: writer.record for writer in writers}
+    return [records[run.folder.path] for run in runs]
 
 
-def _session(pipeline: Pipeline, record: RunRecord, committed: Committed, *, scratch: Path) -> Session:
-    """A session that generates a run from its first block; committed ones only pass through the backbone's clean pass.
+def _session(pipeline: Pipeline, writers: Sequence[RunWriter], known: int) -> Session:
+    """A session that generates runs from their first block; committed ones only pass through the backbone's clean pass.
 
     Latents, their keys and the noise of a block do not depend on when they are computed, so neither do keys and values.
     """
+    latents = [writer.committed.latents for writer in writers if writer.committed.latents is not None]
     return pipeline.start(
-        record.prompt,
-        seconds=record.seconds,
-        seed=record.seed,
-        image=None if record.image is None else Path(record.image),
-        initial_latents=committed.latents,
-        given_frames=0 if record.image is None else 1,  # the others among the initial latents were generated
-        prompt_schedule={entry.block: entry.prompt for entry in record.prompt_schedule[1:]},
-        scratch=scratch,
+        writers[0].record.timeline,
+        seed=[writer.record.seed for writer in writers],
+        committed=torch.cat([each[:, :known] for each in latents]) if known else None,
+        scratch=writers[0].folder.path,
     )
+
+
+def _blocks(session: Session, between: Between | None, writers: Sequence[RunWriter]) -> Iterator[Block]:
+    """The blocks of a session; what changes between them is recorded before the next one begins."""
+    while True:
+        if between is not None:
+            between(session)
+        for writer in writers:
+            writer.note(session.timeline)
+        try:
+            yield next(session)
+        except StopIteration:
+            return
+
+
+class RunWriter:
+    """The files of a run while its blocks are generated."""
+
+    def __init__(self, pipeline: Pipeline, run: _Run) -> None:
+        config = pipeline.config
+        self.folder, self.committed = run.folder, run.committed
+        self.record = run.record.updated(status="running")
+        self.folder.write_record(self.record)
+        self._decoder = pipeline.decoder
+        self._journal = Journal(
+            run.folder, shape=self.record.latent_shape, dtype=pipeline.backbone.dtype, committed=run.committed
+        )
+        self._video = SegmentedVideo(
+            run.folder.video,
+            fps=self.record.fps,
+            blocks=segment_blocks(config),
+            upscale=config.video.upscale,
+            crf=config.video.crf,
+            mark=run.committed.video,
+        )
+        self._written = run.committed.video.blocks  # committed blocks that are in whole segments of the video
+        self.sink = VideoSink(decoder_at(pipeline.decoder, self.record.timeline, run.committed), self._video)
+        self._timings = dict(self.record.seconds_by_part)
+        self._archive = archive_use(self.record, config)
+
+    def note(self, timeline: Timeline) -> None:
+        """Record the timeline, if the prompt was switched while the video is generated."""
+        if timeline != self.record.timeline:
+            self.record = self.record.with_timeline(timeline)
+            self.folder.write_record(self.record)
+
+    def add(self, block: Block, row: int, timeline: Timeline) -> None:
+        """Queue a block, a ``row`` of a batch, to be committed, decoded and written, unless it is there."""
+        memory = memory_of(block, row, timeline)
+        latents = block.latents[row : row + 1]
+        restart = partial(stream_after_cut, self._decoder, latents) if block.cut else None
+        if block.index < self.committed.blocks:
+            if memory.retrieved != self.committed.memory[block.index].retrieved:
+                raise RunDivergedError(self.folder.path, block.index)
+            if block.index >= self._written:
+                self.sink.put(latents, restart=restart)
+            return
+        self.sink.put(latents, commit=partial(_commit, self._journal, memory, self._video), restart=restart)
+        self._timings |= {name: self._timings.get(name, 0.0) + value for name, value in block.seconds.items()}
+        if self._archive is not None:
+            self._archive = self._archive.plus(retrieved=len(memory.retrieved), moved=block.moved)
+
+    def finish(self, outcome: dict[str, Any], *, elapsed: float, peak: int | None) -> None:
+        """Close the files; an error in that is raised only if the run itself did not fail."""
+        elapsed += self.record.seconds_of_work
+        self.record = self.record.updated(
+            **outcome,
+            blocks_committed=self._journal.blocks,
+            video_frames_written=self._video.frames,
+            seconds_of_work=round(elapsed, 3),
+            frames_per_second=round(self._video.frames / elapsed, 2),
+            seconds_by_part={name: round(value, 3) for name, value in self._timings.items()},
+            archive=self._archive,
+            peak_memory_bytes=peak,
+        )
+        try:
+            self._journal.close()
+            self.folder.write_record(self.record)
+        except LlragError:
+            if self.record.is_complete:
+                raise
+
+
+def decoder_at(decoder: Decoder, timeline: Timeline, committed: Committed) -> DecoderStream:
+    """A stream that has seen what it needs of the blocks that are in whole segments of the video already."""
+    written, size = committed.video.blocks, timeline.frames_per_block
+    if not written or committed.latents is None:
+        return decoder.stream()
+    cut = max((shot.start for shot in timeline.shots if shot.kind == "cut" and shot.start < written), default=0)
+    first = max(cut * size, written * size - decoder.reach)
+    before = committed.latents[:, first : written * size]
+    stream = stream_after_cut(decoder, before) if cut and first == cut * size else decoder.stream()
+    stream.decode(before)
+    return stream
 
 
 def archive_use(record: RunRecord, config: RunConfig) -> ArchiveUse | None:
@@ -264,11 +392,13 @@ def archive_use(record: RunRecord, config: RunConfig) -> ArchiveUse | None:
     return before if before is not None and before.tier == tier else ArchiveUse(tier=tier)
 
 
-def _memory_of(block: Block) -> BlockMemory:
-    """What a block of one video retrieved."""
+def memory_of(block: Block, row: int, timeline: Timeline) -> BlockMemory:
+    """What a block retrieved for one video of the batch."""
     if not block.retrieved:
         return BlockMemory(block.start)
-    return BlockMemory(block.start, tuple(block.retrieved[0]), tuple(block.similarities[0]))
+    frames = block.retrieved[row]
+    sources = () if timeline.is_plain else tuple(timeline.name_of(frame) for frame in frames)
+    return BlockMemory(block.start, tuple(frames), tuple(block.similarities[row]), sources)
 
 
 def _commit(journal: Journal, memory: BlockMemory, video: SegmentedVideo, latents: Tensor) -> None:
@@ -288,15 +418,5 @@ def _after(progress: Progress, block: Block, config: RunConfig, *, elapsed: floa
         seconds_of_video=seconds,
         new_seconds=max(0.0, seconds - before),
         elapsed=elapsed,
-        retrieved=_memory_of(block).retrieved,
+        retrieved=tuple(block.retrieved[0]) if block.retrieved else (),
     )
-
-
-def _finish(folder: RunFolder, journal: Journal, record: RunRecord) -> None:
-    """Close the files of a run; an error in that is raised only if the run itself did not fail."""
-    try:
-        journal.close()
-        folder.write_record(record)
-    except LlragError:
-        if record.is_complete:
-            raise

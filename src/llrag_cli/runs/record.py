@@ -15,8 +15,9 @@ from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
 from llrag_cli.runs.statistics import ArchiveUse
+from llrag_cli.scenes.timeline import Timeline
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 LONGEST = 10.0**7  # seconds of video
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -30,24 +31,17 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ScheduledPrompt(Record):
-    """A prompt and the block from which it applies."""
-
-    block: Count
-    prompt: str
-
-
 class RunRecord(Record):
     """The content of ``run.json``."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     status: Literal["running", "complete", "interrupted", "failed"]
     error: str | None = Field(default=None, description="why the run failed")
-    prompt_schedule: tuple[ScheduledPrompt, ...] = Field(min_length=1, description="by block, the first at block 0")
+    title: str = Field(default="", description="of the scene")
+    timeline: Timeline = Field(description="the shots, by block, and the references")
     unknown_words: tuple[str, ...] = Field(default=(), description="words that the embedded model does not know")
     seed: int = Field(ge=-(2**63), lt=2**64)
     seconds: float = Field(gt=0, le=LONGEST, description="requested length")
-    image: str | None = Field(description="path of the picture that the video starts from")
     latent_frames: int = Field(ge=1, le=2**40)
     latent_shape: tuple[Size, Size, Size] = Field(description="of a latent frame: channels, height, width")
     video_frames: int = Field(ge=1, le=2**48)
@@ -67,12 +61,11 @@ class RunRecord(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        blocks = [entry.block for entry in self.prompt_schedule]
-        if blocks[0] != 0 or any(after <= before for before, after in pairwise(blocks)):
-            raise ValueError("the blocks of `prompt_schedule` must start at 0 and increase")
-        backbone = self.config.backbone
-        if self.latent_frames % backbone.frames_per_block:
-            raise ValueError(f"{self.latent_frames} latent frames are not whole blocks of {backbone.frames_per_block}")
+        backbone, timeline = self.config.backbone, self.timeline
+        if timeline.frames_per_block != backbone.frames_per_block or timeline.fps != self.fps:
+            raise ValueError("`frames_per_block` and `fps` of `timeline` are not those of `config.backbone`")
+        if timeline.latent_frames != self.latent_frames:
+            raise ValueError(f"`timeline` has {timeline.latent_frames} latent frames, not {self.latent_frames}")
         if self.latent_shape[1:] != (backbone.height, backbone.width) or self.fps != backbone.fps:
             raise ValueError("`latent_shape` and `fps` are not those of `config.backbone`")
         return self
@@ -80,12 +73,12 @@ class RunRecord(Record):
     @property
     def prompt(self) -> str:
         """The prompt that the video starts with."""
-        return self.prompt_schedule[0].prompt
+        return self.timeline.shots[0].prompt
 
     @property
     def blocks(self) -> int:
         """Blocks of the whole video."""
-        return self.latent_frames // self.config.backbone.frames_per_block
+        return self.timeline.blocks
 
     @property
     def is_complete(self) -> bool:
@@ -95,6 +88,22 @@ class RunRecord(Record):
     def updated(self, **changes: Any) -> RunRecord:
         """A validated copy with some fields changed."""
         return RunRecord.model_validate({**dict(self), **changes})
+
+    def lasting(self, seconds: float) -> RunRecord:
+        """The record of a run of at least ``seconds``, whose last shot is longer."""
+        blocks = self.config.latent_frames(seconds) // self.config.backbone.frames_per_block
+        return self.with_timeline(self.timeline.lasting(blocks), seconds=max(seconds, self.seconds))
+
+    def with_timeline(self, timeline: Timeline, **changes: Any) -> RunRecord:
+        """The record of another timeline, with the lengths that follow from it."""
+        lengths = {"latent_frames": timeline.latent_frames, "video_frames": timeline.video_frames}
+        return self.updated(timeline=timeline, **lengths, **changes)
+
+    def opening_with(self, **changes: Any) -> RunRecord:
+        """The record with another beginning: ``prompt``, ``image``, ... of the first shot."""
+        first, *others = self.timeline.shots
+        shots = (first.model_copy(update=changes), *others)
+        return self.model_copy(update={"timeline": self.timeline.model_copy(update={"shots": shots})})
 
     def to_json(self) -> str:
         """The text of ``run.json``."""
@@ -115,13 +124,42 @@ def parse_record(text: str | bytes, path: Path) -> RunRecord:
         content = json.loads(text)
         if isinstance(content, dict) and "config" in content:
             schema = content.get("schema_version", 1)
-            if type(schema) is int and schema != SCHEMA:
+            if schema == 2:
+                text = json.dumps(_from_schema_2(content))
+            elif type(schema) is int and schema != SCHEMA:
                 raise RunSchemaError(path, schema=schema, supported=SCHEMA)
         return RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise DamagedRunError(path, first_problem(error)) from None
+    except (KeyError, TypeError, AttributeError):
+        raise DamagedRunError(path, "it is not complete") from None
     except (ValueError, RecursionError):
         raise DamagedRunError(path, "not valid JSON") from None
+
+
+def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a record of schema 2, which had prompts by block instead of shots."""
+    entries, image = content.pop("prompt_schedule"), content.pop("image")
+    backbone = content["config"]["backbone"]
+    blocks = content["latent_frames"] // backbone["frames_per_block"]
+    edges = [*(entry["block"] for entry in entries), blocks]
+    shots: list[dict[str, Any]] = [
+        {
+            "name": f"shot-{number}",
+            "prompt": entry["prompt"],
+            "start": start,
+            "stop": stop,
+            "kind": "switch" if start else "start",
+            "remember": "all",
+            "sink": "shot-1",
+        }
+        for number, (entry, (start, stop)) in enumerate(zip(entries, pairwise(edges), strict=True), start=1)
+        if stop > start
+    ]
+    if image is not None:
+        shots[0] |= {"image": image, "given_blocks": 1}
+    timeline = {"frames_per_block": backbone["frames_per_block"], "fps": content["fps"], "shots": shots}
+    return {**content, "schema_version": SCHEMA, "timeline": timeline}
 
 
 def first_problem(error: ValidationError) -> str:
@@ -138,8 +176,25 @@ def differing(before: RunRecord, now: RunRecord) -> list[str]:
 
     Settings that do not change the video are left out: the preset's name, and which exact tier the archive is on.
     """
-    names = [name for name in ("prompt", "seed", "image", "dtype") if getattr(before, name) != getattr(now, name)]
+    names = [name for name in ("seed", "dtype") if getattr(before, name) != getattr(now, name)]
+    names = [*_differing_shots(before.timeline, now.timeline), *names]
     return names + sorted(set(_differing(before.config, now.config)) - {"name", "about"})
+
+
+def _differing_shots(before: Timeline, now: Timeline) -> Iterator[str]:
+    """What the shots of ``now`` have in another way; the run may have more shots, and its last one may be longer."""
+    (first, *others), (now_first, *now_others) = before.shots, now.shots
+    for name in ("prompt", "image", "video"):
+        if getattr(first, name) != getattr(now_first, name):
+            yield name
+    same = all(
+        one.model_dump(exclude={"stop"}) == other.model_dump(exclude={"stop"})
+        for one, other in zip(others, now_others, strict=False)
+    )
+    if not same or len(now_others) > len(others):
+        yield "shots"
+    if before.references != now.references:
+        yield "references"
 
 
 def _differing(before: BaseModel, now: BaseModel, prefix: str = "") -> Iterator[str]:

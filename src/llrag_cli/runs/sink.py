@@ -22,6 +22,9 @@ class Decoder(Protocol):
         ...
 
 
+_Item = tuple[Tensor, Any, Commit | None, Callable[[], Decoder] | None]
+
+
 class FrameWriter(Protocol):
     """Where the frames of a video go."""
 
@@ -35,36 +38,32 @@ class FrameWriter(Protocol):
 
 
 class VideoSink:
-    """Decodes latents and writes their frames on its own thread; on a GPU also on its own stream.
+    """Decodes latents and writes their frames on its own thread; on a GPU also on its own stream."""
 
-    ``decoder`` is at the start of a video. One that is resumed passes the latents ``before`` [1, F, C, h, w], which
-    are decoded first and not written, so that the decoder has the past that it needs.
-    """
-
-    def __init__(self, decoder: Decoder, writer: FrameWriter, *, before: Tensor | None = None) -> None:
+    def __init__(self, decoder: Decoder, writer: FrameWriter) -> None:
         self.writer = writer
         self._decoder = decoder
-        self._before = before
-        self._queue: queue.Queue[tuple[Tensor, Any, Commit | None] | None] = queue.Queue(maxsize=2)  # bounds memory
+        self._queue: queue.Queue[_Item | None] = queue.Queue(maxsize=2)  # bounds memory
         self._stream: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="video", daemon=True)
 
     def __enter__(self) -> VideoSink:
-        if self._before is not None:
-            self._decoder.decode(self._before)
         self._thread.start()
         return self
 
-    def put(self, latents: Tensor, *, commit: Commit | None = None) -> None:
+    def put(
+        self, latents: Tensor, *, commit: Commit | None = None, restart: Callable[[], Decoder] | None = None
+    ) -> None:
         """Queue the next latents [1, T, C, h, w]; raises the error of earlier ones.
 
-        ``commit`` is called before decoding, on the thread, with the latents on the CPU.
+        ``commit`` is called before decoding, on the thread, with the latents on the CPU. At a cut, ``restart`` returns
+        the decoder for these latents and all that follow.
         """
         if self._error is not None:
             raise self._error
         ready = torch.cuda.current_stream().record_event() if latents.is_cuda else None
-        self._queue.put((latents, ready, commit))
+        self._queue.put((latents, ready, commit, restart))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,11 +86,13 @@ class VideoSink:
             while item is not None:  # keep the queue empty until the end, so that `put` does not block
                 item = self._queue.get()
 
-    def _take(self, latents: Tensor, ready: Any, commit: Commit | None) -> None:
+    def _take(self, latents: Tensor, ready: Any, commit: Commit | None, restart: Callable[[], Decoder] | None) -> None:
         """Commit latents and write their frames, once the event that follows their computation has passed."""
         if ready is None:
             if commit is not None:
                 commit(latents)
+            if restart is not None:
+                self._decoder = restart()
             self.writer.write(self._decoder.decode(latents)[0])
             return
         if self._stream is None:
@@ -101,5 +102,7 @@ class VideoSink:
             latents.record_stream(self._stream)
             if commit is not None:
                 commit(latents.cpu())  # waits for this stream alone
+            if restart is not None:
+                self._decoder = restart()
             frames = self._decoder.decode(latents).cpu()
         self.writer.write(frames[0])

@@ -8,9 +8,9 @@ as many blocks as one of the same length under a single prompt, and each shot ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,21 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from llrag_cli.config import RunConfig
+from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.scenes.schema import Remember, Scene, Shot
+from llrag_cli.scenes.sources import latent_frames_of
+
+
+class ReferenceSpan(Config):
+    """A reference of a video: where its frames come from, and how many there are."""
+
+    name: str = Field(description="name of the reference")
+    path: Path = Field(description="picture, clip, or folder of a finished run")
+    prompt: str = Field(default="", description="prompt under which its frames are encoded")
+    pinned: bool = Field(default=False, description="attended by every block of the shots that may remember it")
+    latent_frames: int = Field(gt=0, description="latent frames it has")
 
 
 class ShotSpan(Config):
@@ -38,11 +51,16 @@ class ShotSpan(Config):
     seed: int | None = Field(default=None, description="seed of its noise; null: the seed of the run")
     image: Path | None = Field(default=None, description="picture that opens it")
     video: Path | None = Field(default=None, description="clip that opens it")
+    given_blocks: int = Field(default=0, ge=0, description="blocks of that picture or clip, which are not generated")
 
     @property
     def blocks(self) -> range:
         """The blocks of the shot."""
         return range(self.start, self.stop)
+
+    def until(self, stop: int) -> ShotSpan:
+        """The shot, ended earlier."""
+        return self.model_copy(update={"stop": stop, "given_blocks": min(self.given_blocks, stop - self.start)})
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class Timeline(Config):
     frames_per_block: int = Field(gt=0, description="latent frames of a block")
     temporal_ratio: int = Field(default=4, gt=0, description="video frames of each latent frame but the first")
     fps: int = Field(gt=0, description="video frames a second")
-    references: tuple[str, ...] = Field(default=(), description="names of the references")
+    references: tuple[ReferenceSpan, ...] = Field(default=(), description="in the order of their frames, pinned last")
     shots: tuple[ShotSpan, ...] = Field(min_length=1, description="the shots, in order")
 
     @model_validator(mode="after")
@@ -71,6 +89,13 @@ class Timeline(Config):
             raise ValueError("shots must begin at block 0 and have at least one block each")
         if any(before.stop != after.start for before, after in pairwise(self.shots)):
             raise ValueError("shots must follow each other without gaps")
+        if any(shot.given_blocks > len(shot.blocks) for shot in self.shots):
+            raise ValueError("a shot cannot open with more blocks than it has")
+        if any(one.pinned and not other.pinned for one, other in pairwise(self.references)):
+            raise ValueError("pinned references must be the last")
+        names = [*(shot.name for shot in self.shots), *self._reference_names]
+        if len({*names}) < len(names):
+            raise ValueError("names of shots and references must differ")
         return self
 
     @property
@@ -118,7 +143,7 @@ class Timeline(Config):
         """Names of the shots and references that a block may retrieve from, its own shot included."""
         shot = self.shot_at(block)
         earlier = [other.name for other in self.shots if other.start < shot.start]
-        return (*_allowed(shot.remember, (*self.references, *earlier)), shot.name)
+        return (*_allowed(shot.remember, (*self._reference_names, *earlier)), shot.name)
 
     def eligible_frames(self, block: int) -> dict[str, range]:
         """Latent frames before a block that it may retrieve from, by shot."""
@@ -128,14 +153,96 @@ class Timeline(Config):
 
     def eligible_references(self, block: int) -> tuple[str, ...]:
         """Names of the references that a block may attend to."""
-        return _allowed(self.shot_at(block).remember, self.references)
+        return _allowed(self.shot_at(block).remember, self._reference_names)
+
+    @property
+    def _reference_names(self) -> tuple[str, ...]:
+        return tuple(reference.name for reference in self.references)
+
+    @property
+    def reference_frames(self) -> dict[str, range]:
+        """The numbers of the frames of each reference: those of all references are -n .. -1."""
+        counts = [reference.latent_frames for reference in self.references]
+        ends = list(accumulate(counts, initial=-sum(counts)))
+        return {name: range(*span) for name, span in zip(self._reference_names, pairwise(ends), strict=True)}
+
+    @property
+    def reference_count(self) -> int:
+        """Latent frames of all references."""
+        return sum(reference.latent_frames for reference in self.references)
+
+    @property
+    def pinned_frames(self) -> int:
+        """How many frames pinned references have; theirs are the last numbers before 0."""
+        return sum(reference.latent_frames for reference in self.references if reference.pinned)
+
+    def pinned_for(self, shot: ShotSpan) -> tuple[int, ...]:
+        """Frames of pinned references that the blocks of a shot attend to."""
+        pinned = {reference.name for reference in self.references if reference.pinned}
+        names = pinned & {*self.eligible_references(shot.start)}
+        return tuple(frame for name, span in self.reference_frames.items() if name in names for frame in span)
+
+    def remembered(self, shot: ShotSpan) -> tuple[range, ...] | None:
+        """Frames from before a shot that its blocks may retrieve; None: all."""
+        if shot.remember == "all":
+            return None
+        references = self.eligible_references(shot.start)
+        spans = [span for name, span in self.reference_frames.items() if name in references]
+        return (*spans, *(span for name, span in self.eligible_frames(shot.start).items() if name != shot.name))
+
+    def name_of(self, latent_frame: int) -> str:
+        """The shot or, for a negative number, the reference that a latent frame is of."""
+        if latent_frame >= 0:
+            return self.shot_of_frame(latent_frame).name
+        return next(name for name, span in self.reference_frames.items() if latent_frame in span)
+
+    def starting_at(self, block: int) -> ShotSpan | None:
+        """The shot that begins at a block, if one does."""
+        return next((shot for shot in self.shots if shot.start == block), None)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts, of shots and references."""
+        texts = [*(shot.prompt for shot in self.shots), *(reference.prompt for reference in self.references)]
+        return tuple(dict.fromkeys(texts))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one prompt from beginning to end, without references."""
+        return len(self.shots) == 1 and not self.references
+
+    def lasting(self, blocks: int) -> Timeline:
+        """The timeline with its last shot made longer, up to so many blocks in all."""
+        last = self.shots[-1].model_copy(update={"stop": max(blocks, self.blocks)})
+        return self.model_copy(update={"shots": (*self.shots[:-1], last)})
+
+    def with_shot(self, shot: ShotSpan) -> Timeline:
+        """The timeline with a shot that takes over in the middle of another, or after the last one."""
+        shots = [
+            other.until(shot.start) if shot.start in other.blocks else other
+            for other in self.shots
+            if other.start != shot.start
+        ]
+        shots = sorted([*shots, shot], key=lambda each: each.start)
+        return Timeline.model_validate({**dict(self), "shots": tuple(shots)})
+
+    def unused_name(self, stem: str) -> str:
+        """A name that no shot or reference has: the stem, or the stem and a number."""
+        names = {*(shot.name for shot in self.shots), *self._reference_names}
+        return next(name for name in (stem, *(f"{stem}-{number}" for number in count(2))) if name not in names)
 
 
-def plan_timeline(scene: Scene, config: RunConfig, *, done: Timeline | None = None) -> Timeline:
+Measure = Callable[[Path, RunConfig], int]
+
+
+def plan_timeline(
+    scene: Scene, config: RunConfig, *, done: Timeline | None = None, measure: Measure = latent_frames_of
+) -> Timeline:
     """The timeline of a scene on a backbone.
 
     ``done`` is the timeline of a finished run whose shots the scene begins with: they keep their blocks, and the
-    lengths of the others are counted from its end.
+    lengths of the others are counted from its end. Of files that the scene uses, ``measure`` tells the latent frames.
+    Raises ``UsageError`` for a file that cannot be used as the scene says.
     """
     finished = done.shots if done else ()
     offset = done.blocks if done else 0
@@ -143,14 +250,86 @@ def plan_timeline(scene: Scene, config: RunConfig, *, done: Timeline | None = No
     edges = _edges(lengths, config, continues=offset > 0) if lengths else []
     spans = list(finished)
     for index, (start, stop) in enumerate(pairwise(edges), start=len(finished)):
-        spans.append(_span(scene, index, offset + start, offset + stop, spans))
+        spans.append(_span(scene, index, offset + start, offset + stop, spans, config, measure))
+    references = [
+        ReferenceSpan(
+            name=name,
+            path=reference.path,
+            prompt=reference.prompt,
+            pinned=reference.pinned,
+            latent_frames=measure(reference.path, config),
+        )
+        for name, reference in scene.references.items()
+    ]
+    timeline = Timeline(
+        frames_per_block=config.backbone.frames_per_block,
+        temporal_ratio=config.latent_space.temporal_ratio,
+        fps=config.backbone.fps,
+        references=tuple(sorted(references, key=lambda reference: reference.pinned)),
+        shots=tuple(spans),
+    )
+    _require_use(timeline, config)
+    return timeline
+
+
+def one_shot(
+    prompt: str, config: RunConfig, *, latent_frames: int, image: Path | None = None, given_blocks: int = 0
+) -> Timeline:
+    """The timeline of a video under one prompt."""
+    blocks = latent_frames // config.backbone.frames_per_block
+    shot = ShotSpan(
+        name="shot-1",
+        prompt=prompt,
+        start=0,
+        stop=blocks,
+        kind="start",
+        remember="all",
+        sink="shot-1",
+        image=image,
+        given_blocks=given_blocks or (image is not None),
+    )
     return Timeline(
         frames_per_block=config.backbone.frames_per_block,
         temporal_ratio=config.latent_space.temporal_ratio,
         fps=config.backbone.fps,
-        references=tuple(scene.references),
-        shots=tuple(spans),
+        shots=(shot,),
     )
+
+
+def next_shot(done: Timeline, prompt: str, *, start: int, stop: int, cut: bool = False, name: str = "") -> ShotSpan:
+    """A shot that takes over at a block: a switch, or a ``cut``, which keeps the sink."""
+    return ShotSpan(
+        name=done.unused_name(name or f"shot-{len(done.shots) + 1}"),
+        prompt=prompt,
+        start=start,
+        stop=stop,
+        kind="cut" if cut else "switch",
+        remember="all",
+        sink=done.shot_at(start - 1).sink,
+    )
+
+
+def _require_use(timeline: Timeline, config: RunConfig) -> None:
+    """Raise ``UsageError`` if a reference would not be used, or more frames are pinned than a block can attend to."""
+    memory, block = config.memory, config.backbone.frames_per_block
+    if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
+        for reference in timeline.references:
+            if not reference.pinned:
+                raise UsageError(
+                    f"the reference `{reference.name}` would be retrieved, but the memory strategy is "
+                    f"`{memory.strategy}`",
+                    hint="choose a strategy that retrieves, for example `nearest`, or set `pinned: true`",
+                )
+        room = None if memory.window is None else memory.window - memory.sink - block
+    else:
+        room = memory.retrieved
+    for shot in timeline.shots:
+        pinned = len(timeline.pinned_for(shot))
+        if room is not None and pinned > room:
+            raise UsageError(
+                f"{pinned} frames of references are pinned for `{shot.name}`, but a block has room for {room}",
+                hint="pin pictures, which have one frame each, or leave out `pinned`, so that frames are retrieved",
+            )
 
 
 def _edges(lengths: Sequence[float], config: RunConfig, *, continues: bool) -> list[int]:
@@ -172,10 +351,31 @@ def _edges(lengths: Sequence[float], config: RunConfig, *, continues: bool) -> l
     return edges
 
 
-def _span(scene: Scene, index: int, start: int, stop: int, earlier: Sequence[ShotSpan]) -> ShotSpan:
+def _span(
+    scene: Scene,
+    index: int,
+    start: int,
+    stop: int,
+    earlier: Sequence[ShotSpan],
+    config: RunConfig,
+    measure: Measure,
+) -> ShotSpan:
     shot, name = scene.shots[index], scene.names[index]
     kind: Literal["start", "switch", "cut"] = "start" if index == 0 else "cut" if shot.cut else "switch"
     image, video = scene.opening(index)
+    given = 0
+    if image is not None:
+        config.require_framewise()
+        given = 1
+    elif video is not None:
+        size = config.backbone.frames_per_block
+        frames = measure(video, config)
+        if frames < size:
+            raise UsageError(
+                f"`{video.name}` is too short: it holds {frames} of the {size} latent frames of a block",
+                hint=f"a clip of at least {config.video_frames(size) / config.backbone.fps:.2f} s is needed",
+            )
+        given = min(frames // size, stop - start)
     return ShotSpan(
         name=name,
         prompt=scene.prompt(index),
@@ -188,6 +388,7 @@ def _span(scene: Scene, index: int, start: int, stop: int, earlier: Sequence[Sho
         seed=shot.seed,
         image=image,
         video=video,
+        given_blocks=given,
     )
 
 

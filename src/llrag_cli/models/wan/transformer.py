@@ -264,11 +264,12 @@ class WanSession:
 
     def __init__(self, backbone: WanBackbone, prompt: Tensor, cache: WanKVCache) -> None:
         self.backbone, self.cache = backbone, cache
-        self._prompts: list[tuple[int, PromptKV]] = []  # first frame and prompt, in order
+        self._prompts: dict[int, PromptKV] = {}  # by number, in order; the last one is current
         self._table: Tensor | None = None
+        self._prompt = -1  # number of the current prompt
         self._start = 0
         self._timestep = 0.0
-        self.set_prompt(prompt, start=0)
+        self.set_prompt(prompt)
 
     @property
     def device(self) -> torch.device:
@@ -280,11 +281,12 @@ class WanSession:
         """The type of latents and activations."""
         return self.backbone.dtype
 
-    def set_prompt(self, prompt: Tensor, *, start: int) -> None:
-        """Follow prompt embeddings [B, text, D_text] from the block at frame ``start`` on."""
-        self._prompts.append((start, self.backbone.prompt_kv(prompt)))
+    def set_prompt(self, prompt: Tensor) -> None:
+        """Follow prompt embeddings [B, text, D_text] from now on."""
+        self._prompt += 1
         if self.cache.archive is None or not self.cache.archive.recomputes:
-            del self._prompts[:-1]  # earlier ones are needed only where their frames are computed again
+            self._prompts.clear()  # earlier ones are needed only where their frames are computed again
+        self._prompts[self._prompt] = self.backbone.prompt_kv(prompt)
 
     @torch.no_grad()
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
@@ -313,7 +315,7 @@ class WanSession:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
         assert self._table is not None
         return self.backbone.forward(
-            noisy, timestep, caches=self.cache.layers, prompt=self._prompts[-1][1], table=self._table
+            noisy, timestep, caches=self.cache.layers, prompt=self._prompts[self._prompt], table=self._table
         )
 
     @torch.no_grad()
@@ -324,12 +326,12 @@ class WanSession:
         """
         assert self._table is not None
         self._timestep = timestep
-        prompt = self._prompts[-1][1]
+        prompt = self._prompts[self._prompt]
         self.backbone.store_keys(latents, timestep, caches=self.cache.layers, prompt=prompt, table=self._table)
         if prefetch and self.cache.archive is not None:
             self.cache.archive.prefetch([[frame for frame in row if frame < self._start] for row in prefetch])
         rows, columns = self.backbone.grid(*latents.shape[3:])
-        self.cache.commit(self._start, latents, rows * columns)
+        self.cache.commit(self._start, latents, rows * columns, prompt=self._prompt)
 
     @torch.no_grad()
     def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float = 0.0) -> None:
@@ -343,11 +345,11 @@ class WanSession:
         self.update_cache(latents, timestep)
 
     @torch.no_grad()
-    def recompute(self, row: int, start: int, latents: Tensor) -> list[LayerKV]:
+    def recompute(self, row: int, start: int, latents: Tensor, prompt: int) -> list[LayerKV]:
         """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer.
 
-        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which attend to themselves and the
-        sink, under the prompt that the block was generated with.
+        One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which attend to themselves and, if
+        it lies before them, the sink, under the prompt of a number.
         """
         assert self.cache.window is not None
         block = latents.shape[1]
@@ -361,17 +363,17 @@ class WanSession:
             parts = [(keys[row : row + 1], values[row : row + 1])] if len(sink) else []
             alone.append(WanKVLayerCache(layer.pages))
             alone[-1].gather(parts, tables, block=block * rows * columns, hidden=slice(0, 0))
-        first = min(start, self.cache.window - block)
+        first = min(max(0, start), self.cache.window - block)
         own = self._tables(torch.arange(first, first + block, dtype=torch.float64), rows, columns)
-        prompt = next(prompt for frame, prompt in reversed(self._prompts) if frame <= start)
-        self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=prompt.row(row), table=own)
+        text = self._prompts[prompt].row(row)
+        self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
         fresh = [layer.fresh for layer in alone if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
     def close(self) -> None:
         """Free what the video held."""
         self.cache.close()
-        self._prompts, self._table = [], None
+        self._prompts, self._table = {}, None
 
     def _tables(self, times: Tensor, rows: int, columns: int) -> Tensor:
         """Rotary angles [1, F * rows * columns, 1, D/2, 2] of frames at times [F], on the device."""
