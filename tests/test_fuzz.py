@@ -101,7 +101,7 @@ def test_records_of_runs(tmp_path: Path, name: str, value: object) -> None:
     folder = RunFolder(tmp_path)
     folder.record.write_text(json.dumps(RECORD | {name: value}))
     record = sentence_or(folder.read_record)
-    assert record is None or (record.prompt_schedule[0].block == 0 and 0 < record.seconds < 1e8 and record.blocks > 0)
+    assert record is None or (record.timeline.shots[0].start == 0 and 0 < record.seconds < 1e8 and record.blocks > 0)
 
 
 @few

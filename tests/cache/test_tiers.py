@@ -14,6 +14,7 @@ from llrag_cli.cache.rotary import RotaryTables
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.engine.shots import Change
 from llrag_cli.errors import LlragError
 from llrag_cli.memory.history import History, average_pool
 from llrag_cli.memory.strategies import (
@@ -99,7 +100,7 @@ def test_the_first_layer_and_the_first_block_are_recomputed_exactly(backbone: Wa
         session = backbone.sessions[-1]
         session.cache.window = 8  # with the archive on the device the pages have no window
         for old in (made[0], made[4]):
-            recomputed = session.recompute(0, old.start, old.latents)
+            recomputed = session.recompute(0, old.start, old.latents, 0)
             frames = torch.arange(old.start, old.start + 3)
             for index, (layer, ours) in enumerate(zip(session.cache.layers, recomputed, strict=True)):
                 near = [torch.allclose(a[0], b, atol=1e-5) for a, b in zip(layer.pages.read(frames), ours, strict=True)]
@@ -112,7 +113,7 @@ def test_the_first_layer_and_the_first_block_are_recomputed_exactly(backbone: Wa
 def test_recomputing_leaves_no_trace(backbone: WatchedBackbone, write: Write) -> None:
     def disturb(block: Block) -> None:
         if block.index:
-            backbone.sessions[-1].recompute(1, block.start, block.latents[1:])
+            backbone.sessions[-1].recompute(1, block.start, block.latents[1:], 0)
 
     plain = latents_of(write(tiered("recompute"), frames=36, batch=2))
     disturbed = latents_of(write(tiered("recompute"), frames=36, batch=2, on_block=disturb))
@@ -132,18 +133,29 @@ def test_a_page_is_recomputed_under_its_last_prompt(backbone: WatchedBackbone) -
         memory=tiered("recompute"),
         history=History(average_pool),
         noise=AddressedNoise(0),
-        prompt_schedule={5: prompts[1]},
+        changes={5: Change(prompts[1])},
     )
 
-    def values(start: int) -> torch.Tensor:
-        layers = backbone.sessions[-1].recompute(0, start, made[start // 3].latents)
-        return torch.cat([part.flatten() for layer in layers for part in layer])
+    def values(start: int) -> dict[int, torch.Tensor]:
+        """Keys and values of frames of the window's past as the tier restores them, by frame."""
+        archive, session = backbone.sessions[-1].cache.archive, backbone.sessions[-1]
+        assert archive is not None
+        restored = {}
+        for frame in range(start, start + 3):
+            archive._slots.discard(range(24))  # type: ignore[union-attr]
+            archive.fetch([[frame]], session.recompute)
+            parts = [archive.read(layer, [[frame]]) for layer in range(len(session.cache.layers))]
+            restored[frame] = torch.cat([part.flatten() for layer in parts for part in layer])
+        return restored
 
     made = [next(blocks) for _ in range(5)]
-    before = {start: values(start) for start in (3, 9)}
+    before = values(3) | values(6) | values(9)
     made += [next(blocks) for _ in range(2)]
-    assert torch.equal(values(3), before[3])
-    assert not torch.allclose(values(9), before[9], atol=1e-4)
+    after = values(3) | values(6) | values(9)
+    for frame in range(3, 8):  # the window began at frame 7, which left it as the sink kept its place
+        assert torch.equal(after[frame], before[frame])
+    for frame in range(8, 12):
+        assert not torch.allclose(after[frame], before[frame], atol=1e-4)
 
 
 def test_only_pages_that_are_not_there_are_moved(write: Write) -> None:

@@ -28,7 +28,7 @@ def test_a_prompt_becomes_a_run_folder(llrag: Llrag, tmp_path: Path) -> None:
     assert done.stdout == "run/video.mp4\n"
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["status"] == "complete"
-    assert record["prompt_schedule"] == [{"block": 0, "prompt": PROMPT}]
+    assert [(shot["start"], shot["prompt"]) for shot in record["timeline"]["shots"]] == [(0, PROMPT)]
     assert record["config"]["memory"]["strategy"] == "nearest"
     assert record["video_frames_written"] == record["video_frames"] == 4 * (record["latent_frames"] - 1) + 1
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"]

@@ -7,6 +7,7 @@ import torch
 
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
 from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.engine.shots import Change
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.history import History, average_pool
 from llrag_cli.memory.strategies import (
@@ -162,11 +163,13 @@ def continued(
     backbone: WatchedBackbone, initial: torch.Tensor | None, *, given: int | None, memory: MemoryConfig = NATIVE
 ) -> torch.Tensor:
     """Twelve frames, one a block, with other steps in the first generated block and noisy clean passes."""
+    prompt = torch.ones(1, 5, 8)
+    own = None if initial is None else initial[:, :given]
     return latents_of(
         list(
             rollout(
                 backbone,
-                torch.ones(1, 5, 8),
+                prompt,
                 frames=12,
                 shape=SHAPE,
                 block=1,
@@ -176,7 +179,7 @@ def continued(
                 noise=AddressedNoise(0),
                 context_timestep=100.0,
                 initial_latents=initial,
-                given_frames=given,
+                changes={0: Change(prompt, given=own)},
             )
         )
     )

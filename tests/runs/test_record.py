@@ -23,7 +23,8 @@ from llrag_cli.errors import (
 )
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.record import RunRecord, ScheduledPrompt, differing, parse_record, require_same
+from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
+from llrag_cli.scenes.timeline import ReferenceSpan, next_shot
 from runs.records import record_of
 
 FILE = Path("run/run.json")
@@ -38,6 +39,10 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
     folder.write_record(record)
     assert folder.read_record() == record
     assert json.loads(folder.record.read_text())["archive"]["hit_rate"] == 0.75
+
+
+TIMELINE = json.loads(record_of().to_json())["timeline"]
+SHOT = TIMELINE["shots"][0]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +66,11 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
         (content(resumed_at=[-1]), "`resumed_at.0`"),
         (content(status="done"), "`status`"),
         (content(dtype="int8"), "`dtype`"),
-        (content(prompt_schedule=[]), "`prompt_schedule`"),
-        (content(prompt_schedule=[{"block": 1, "prompt": "a cat"}]), "must start at 0 and increase"),
-        (content(prompt_schedule=[{"block": 0, "prompt": "a"}, {"block": 0, "prompt": "b"}]), "must start at 0"),
+        (content(timeline=TIMELINE | {"shots": []}), "`timeline.shots`"),
+        (content(timeline=TIMELINE | {"shots": [SHOT | {"start": 1}]}), "must begin at block 0"),
+        (content(timeline=TIMELINE | {"shots": [SHOT, SHOT]}), "must follow each other without gaps"),
+        (content(timeline=TIMELINE | {"shots": [SHOT | {"stop": 3}]}), "`timeline` has 9 latent frames, not 6"),
+        (content(timeline=TIMELINE | {"fps": 9}), "are not those of `config.backbone`"),
         (content(speed=3), "`speed`: extra inputs are not permitted"),
     ],
 )
@@ -77,8 +84,8 @@ def test_a_damaged_record_is_one_sentence(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema_version": 1}, "has schema 1, written by an earlier version; this version reads schema 2"),
-        ({"schema_version": 3}, "has schema 3, written by a later version; this version reads schema 2"),
+        ({"schema_version": 1}, "has schema 1, written by an earlier version; this version reads schema 3"),
+        ({"schema_version": 4}, "has schema 4, written by a later version; this version reads schema 3"),
     ],
 )
 def test_a_record_of_another_schema_is_refused_by_name(changes: dict[str, Any], problem: str) -> None:
@@ -102,8 +109,8 @@ def test_changes_are_validated() -> None:
 def test_differing_settings_are_named() -> None:
     before = record_of()
     config = load_config("tiny", settings=["memory.guard=1", "sampler.steps=[1000]"])
-    schedule = (ScheduledPrompt(block=0, prompt="a dog"),)
-    now = before.updated(prompt_schedule=schedule, seed=1, image="a.png", dtype="bfloat16", config=config)
+    now = before.opening_with(prompt="a dog", image=Path("a.png"))
+    now = now.updated(seed=1, dtype="bfloat16", config=config)
     names = ["prompt", "seed", "image", "dtype", "memory.guard", "sampler.steps"]
     assert differing(before, now) == names
     with pytest.raises(RunDiffersError, match="`run` was started with other settings: `prompt`, `seed`") as raised:
@@ -114,13 +121,39 @@ def test_differing_settings_are_named() -> None:
 def test_what_does_not_change_the_video_does_not_differ() -> None:
     before = record_of()
     later = before.updated(
-        prompt_schedule=(*before.prompt_schedule, ScheduledPrompt(block=2, prompt="a dog")),
         status="failed",
         seconds=9.0,
         device="cuda:0",
         config=before.config.model_copy(update={"name": "mine", "about": "the same"}),
     )
-    assert differing(before, later) == []
+    shot = next_shot(before.timeline, "a dog", start=2, stop=6)
+    assert differing(before.with_timeline(before.timeline.with_shot(shot)), later) == []
+    assert differing(before, before.lasting(20)) == []
+
+
+def test_shots_and_references_differ() -> None:
+    cut = next_shot(record_of().timeline, "a dog", start=2, stop=6, cut=True)
+    one = record_of().with_timeline(record_of().timeline.with_shot(cut))
+    other = one.with_timeline(record_of().timeline.with_shot(cut.model_copy(update={"prompt": "a fox"})))
+    assert differing(one, other) == ["shots"]
+    assert differing(record_of(), one) == ["shots"]  # the run does not have what is asked for
+    mara = ReferenceSpan(name="mara", path=Path("mara.png"), latent_frames=1)
+    assert differing(one, one.with_timeline(one.timeline.model_copy(update={"references": (mara,)}))) == ["references"]
+
+
+def test_a_record_of_schema_2_is_read() -> None:
+    old = json.loads(content())
+    del old["timeline"], old["title"]
+    old |= {"schema_version": 2, "image": "cat.png", "latent_frames": 9, "video_frames": 33}
+    old["prompt_schedule"] = [{"block": 0, "prompt": "a cat"}, {"block": 2, "prompt": "a dog"}]
+    record = parse_record(json.dumps(old), FILE)
+    first, second = record.timeline.shots
+    assert (first.prompt, first.blocks, first.image, first.given_blocks) == ("a cat", range(2), Path("cat.png"), 1)
+    assert (second.prompt, second.blocks, second.kind) == ("a dog", range(2, 3), "switch")
+    assert parse_record(record.to_json(), FILE) == record
+    for damage in ({"prompt_schedule": []}, {"prompt_schedule": 3}, {"latent_frames": "x"}, {"config": {}}):
+        with pytest.raises(DamagedRunError):
+            parse_record(json.dumps(old | damage), FILE)
 
 
 def test_exact_tiers_of_the_archive_give_the_same_video() -> None:

@@ -192,7 +192,7 @@ def test_a_new_prompt_takes_over_where_the_video_ended(pipeline: Pipeline, tmp_p
     before = load_file(folder.latents)["latents"]
     shutil.copytree(folder.path, other.path)
     record = resume_video(pipeline, folder, seconds=9, prompt="a green square on a pink wall")
-    assert [(entry.block, entry.prompt) for entry in record.prompt_schedule] == [
+    assert [(shot.start, shot.prompt) for shot in record.timeline.shots] == [
         (0, PROMPT),
         (4, "a green square on a pink wall"),
     ]
@@ -266,7 +266,8 @@ def test_resume_and_extend_from_the_command_line(llrag: Llrag, tmp_path: Path) -
     assert done.stdout == "run/video.mp4\n" and "`dragon` is outside the vocabulary" in done.stderr
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["seconds"] == 10
-    assert record["prompt_schedule"] == [{"block": 0, "prompt": PROMPT}, {"block": 5, "prompt": "a white dragon"}]
+    shots = [(shot["start"], shot["stop"], shot["prompt"], shot["kind"]) for shot in record["timeline"]["shots"]]
+    assert shots == [(0, 5, PROMPT, "start"), (5, 7, "a white dragon", "switch")]
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames"] == 81
 
 

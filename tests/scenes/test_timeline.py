@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llrag_cli.config import BackboneConfig, RunConfig
+from llrag_cli.memory.strategies import Nearest
 from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import Timeline, plan_timeline
 
@@ -103,6 +106,13 @@ def test_very_short_shots_have_a_block_each() -> None:
     assert timeline.blocks == 17 and timeline.shots[1].blocks == range(16, 17)
 
 
+RETRIEVING = backbone().model_copy(update={"memory": Nearest()})
+
+
+def one_frame(path: Path, config: RunConfig) -> int:
+    return 1
+
+
 STORY = Scene.model_validate(
     {
         "references": {"mara": "mara.png", "house": "house.png"},
@@ -121,18 +131,18 @@ STORY = Scene.model_validate(
 
 
 def test_what_changes_at_each_shot() -> None:
-    timeline = plan_timeline(STORY, backbone())
+    timeline = plan_timeline(STORY, RETRIEVING, measure=one_frame)
     assert [shot.kind for shot in timeline.shots] == ["start", "switch", "cut", "switch", "cut", "cut", "cut", "cut"]
     assert [shot.recache for shot in timeline.shots] == [None, None, None, "none", None, None, None, None]
 
 
 def test_a_cut_keeps_the_sink_of_a_shot_it_may_remember() -> None:
-    sinks = [shot.sink for shot in plan_timeline(STORY, backbone()).shots]
+    sinks = [shot.sink for shot in plan_timeline(STORY, RETRIEVING, measure=one_frame).shots]
     assert sinks == ["arrival", "arrival", "shot-3", "shot-3", "shot-5", "shot-5", "shot-7", "shot-7"]
 
 
 def test_what_each_shot_may_remember() -> None:
-    timeline = plan_timeline(STORY, backbone())
+    timeline = plan_timeline(STORY, RETRIEVING, measure=one_frame)
     eligible = [timeline.eligible(shot.start) for shot in timeline.shots]
     assert eligible[0] == ("mara", "house", "arrival")
     assert eligible[1] == ("mara", "house", "arrival", "shot-2")
@@ -148,7 +158,7 @@ def test_what_each_shot_may_remember() -> None:
 
 
 def test_a_timeline_survives_its_record() -> None:
-    timeline = plan_timeline(STORY, backbone())
+    timeline = plan_timeline(STORY, RETRIEVING, measure=one_frame)
     assert Timeline.model_validate_json(timeline.model_dump_json()) == timeline
 
 

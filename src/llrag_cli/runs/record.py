@@ -62,6 +62,8 @@ class RunRecord(Record):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         backbone, timeline = self.config.backbone, self.timeline
+        if self.latent_frames % backbone.frames_per_block:
+            raise ValueError(f"{self.latent_frames} latent frames are not whole blocks of {backbone.frames_per_block}")
         if timeline.frames_per_block != backbone.frames_per_block or timeline.fps != self.fps:
             raise ValueError("`frames_per_block` and `fps` of `timeline` are not those of `config.backbone`")
         if timeline.latent_frames != self.latent_frames:
@@ -131,7 +133,7 @@ def parse_record(text: str | bytes, path: Path) -> RunRecord:
         return RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise DamagedRunError(path, first_problem(error)) from None
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         raise DamagedRunError(path, "it is not complete") from None
     except (ValueError, RecursionError):
         raise DamagedRunError(path, "not valid JSON") from None
@@ -176,9 +178,13 @@ def differing(before: RunRecord, now: RunRecord) -> list[str]:
 
     Settings that do not change the video are left out: the preset's name, and which exact tier the archive is on.
     """
-    names = [name for name in ("seed", "dtype") if getattr(before, name) != getattr(now, name)]
-    names = [*_differing_shots(before.timeline, now.timeline), *names]
+    different = {*_differing_shots(before.timeline, now.timeline)}
+    different |= {name for name in ("seed", "dtype") if getattr(before, name) != getattr(now, name)}
+    names = [name for name in _ORDER if name in different]
     return names + sorted(set(_differing(before.config, now.config)) - {"name", "about"})
+
+
+_ORDER = ("prompt", "shots", "seed", "image", "video", "references", "dtype")
 
 
 def _differing_shots(before: Timeline, now: Timeline) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, chain, count, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -229,7 +229,8 @@ class Timeline(Config):
     def unused_name(self, stem: str) -> str:
         """A name that no shot or reference has: the stem, or the stem and a number."""
         names = {*(shot.name for shot in self.shots), *self._reference_names}
-        return next(name for name in (stem, *(f"{stem}-{number}" for number in count(2))) if name not in names)
+        candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))
+        return next(name for name in candidates if name not in names)
 
 
 Measure = Callable[[Path, RunConfig], int]
