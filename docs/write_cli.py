@@ -11,6 +11,7 @@ COMMANDS = (
     "",
     "generate",
     "extend",
+    "export",
     "presets",
     "presets show",
     "presets strategies",

@@ -162,6 +162,13 @@ class UnwritableError(UsageError):
         self.path = path
 
 
+class MissingOpenTimelineIOError(UsageError):
+    """The package that writes timelines is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("OpenTimelineIO is not installed", hint="`pip install 'llrag[edit]'`")
+
+
 class RunExistsError(UsageError):
     """A folder that already contains a run."""
 
@@ -176,6 +183,10 @@ class FolderNotEmptyError(UsageError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"`{path}` exists and is not empty", hint="choose another folder")
         self.path = path
+
+
+class ExportFolderError(FolderNotEmptyError):
+    """A folder for an export with files that are not those of an earlier one."""
 
 
 class RunLockedError(UsageError):

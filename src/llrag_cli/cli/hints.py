@@ -14,10 +14,12 @@ from llrag_cli.errors import (
     DoesNotFitError,
     DownloadFolderError,
     DownloadSourceError,
+    ExportFolderError,
     FolderNotEmptyError,
     InvalidMetricModelError,
     LlragError,
     MissingMetricModelError,
+    MissingOpenTimelineIOError,
     MissingWeightsError,
     NoLatentsError,
     NotARunError,
@@ -91,9 +93,13 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
         "`llrag download metrics` fetches them; LLRAG_WEIGHTS names the weights folder; "
         "`--backend offline` needs no download"
     ),
+    MissingOpenTimelineIOError: lambda error: f"{error.hint} installs it; `--no-timeline` exports without it",
     UnwritableError: lambda error: "choose another folder with `--out`",
     RunExistsError: lambda error: (
         f"`llrag generate --resume {error.path}` continues it; or choose another `--out`, or replace it with `--force`"
+    ),
+    ExportFolderError: lambda error: (
+        "choose another `--out`, or add `--force`: files with other names than those of the export are left alone"
     ),
     FolderNotEmptyError: lambda error: (
         "choose another `--out`, or add `--force`: files that do not belong to a run are left alone"

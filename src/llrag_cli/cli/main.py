@@ -13,6 +13,7 @@ from llrag_cli.cli.collect import collect
 from llrag_cli.cli.doctor import doctor
 from llrag_cli.cli.download import download_app
 from llrag_cli.cli.evaluate_encoder import evaluate_encoder
+from llrag_cli.cli.export import export
 from llrag_cli.cli.extend import extend
 from llrag_cli.cli.generate import generate
 from llrag_cli.cli.hints import hint_for
@@ -56,6 +57,7 @@ def root(
 
 app.command()(generate)
 app.command()(extend)
+app.command()(export)
 app.command()(inspect)
 app.command()(collect)
 app.command("train-encoder")(train_encoder)

@@ -21,14 +21,14 @@ def rendition_size(width: int, height: int, *, upscale: int = 1) -> tuple[int, i
     return columns, rows
 
 
-def rendition(video: Path, *, upscale: int = 1) -> bytes:
+def rendition(video: Path, *, upscale: int = 1, crf: int = CRF) -> bytes:
     """A small mp4 of a video without sound, of which each pixel was enlarged to ``upscale`` x ``upscale``."""
     opened = open_video(video)
     width, height = rendition_size(opened.width, opened.height, upscale=upscale)
     opened.close()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rendition.mp4"
-        encode = ["-c:v", "libx264", "-crf", str(CRF), "-preset", "slow", "-pix_fmt", "yuv420p"]
+        encode = ["-c:v", "libx264", "-crf", str(crf), "-preset", "slow", "-pix_fmt", "yuv420p"]
         command = [ffmpeg(), "-v", "error", "-i", str(video), "-an", "-vf", f"scale={width}:{height}:flags=area"]
         done = subprocess.run(
             [*command, *encode, "-movflags", "+faststart", str(target)],
@@ -47,11 +47,11 @@ def rendition(video: Path, *, upscale: int = 1) -> bytes:
         return target.read_bytes()
 
 
-def renditions(videos: Iterable[tuple[Path, int]], *, limit: int) -> list[bytes] | None:
+def renditions(videos: Iterable[tuple[Path, int]], *, limit: int, crf: int = CRF) -> list[bytes] | None:
     """Renditions of videos, each given with its upscale; None if together they exceed ``limit`` bytes."""
     copies: list[bytes] = []
     for video, upscale in videos:
-        copies.append(rendition(video, upscale=upscale))
+        copies.append(rendition(video, upscale=upscale, crf=crf))
         limit -= len(copies[-1])
         if limit < 0:
             return None
