@@ -27,9 +27,9 @@ from llrag_cli.runs.export import (
     shot_files,
 )
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.record import RunRecord, ScheduledPrompt
+from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.video import SegmentedVideo, ffmpeg, open_video, read_video
-from llrag_cli.scenes.timeline import ShotSpan, Timeline
+from llrag_cli.scenes.timeline import ShotSpan, Timeline, next_shot
 from runs.records import record_of
 
 BITS, FPS = 8, 16
@@ -217,8 +217,10 @@ def test_the_timeline_is_read_back(tmp_path: Path) -> None:
 def run_of(path: Path, *, frames: int = 45, **changes: Any) -> RunRecord:
     """A run folder of 45 frames at 8 per second, of which some are in the video."""
     path.mkdir()
-    prompts = (ScheduledPrompt(block=0, prompt="a cat"), ScheduledPrompt(block=1, prompt="it jumps"))
-    record = record_of(prompt_schedule=prompts, latent_frames=12, video_frames=45, seconds=5.6, **changes)
+    timeline = record_of().timeline
+    timeline = timeline.model_copy(update={"shots": (timeline.shots[0].until(1),)})
+    timeline = timeline.with_shot(next_shot(timeline, "it jumps", start=1, stop=4))
+    record = record_of().with_timeline(timeline, seconds=5.6).updated(**changes)
     RunFolder(path).write_record(record)
     write_run_video(path / "video.mp4", frames, fps=8)
     return record

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llrag_cli.runs.export import ShotFile
-    from llrag_cli.runs.record import RunRecord
     from llrag_cli.scenes.timeline import Timeline
 
 
@@ -56,7 +55,7 @@ def export(
 
         if timeline:
             require_opentimelineio()
-        shots = timeline_of(record)
+        shots = record.timeline
         written = count_frames(folder.video)
     if written > shots.video_frames or (record.is_complete and written < shots.video_frames):
         raise DamagedRunError(folder.video, f"it has {written} frames instead of {shots.video_frames}")
@@ -114,31 +113,3 @@ def unfinished(files: Sequence[ShotFile], timeline: Timeline) -> list[str]:
     ]
     missing = [f"`{file.shot.name}`" for file in files if not file.frames]
     return [*sentences, f"not generated yet: {', '.join(missing)}"] if missing else sentences
-
-
-def timeline_of(record: RunRecord) -> Timeline:
-    """The timeline of a run, made from its prompts: a shot for each."""
-    from itertools import pairwise
-
-    from llrag_cli.scenes.timeline import ShotSpan, Timeline
-
-    edges = [*(entry.block for entry in record.prompt_schedule), record.blocks]
-    return Timeline(
-        frames_per_block=record.config.backbone.frames_per_block,
-        temporal_ratio=record.config.latent_space.temporal_ratio,
-        fps=record.fps,
-        shots=tuple(
-            ShotSpan(
-                name=f"shot-{number}",
-                prompt=entry.prompt,
-                start=start,
-                stop=stop,
-                kind="switch" if start else "start",
-                remember="all",
-                sink="shot-1",
-            )
-            for number, (entry, (start, stop)) in enumerate(
-                zip(record.prompt_schedule, pairwise(edges), strict=True), start=1
-            )
-        ),
-    )
