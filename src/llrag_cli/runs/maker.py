@@ -16,6 +16,7 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
@@ -30,7 +31,7 @@ from llrag_cli.runs.record import (
 )
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.statistics import ArchiveUse, peak_memory, versions
-from llrag_cli.runs.video import SegmentedVideo, ffmpeg
+from llrag_cli.runs.video import SegmentedVideo
 
 # What to do if the folder contains a run: "refuse" raises an error, "replace" starts over, "resume" continues it and
 # raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
