@@ -67,5 +67,5 @@ def _of_run(folder: Path, config: RunConfig) -> int:
             hint="use a run of the same family of backbones, at the same size",
         )
     if frames <= 0:
-        raise UsageError(f"the run `{folder}` is not finished", hint=f"finish it: `llrag generate --resume {folder}`")
+        raise UsageError(f"the run `{folder}` is not finished", hint="resume it to its end first")
     return frames
