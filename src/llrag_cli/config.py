@@ -201,3 +201,14 @@ class ModelShape(Config):
         if leaves is not None and enters != leaves:
             raise ValueError(f"{enters} channels go in and {leaves} come out, but it must write what it reads")
         return {name: value for name, value in content.items() if name in cls.model_fields}
+
+
+EMBEDDED_SHAPE = ModelShape(  # of the embedded model
+    num_layers=6,
+    num_attention_heads=4,
+    attention_head_dim=32,
+    ffn_dim=512,
+    in_channels=8,
+    text_dim=96,
+    freq_dim=64,
+)

@@ -48,6 +48,35 @@ def test_a_stream_equals_the_whole(make: Make, sizes: list[int]) -> None:
     torch.testing.assert_close(decoded(decoder, latents, sizes), whole, atol=1e-5, rtol=0)
 
 
+def video_of(seed: int, *, frames: int, side: int = 16) -> Tensor:
+    return torch.rand(2, frames, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_encoding_in_groups_equals_diffusers_at_once(frames: int) -> None:
+    decoder, video = wan_decoder(), video_of(0, frames=frames)
+    with torch.no_grad():
+        whole = decoder.vae.encode(video.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+    assert torch.equal(decoder.encode(video), whole)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 29, 33, 61, 65, 93])
+def test_the_embedded_vae_encodes_in_parts_what_it_encodes_at_once(frames: int) -> None:
+    decoder, video = tiny_decoder(), video_of(0, frames=frames)
+    with torch.no_grad():
+        whole = decoder.vae.encode(video)
+    latents = decoder.encode(video)
+    assert latents.shape == whole.shape == (2, 1 + (frames - 1) // 4, 4, 2, 2)
+    torch.testing.assert_close(latents, whole, atol=1e-5, rtol=0)
+
+
+@both
+@pytest.mark.parametrize("frames", [4, 34, 40])
+def test_an_incomplete_latent_frame_is_not_encoded(make: Make, frames: int) -> None:
+    with pytest.raises(ValueError, match=rf"a video of {frames} frames is not 4\(n-1\)\+1 long"):
+        make().encode(video_of(0, frames=frames))
+
+
 @both
 def test_streams_in_turns_give_what_each_gives_alone(make: Make) -> None:
     decoder, parts = make(), [latents_of(seed).split(2, dim=1) for seed in (1, 2)]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conftest import Llrag
 from llrag_cli.errors import ExportFolderError, LlragError, UsageError
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.runs import edit
 from llrag_cli.runs.edit import write_otio
 from llrag_cli.runs.export import (
@@ -28,7 +29,7 @@ from llrag_cli.runs.export import (
 )
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.record import RunRecord
-from llrag_cli.runs.video import SegmentedVideo, ffmpeg, open_video, read_video
+from llrag_cli.runs.video import SegmentedVideo, open_video, read_video
 from llrag_cli.scenes.timeline import ShotSpan, Timeline, next_shot
 from runs.records import record_of
 

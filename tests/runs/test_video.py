@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.models.embedded.vae import TinyDecoder, TinyVAE, TinyVAEConfig
 from llrag_cli.runs.sink import VideoSink
-from llrag_cli.runs.video import VideoWriter, ffmpeg, read_video
+from llrag_cli.runs.video import VideoWriter, read_video
 
 
 def tiny_decoder() -> TinyDecoder:

@@ -145,11 +145,11 @@ def _machine(device: str) -> dict[str, str]:
     import torch
 
     from llrag_cli.engine.devices import find_device
+    from llrag_cli.files.ffmpeg import ffmpeg
     from llrag_cli.files.paths import weights_folder
     from llrag_cli.files.resources import free_memory
     from llrag_cli.formatting import human
     from llrag_cli.runs.statistics import versions
-    from llrag_cli.runs.video import ffmpeg
 
     try:
         encoder = ffmpeg()

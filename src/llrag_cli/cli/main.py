@@ -19,6 +19,8 @@ from llrag_cli.cli.generate import generate
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.cli.inspect import inspect
 from llrag_cli.cli.presets import presets_app
+from llrag_cli.cli.scene import scene_app
+from llrag_cli.cli.storyboard import storyboard
 from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
@@ -35,6 +37,7 @@ app.add_typer(download_app, name="download")
 app.add_typer(bench_app, name="bench")
 app.add_typer(bench_app, name="benchmark", hidden=True)
 app.add_typer(presets_app, name="presets")
+app.add_typer(scene_app, name="scene")
 
 
 def _version(*, requested: bool) -> None:
@@ -57,6 +60,7 @@ def root(
 
 app.command()(generate)
 app.command()(extend)
+app.command()(storyboard)
 app.command()(export)
 app.command()(inspect)
 app.command()(collect)

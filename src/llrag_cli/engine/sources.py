@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.files.clip import read_clip
 from llrag_cli.files.image import read_image
 from llrag_cli.files.tensors import read_file
 from llrag_cli.models.vae import Decoder
@@ -44,7 +45,5 @@ class Sources:
         size = self._config.height, self._config.width
         if is_picture(path):
             return self._decoder.encode(read_image(path, size=size)[None])
-        from llrag_cli.files.clip import read_clip
-
         frames = self._config.video_frames(latent_frames)
         return self._decoder.encode(read_clip(path, size=size, fps=self._config.backbone.fps, frames=frames)[None])

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llrag_cli.errors import LlragError
-from llrag_cli.runs.video import ffmpeg, open_video
+from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.runs.video import open_video
 
 LONGER_SIDE = 256  # pixels, at most
 CRF = 30  # x264 quality

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
 from llrag_cli.files.durable import replace_text, replacing
-from llrag_cli.runs.video import ffmpeg
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.scenes.timeline import ShotSpan, Timeline
 
 MANIFEST = "export.json"

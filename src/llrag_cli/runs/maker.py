@@ -19,6 +19,7 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
 from llrag_cli.runs.folder import BlockMemory, RunFolder
@@ -33,7 +34,7 @@ from llrag_cli.runs.record import (
 )
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.statistics import ArchiveUse, peak_memory, versions
-from llrag_cli.runs.video import SegmentedVideo, ffmpeg
+from llrag_cli.runs.video import SegmentedVideo
 from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import Timeline, next_shot, one_shot, plan_timeline
 

@@ -15,25 +15,11 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
+from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.runs.journal import VideoMark
 from llrag_cli.runs.mp4 import split_fragments
 
 KEPT = "what was written before is kept; free some space, or choose another folder"
-
-
-def ffmpeg() -> str:
-    """Path of the ffmpeg program."""
-    import imageio_ffmpeg
-
-    try:
-        executable: str = imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        raise LlragError(
-            "ffmpeg not found", hint="reinstall imageio-ffmpeg, or set the variable IMAGEIO_FFMPEG_EXE to its path"
-        ) from None
-    if not Path(executable).exists() and "/" in executable:
-        raise LlragError(f"ffmpeg not found at `{executable}`", hint="correct or unset the variable IMAGEIO_FFMPEG_EXE")
-    return executable
 
 
 class VideoWriter:

@@ -9,23 +9,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
+from llrag_cli.config import EMBEDDED_SHAPE
 from llrag_cli.files.tensors import load_strictly, read_file
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
 
 LATENT = (8, 8, 8)  # channels, height, width of a latent frame
-TEXT_DIM = 96  # as TinyTextConfig.dim
+TEXT_DIM = EMBEDDED_SHAPE.text_dim  # as TinyTextConfig.dim
 
 TRANSFORMER: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
-    "in_channels": LATENT[0],
+    **EMBEDDED_SHAPE.model_dump(exclude={"vae_base_dim"}),
     "out_channels": LATENT[0],
-    "text_dim": TEXT_DIM,
-    "freq_dim": 64,
-    "ffn_dim": 512,
-    "num_layers": 6,
     "rope_max_seq_len": 64,
 }
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 TIME = 4  # video frames in each latent frame but the first
+ENCODED_TOGETHER = 8  # latent frames, which bounds the memory of encoding a long video
 PATCH = 4  # pixels folded into channels before the first convolution
 
 
@@ -76,15 +77,19 @@ class TinyVAE(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))  # of raw latents, per channel
         self.register_buffer("std", torch.ones(channels))
 
-    def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [B, n, C, h, w] of the raw (not normalised) latents of a video."""
+    def posterior(self, video: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, n, C, h, w] of the raw (not normalised) latents of a video.
+
+        ``before`` [B, 1, 3, H, W] is the frame that came before T = 4n frames; without it these open the video.
+        """
         batch, frames = video.shape[:2]
-        if (frames - 1) % TIME:
-            raise ValueError(f"a video of {frames} frames is not 4(n-1)+1 long")
-        first = video[:, :1].expand(-1, TIME, -1, -1, -1)  # one frame stands for the four of a later group
-        whole = torch.cat((first, video[:, 1:]), dim=1).unflatten(1, (-1, TIME))  # [B, n, 4, 3, H, W]
-        before = torch.cat((whole[:, :1, -1:], whole[:, :-1, -1:]), dim=1)  # [B, n, 1, 3, H, W]
-        stacked = torch.cat((before, whole), dim=2).flatten(2, 3).flatten(0, 1)  # [B*n, 15, H, W]
+        if before is None:
+            _require_whole_groups(frames)
+            before = video[:, :1]
+            video = torch.cat((before.expand(-1, TIME - 1, -1, -1, -1), video), dim=1)  # the first stands for four
+        whole = video.unflatten(1, (-1, TIME))  # [B, n, 4, 3, H, W]
+        lead = torch.cat((before[:, None], whole[:, :-1, -1:]), dim=1)  # [B, n, 1, 3, H, W]
+        stacked = torch.cat((lead, whole), dim=2).flatten(2, 3).flatten(0, 1)  # [B*n, 15, H, W]
         mean, logvar = self.encoder(stacked).unflatten(0, (batch, -1)).chunk(2, dim=2)
         return mean, logvar.clamp(-12, 4)
 
@@ -94,9 +99,9 @@ class TinyVAE(nn.Module):
         frames = self.decoder(paired).unflatten(1, (TIME, 3))  # [B*n, 4, 3, H, W]
         return frames.unflatten(0, latents.shape[:2])
 
-    def encode(self, video: Tensor) -> Tensor:
-        """Normalised latents [B, n, C, h, w] (unit variance per channel) of video [B, T, 3, H, W]."""
-        mean, _ = self.posterior(video)
+    def encode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """Normalised latents [B, n, C, h, w] (unit variance per channel) of video [B, T, 3, H, W], after ``before``."""
+        mean, _ = self.posterior(video, before)
         return (mean - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
@@ -109,6 +114,11 @@ class TinyVAE(nn.Module):
         scale, offset = self.std.view(-1, 1, 1), self.mean.view(-1, 1, 1)
         frames = self.decode_raw(latents * scale + offset, shifted * scale + offset).flatten(1, 2)
         return (frames if before is not None else frames[:, TIME - 1 :]).clamp(-1, 1)
+
+
+def _require_whole_groups(frames: int) -> None:
+    if (frames - 1) % TIME:
+        raise ValueError(f"a video of {frames} frames is not 4(n-1)+1 long")
 
 
 class TinyDecoder:
@@ -127,8 +137,16 @@ class TinyDecoder:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """As ``Decoder.encode``."""
-        return self.vae.encode(frames.to(self.vae.mean.device, self.vae.mean.dtype))
+        """As ``Decoder.encode``; a few latent frames at a time, so that a long video takes little memory."""
+        _require_whole_groups(frames.shape[1])
+        opening = 1 + TIME * (ENCODED_TOGETHER - 1)
+        latents, before = [], None
+        for part in (frames[:, :opening], *frames[:, opening:].split(TIME * ENCODED_TOGETHER, dim=1)):
+            if part.shape[1]:
+                video = part.to(self.vae.mean.device, self.vae.mean.dtype)
+                latents.append(self.vae.encode(video, before))
+                before = video[:, -1:]
+        return torch.cat(latents, dim=1)
 
 
 class TinyDecoderStream:

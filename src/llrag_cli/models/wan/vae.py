@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -34,7 +33,6 @@ class WanDecoder:
         self.reach = decoder_reach(vae)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)
-        self._encoding = threading.Lock()  # diffusers keeps the encoder's cache on the VAE
 
     def stream(self) -> WanDecoderStream:
         """As ``Decoder.stream``."""
@@ -42,9 +40,7 @@ class WanDecoder:
 
     def encode(self, frames: Tensor) -> Tensor:
         """As ``Decoder.encode``."""
-        weight = next(self.vae.parameters())
-        with self._encoding:
-            return encode_video(self.vae, frames.to(weight.device, weight.dtype))
+        return encode_video(self.vae, frames)
 
     def hidden(self, latents: Tensor) -> Tensor:
         """What the decoder reads, [B, C, T, h, w], for normalised latents [B, T, C, h, w]."""
@@ -60,7 +56,7 @@ class WanDecoderStream:
 
     def __init__(self, decoder: WanDecoder) -> None:
         self._decoder = decoder
-        self._cache = empty_cache(decoder.vae)
+        self._cache = empty_cache(decoder.vae.decoder)
         self._opened = False
 
     @torch.no_grad()
@@ -75,9 +71,9 @@ class WanDecoderStream:
         return torch.cat(decoded, dim=2).transpose(1, 2).float().clamp(-1, 1)
 
 
-def empty_cache(vae: AutoencoderKLWan) -> list[Any]:
-    """An entry for each causal convolution of a decoder, for ``decode_frame`` to fill."""
-    return [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+def empty_cache(half: torch.nn.Module) -> list[Any]:
+    """An entry for each causal convolution of an encoder or decoder, which fills it."""
+    return [None] * sum(isinstance(module, WanCausalConv3d) for module in half.modules())
 
 
 def decode_frame(vae: AutoencoderKLWan, hidden: Tensor, cache: list[Any], *, first: bool) -> Tensor:
@@ -137,7 +133,7 @@ def decoder_bytes(
 
     for module in vae.decoder.modules():
         module.register_forward_hook(measure)
-    cache = empty_cache(vae)
+    cache = empty_cache(vae.decoder)
     latent = torch.empty(1, vae.config.z_dim, 1, height, width, device="meta")
     for index in range(2):
         decode_frame(vae, latent, cache, first=index == 0)
@@ -161,10 +157,22 @@ def decoder_reach(vae: AutoencoderKLWan) -> int:
 
 @torch.no_grad()
 def encode_video(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    """Normalised latents [B, n, C, h, w] (posterior mean) of frames [B, T, 3, H, W] in [-1, 1]."""
+    """Normalised latents [B, n, C, h, w] (posterior mean) of frames [B, 4(n-1)+1, 3, H, W] in [-1, 1].
+
+    As ``AutoencoderKLWan.encode``, with a cache of its own; only the frames of one latent frame are on the device.
+    """
+    ratio = 2 ** sum(vae.config.temperal_downsample)
+    if (frames.shape[1] - 1) % ratio:
+        raise ValueError(f"a video of {frames.shape[1]} frames is not {ratio}(n-1)+1 long")
+    weight = next(vae.parameters())
+    cache = empty_cache(vae.encoder)
+    hidden = []
+    for index in range(1 + (frames.shape[1] - 1) // ratio):
+        group = frames[:, max(0, ratio * (index - 1) + 1) : ratio * index + 1].transpose(1, 2)  # [B, 3, t, H, W]
+        hidden.append(vae.encoder(group.to(weight.device, weight.dtype), feat_cache=cache, feat_idx=[0]))
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    raw = vae.encode(frames.transpose(1, 2)).latent_dist.mode()
+    raw = vae.quant_conv(torch.cat(hidden, dim=2)).chunk(2, dim=1)[0]  # mean, without log-variance
     latents: Tensor = ((raw - mean.to(raw)) / std.to(raw)).transpose(1, 2)
     return latents
 

@@ -1,0 +1,82 @@
+"""``llrag storyboard``: the first block of every shot of a scene, as a sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llrag_cli.cli.options import BackboneName, Device, Dtype, Json, Memory, Set, configuration
+
+
+def storyboard(
+    file: Annotated[Path, typer.Argument(metavar="SCENE", help="Scene file, or a time line of another program")],
+    backbone: BackboneName = None,
+    memory: Memory = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; default: the scene's, or 0")] = None,
+    settings: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the sheet; default: a new one in runs/")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier storyboard in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Preview a scene: generate one block of every shot, and lay them out as a sheet.
+
+    Writes storyboard.png and storyboard.html. Every shot lasts one block, so
+    it takes a small share of the time; cuts, switches, references and memory
+    are those of the scene, but what a shot remembers is one block of each.
+    """
+    from llrag_cli.cli import console
+    from llrag_cli.cli.generate import slug
+    from llrag_cli.cli.scenes import scene_configuration
+    from llrag_cli.runs.folder import RunFolder, unused_folder
+    from llrag_cli.scenes.reading import read_scene
+    from llrag_cli.scenes.schema import Scene
+    from llrag_cli.scenes.timeline import plan_timeline
+
+    scene = read_scene(file)
+    name, strategy, changes = scene_configuration(scene, backbone, memory, settings or ())
+    config = configuration(name, memory=strategy, settings=changes)
+    brief = Scene.model_validate(
+        scene.model_dump() | {"shots": [shot.model_dump() | {"seconds": 0.01} for shot in scene.shots]}
+    )
+    timeline = plan_timeline(brief, config)
+    root = out or unused_folder(Path("runs"), f"{slug(scene.title or file.stem)}-storyboard")
+    folder = RunFolder(root / "run")
+    folder.require_writable()
+    if not force:
+        folder.require_free()
+    with console.working("loading"):
+        from llrag_cli.engine.pipeline import Pipeline, memory_plan
+        from llrag_cli.evaluation.takes import write_sheet
+        from llrag_cli.runs.maker import make_video
+
+        budget = memory_plan(
+            config,
+            device=device,
+            dtype=dtype,
+            seconds=timeline.seconds,
+            references=timeline.reference_count,
+            pinned=timeline.pinned_frames,
+            scratch=root,
+        )
+        budget.require()
+        pipeline = Pipeline.load(budget.config, device=device, dtype=dtype, prompts=timeline.prompts)
+    fps = config.backbone.fps
+    with console.generation("storyboard", blocks=timeline.blocks, frame_rate=fps, folder=folder.path) as update:
+        record = make_video(
+            pipeline,
+            brief,
+            folder,
+            seed=scene.seed or 0 if seed is None else seed,
+            existing="replace" if force else "refuse",
+            on_progress=update,
+        )
+    sheet = write_sheet(root, [(folder, record)], title=scene.title or file.stem, layout="storyboard")
+    if as_json:
+        console.result_json({"folder": str(root), "picture": str(sheet.picture), "page": str(sheet.page)})
+        return
+    console.result(str(sheet.picture))
+    console.result(str(sheet.page))

@@ -1,0 +1,22 @@
+"""Where ffmpeg is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llrag_cli.errors import LlragError
+
+
+def ffmpeg() -> str:
+    """Path of the ffmpeg program."""
+    import imageio_ffmpeg
+
+    try:
+        executable: str = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise LlragError(
+            "ffmpeg not found", hint="reinstall imageio-ffmpeg, or set the variable IMAGEIO_FFMPEG_EXE to its path"
+        ) from None
+    if not Path(executable).exists() and "/" in executable:
+        raise LlragError(f"ffmpeg not found at `{executable}`", hint="correct or unset the variable IMAGEIO_FFMPEG_EXE")
+    return executable
