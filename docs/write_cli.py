@@ -28,6 +28,7 @@ COMMANDS = (
     "bench",
     "bench score",
     "bench speed",
+    "bench leave-and-return",
     "collect",
     "train-encoder",
     "evaluate-encoder",

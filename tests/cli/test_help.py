@@ -31,6 +31,7 @@ PAGES = {
     "llrag bench": ("bench",),
     "llrag bench score": ("bench", "score"),
     "llrag bench speed": ("bench", "speed"),
+    "llrag bench leave-and-return": ("bench", "leave-and-return"),
 }
 
 
