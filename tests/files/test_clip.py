@@ -112,6 +112,8 @@ def noise(path: Path, *options: object, seconds: int = 4, fps: int = 24) -> Path
 )
 def test_colours_survive_every_format(tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
     path = encode(tmp_path / name, card(64, 48), *options)
+    if subprocess.run([ffmpeg(), "-v", "quiet", "-i", path, "-f", "null", "-"], check=False).returncode < 0:
+        pytest.skip("this ffmpeg crashes on the format")
     info = probe_clip(path)
     assert (info.width, info.height, info.has_audio) == (64, 48, False)
     assert info.fps == pytest.approx(8, abs=0.4) and info.seconds == pytest.approx(3 / 8, abs=0.02)
@@ -276,6 +278,29 @@ def test_an_old_ffmpeg_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
         probe_clip(path)
     assert raised.value.problem == f"the ffmpeg at `{script}` is too old to read clips"
     assert raised.value.hint == "use version 6 or later"
+
+
+def test_a_crash_of_ffmpeg_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.mkv", card(64, 48), *LOSSLESS)
+    script = tmp_path / "ffmpeg"
+    script.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))
+    with pytest.raises(LlragError) as raised:
+        probe_clip(path)
+    assert raised.value.problem == f"the ffmpeg at `{script}` crashes when it reads `{path}`"
+    assert raised.value.hint == "update imageio-ffmpeg, or convert the clip to MP4"
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.mkv", card(64, 48), *LOSSLESS)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"clip\.mkv` cannot be read: permission denied"):
+        probe_clip(path)
 
 
 def test_fields_are_merged(tmp_path: Path) -> None:

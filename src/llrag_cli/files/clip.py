@@ -193,7 +193,7 @@ def _decode(
     pictures: list[Tensor] = []
     broken = False
     with (
-        path.open("rb") as file,
+        _open(path) as file,
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=log) as process,
     ):
@@ -246,7 +246,22 @@ def _broken_clip(path: Path, header: _Header, *, seconds: float, log: str) -> Ll
 
 
 def _run(path: Path, options: list[str], output: list[str]) -> subprocess.CompletedProcess[str]:
-    """What ffmpeg makes of a file, read with ``options``."""
-    with path.open("rb") as file:
+    """What ffmpeg makes of a file, read with ``options``; a crash is an ``LlragError``."""
+    with _open(path) as file:
         command = [ffmpeg(), *options, *INPUT, *output]
-        return subprocess.run(command, stdin=file, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(command, stdin=file, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode < 0:  # as that of imageio-ffmpeg 0.6 for Linux does at any MPEG-TS
+        raise LlragError(
+            f"the ffmpeg at `{command[0]}` crashes when it reads `{path}`",
+            hint="update imageio-ffmpeg, or convert the clip to MP4",
+        )
+    return done
+
+
+def _open(path: Path) -> IO[bytes]:
+    """A file to be read by ffmpeg."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"`{path}` cannot be read: {reason}", hint=HINT) from None
