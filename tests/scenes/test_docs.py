@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
 from llrag_cli.presets import load_config
 from llrag_cli.scenes.reading import read_scene
 from llrag_cli.scenes.schema import Reference, Scene, Shot
@@ -17,14 +21,17 @@ DOCS = (Path(__file__).parents[2] / "docs/scenes.md").read_text()
 
 def example(folder: Path) -> Scene:
     (folder / "pictures").mkdir()
-    (folder / "pictures/mara.png").touch()
-    (folder / "runs/greenhouse").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "pictures/mara.png")
+    house = folder / "runs/greenhouse"
+    house.mkdir(parents=True)
+    (house / "run.json").touch()
+    save_file({"latents": torch.zeros(4, 16, 60, 104)}, house / "latents.safetensors")
     (folder / "scene.yaml").write_text(DOCS.split("```yaml\n")[1].split("```")[0])
     return read_scene(folder / "scene.yaml")
 
 
 def test_the_timeline_of_the_example(tmp_path: Path) -> None:
-    timeline = plan_timeline(example(tmp_path), load_config("longlive"))
+    timeline = plan_timeline(example(tmp_path), load_config("longlive", memory="nearest"))
     for shot in timeline.shots:
         extent = timeline.extent(shot)
         ranges = [f"{part[0]}-{part[-1]}" for part in (extent.blocks, extent.latent_frames, extent.video_frames)]

@@ -32,9 +32,9 @@ class Candidates:
     frames: Tensor  # [M], numbers of latent frames, rising
     keys: Tensor  # [B, M, D], unit norm
     query: Tensor  # [B, D], unit norm
-    groups: Tensor  # [M], equal for frames that follow each other without a cut
     block: int  # latent frames of a block
     draw: Callable[[], Tensor]  # independent random scores [B, M], the same for the same seed and block
+    groups: Tensor | None = None  # [M], equal for frames that follow each other without a cut; None: all do
 
     @cached_property
     def similarities(self) -> Tensor:

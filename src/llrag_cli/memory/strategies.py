@@ -126,7 +126,9 @@ class Successor(RetrievalMemory):
         frames, groups, block = candidates.frames, candidates.groups, candidates.block
         offsets = frames.new_zeros(len(frames))  # from a match to its successor; 0: the successor is no candidate
         for offset in range(1, block + 1):
-            follows = (frames[offset:] - frames[:-offset] == block) & (groups[offset:] == groups[:-offset])
+            follows = frames[offset:] - frames[:-offset] == block
+            if groups is not None:
+                follows = follows & (groups[offset:] == groups[:-offset])
             offsets[:-offset].masked_fill_(follows, offset)
         matches = offsets.nonzero()[:, 0]
         best, similarities = top(candidates.similarities[:, matches], self.retrieved)
