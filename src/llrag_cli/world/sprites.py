@@ -165,6 +165,21 @@ def caption(scene: Scene, rng: random.Random, *, keep: float = 1.0) -> str:
     return f"{subject}{verb}{place}"
 
 
+NUMBERS = {2: ("two", "two", "a couple of", "some"), 3: ("three", "several"), 4: ("several", "many")}
+
+
+def vague_caption(scene: Scene, rng: random.Random, *, wall: bool = False) -> str:
+    """A sentence that names no object's colour, shape or size, and the wall's look only if ``wall``."""
+    count = len(scene.sprites)
+    noun = rng.choice(("shape", "object")) + ("s" if count > 1 else "")
+    verb = f" {rng.choice(VERBS[scene.motion])[count > 1]}" if rng.random() < 0.5 else ""
+    pattern = f"{rng.choice(WORDS[scene.pattern])} " if wall and rng.random() < 0.85 else ""
+    color = f"{rng.choice(WORDS[scene.wall])} " if wall else ""
+    place = f" {rng.choice(PLACES)} a {pattern}{color}{rng.choice(WORDS['wall'])}"
+    number = rng.choice(NUMBERS[count]) if count > 1 else "an" if noun == "object" else "a"
+    return f"{number} {noun}{verb}{place if wall or rng.random() < 0.7 else ''}"
+
+
 def prompt(scene: Scene) -> str:
     """The full caption in canonical words, without random choices."""
     nouns = [f"{'an' if s.color[0] in 'aeiou' else 'a'} {s.color} {s.shape}" for s in scene.sprites]

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from conftest import SHAPE
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.models.wan.transformer import WanBackbone
-from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, random_contexts
+from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, random_contexts, row_of
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -22,10 +22,11 @@ def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, 
     prompt = torch.randn(2, 5, 8)
     keys = F.normalize(torch.randn(18, 4), dim=-1)
     contexts = random_contexts(random.Random(seed), keys, block=3, window=8, sink=1, retrieved=3, guard=1)
-    times = torch.stack((torch.zeros(2, blocks), torch.full((2, blocks), 700.0)), dim=1)
+    rows = torch.cat((clean, noisy), dim=1).unflatten(1, (2 * blocks, 3))
+    times = torch.cat((torch.zeros(2, blocks), torch.full((2, blocks), 700.0)), dim=1)
+    layout = lay_out([[row_of(context) for context in contexts] * 2] * 2, block=3)
     with torch.no_grad():
-        forced = TeacherForced(transformer)
-        flows = forced(torch.stack((clean, noisy), dim=1), times, prompt, lay_out([contexts] * 2, block=3))[:, 1]
+        flows = TeacherForced(transformer)(rows, times, prompt, layout, clean=blocks)[:, blocks:].flatten(1, 2)
     backbone = WanBackbone(transformer)
     session = backbone.start(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
     for index, context in enumerate(contexts):

@@ -51,7 +51,9 @@ CONCEPTS: tuple[str, ...] = (  # one id each, synonyms in one line
 )
 
 # left out without a word
-SILENT = frozenset(("is", "are", "was", "were", "be", "being", "there", "to", "as", "into", "onto"))
+SILENT = frozenset(
+    ("is", "are", "was", "were", "be", "being", "there", "to", "as", "into", "onto", "back", "again", "now", "still")
+)
 
 
 @cache

@@ -1,13 +1,15 @@
 """Training an autoregressive backbone in parallel over all blocks of a clip.
 
-Every clip runs as one clean stream and several noisy ones. In each layer, the queries of a block in any stream
-attend to the block's own keys and to the clean keys of its context, at the rotary times of that context: exactly
-what the block attends to when it is generated.
+A clip is a list of *rows*, each one block of frames: first the clean rows, whose keys and values are what memory holds,
+then noisy ones, which are denoised. In each layer, the queries of a row attend to the row's own keys and to the keys of
+the clean frames of its context, at the rotary times of that context: exactly what the block attends to when it is
+generated. A frame may be in several clean rows, as it is in memory under one prompt and later under another.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,34 +25,58 @@ from llrag_cli.memory.context import retrievable, retrieval_window, sliding_wind
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The clean frames that each block of each clip attends to, padded to one count N.
+class Row:
+    """What one block attends to: clean frames, counted through the clean rows, and the rotary time of each.
 
-    frames, times and seen are [B, n, N]; own_times is [B, n, T] for the n blocks of T frames.
+    The block's own times count up from ``start_time``. Only its frames ``own``, counted from its first, are attended to
+    by the block itself; None: all.
+    """
+
+    frames: tuple[int, ...]
+    times: tuple[float, ...]
+    start_time: int
+    own: range | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of B clips, R each of T frames, padded to one count N of frames in their contexts.
+
+    frames, times and seen are [B, R, N]; own_times and own_seen [B, R, T].
     """
 
     frames: Tensor
     times: Tensor
     seen: Tensor
     own_times: Tensor
+    own_seen: Tensor
 
 
-def lay_out(contexts: list[list[Context]], *, block: int) -> Layout:
-    """Pack the contexts of B clips of n blocks."""
-    most = max(1, max(context.frame_count for clip in contexts for context in clip))
-    shape = (len(contexts), len(contexts[0]), most)
+def lay_out(clips: Sequence[Sequence[Row]], *, block: int) -> Layout:
+    """Pack the rows of B clips, equally many of each."""
+    most = max(len(row.frames) for clip in clips for row in clip)
+    shape = (len(clips), len(clips[0]), most)
     frames, times = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.float64)
     seen = torch.zeros(shape, dtype=torch.bool)
-    own = torch.zeros(*shape[:2], block, dtype=torch.float64)
-    for row, clip in enumerate(contexts):
-        for index, context in enumerate(clip):
-            chosen = (*context.shared, *(context.retrieved[0] if context.retrieved else ()))
-            at = (*context.shared_times, *(context.retrieved_time,) * context.retrieved_count)
-            frames[row, index, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
-            times[row, index, : len(chosen)] = torch.tensor(at, dtype=torch.float64)
-            seen[row, index, : len(chosen)] = True
-            own[row, index] = torch.arange(context.start_time, context.start_time + block)
-    return Layout(frames, times, seen, own)
+    own_times = torch.zeros(*shape[:2], block, dtype=torch.float64)
+    own_seen = torch.ones(*shape[:2], block, dtype=torch.bool)
+    for number, clip in enumerate(clips):
+        for index, row in enumerate(clip):
+            count = len(row.frames)
+            frames[number, index, :count] = torch.tensor(row.frames, dtype=torch.long)
+            times[number, index, :count] = torch.tensor(row.times, dtype=torch.float64)
+            seen[number, index, :count] = True
+            own_times[number, index] = torch.arange(row.start_time, row.start_time + block)
+            if row.own is not None:
+                own_seen[number, index] = torch.tensor([offset in row.own for offset in range(block)])
+    return Layout(frames, times, seen, own_times, own_seen)
+
+
+def row_of(context: Context) -> Row:
+    """The row of a block in a clip whose clean rows are all of its blocks, in order."""
+    frames = (*context.shared, *(context.retrieved[0] if context.retrieved else ()))
+    times = (*context.shared_times, *(context.retrieved_time,) * context.retrieved_count)
+    return Row(frames, times, context.start_time)
 
 
 def random_contexts(
@@ -94,7 +120,7 @@ def random_contexts(
 
 
 class TeacherForcedSelfAttention:
-    """Self-attention over rows (clip, stream, block); the first stream is clean, and all streams attend to it."""
+    """Self-attention over rows (clip, row); rows attend to the first, clean ones of their clip."""
 
     def __init__(self, forced: TeacherForced) -> None:
         self.forced = forced
@@ -107,33 +133,35 @@ class TeacherForcedSelfAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Tensor | None = None,
     ) -> Tensor:
-        """Output [B*S*n, T*tokens, dim] for input of the same shape."""
+        """Output [B*R, T*tokens, dim] for input of the same shape."""
         forced = self.forced
-        assert rotary_emb is not None and forced.tables is not None and forced.layout is not None
-        clips, streams, blocks = forced.shape
+        assert rotary_emb is not None and forced.layout is not None
         heads = (attn.heads, -1)
         query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
-        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, heads)  # [B*S*n, T*tokens, heads, D]
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, heads)  # [B*R, T*tokens, heads, D]
         value = attn.to_v(hidden_states).unflatten(2, heads)
-        rows = torch.arange(clips)[:, None, None]
-        past = []
-        for part in (key, value):
-            clean = part.unflatten(0, forced.shape)[:, 0]  # [B, n, T*tokens, heads, D]
-            pages = clean.unflatten(2, (-1, forced.tokens)).flatten(1, 2)  # [B, frames, tokens, heads, D]
-            past.append(pages[rows, forced.layout.frames].flatten(2, 3).flatten(0, 1))  # [B*n, N*tokens, heads, D]
-        past[0] = rotate(past[0], forced.tables)
-        spread = [
-            p.unflatten(0, (clips, 1, blocks)).expand(clips, streams, blocks, *p.shape[1:]).flatten(0, 2) for p in past
-        ]
-        keys = torch.cat((rotate(key, rotary_emb), spread[0]), dim=1)
-        values = torch.cat((value, spread[1]), dim=1)
+        keys, values = rotate(key, rotary_emb), value
+        frames = forced.layout.frames
+        if frames.shape[2]:
+            clips = torch.arange(len(frames))[:, None, None]
+            past = []
+            for part in (key, value):
+                clean = part.unflatten(0, frames.shape[:2])[:, : forced.clean]  # [B, clean, T*tokens, heads, D]
+                pages = clean.unflatten(2, (-1, forced.tokens)).flatten(1, 2)  # [B, frames, tokens, heads, D]
+                past.append(pages[clips, frames].flatten(2, 3).flatten(0, 1))  # [B*R, N*tokens, heads, D]
+            assert forced.tables is not None
+            keys = torch.cat((keys, rotate(past[0], forced.tables)), dim=1)
+            values = torch.cat((values, past[1]), dim=1)
         attended = dispatch_attention_fn(query, keys, values, attn_mask=forced.mask).flatten(2, 3)
         output: Tensor = attn.to_out[0](attended)
         return output
 
 
-class SharedCrossAttention:
-    """Cross-attention of all streams and blocks of a clip to its prompt, [B, text, dim]."""
+class RowCrossAttention:
+    """Cross-attention of rows to prompts [B*P, text, dim]: one for all rows of a clip (P = 1), or one for each row."""
+
+    def __init__(self, forced: TeacherForced) -> None:
+        self.forced = forced
 
     def __call__(
         self,
@@ -143,13 +171,16 @@ class SharedCrossAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Tensor | None = None,
     ) -> Tensor:
-        """Output [B*S*n, L, dim] for input of the same shape."""
-        clips, heads = encoder_hidden_states.shape[0], (attn.heads, -1)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads)
-        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, heads)
-        value = attn.to_v(encoder_hidden_states).unflatten(2, heads)
-        together = query.unflatten(0, (clips, -1)).flatten(1, 2)  # [B, S*n*L, heads, D]
-        attended = dispatch_attention_fn(together, key, value)
+        """Output [B*R, L, dim] for input of the same shape."""
+        chosen = self.forced.prompt_rows
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1))
+        if chosen is None:
+            together = query.unflatten(0, (len(key), -1)).flatten(1, 2)  # [B, R*L, heads, D]
+            attended = dispatch_attention_fn(together, key, value)
+        else:
+            attended = dispatch_attention_fn(query, key[chosen], value[chosen])
         output: Tensor = attn.to_out[0](attended.reshape(query.shape).flatten(2, 3))
         return output
 
@@ -165,33 +196,45 @@ class TeacherForced(nn.Module):
         self.layout: Layout | None = None
         self.tables: Tensor | None = None
         self.mask: Tensor | None = None
-        self.shape = (1, 1, 1)
+        self.prompt_rows: Tensor | None = None  # [B*R], of all B*P prompts
+        self.clean = 0
         self.tokens = 0
         self._own: Tensor | None = None
         transformer.rope = _BatchRotary(self)
         for block in transformer.blocks:
             block.attn1.set_processor(TeacherForcedSelfAttention(self))
-            block.attn2.set_processor(SharedCrossAttention())
+            block.attn2.set_processor(RowCrossAttention(self))
 
-    def forward(self, streams: Tensor, timesteps: Tensor, prompt: Tensor, layout: Layout) -> Tensor:
-        """Flow [B, S, F, C, H, W] of streams of that shape at timesteps [B, S, n], for prompts [B, text, D]."""
-        clips, count, _, _, height, width = streams.shape
-        blocks, block = layout.own_times.shape[1:]
+    def forward(
+        self,
+        rows: Tensor,
+        timesteps: Tensor,
+        prompts: Tensor,
+        layout: Layout,
+        *,
+        clean: int,
+        prompt_of: Tensor | None = None,
+    ) -> Tensor:
+        """Flow [B, R, T, C, H, W] of rows of that shape, the first ``clean`` of each clip clean, at timesteps [B, R].
+
+        ``prompts`` are [B, text, D], or [B, P, text, D] with the number [B, R] of each row's prompt.
+        """
+        height, width = rows.shape[4:]
         patch = self.patch_size
-        rows, columns = height // patch[1], width // patch[2]
-        self.layout, self.shape, self.tokens = layout, (clips, count, blocks), rows * columns
-        own = self.rotary.table(layout.own_times, height=rows, width=columns)  # [B, n, T*tokens, 1, D/2, 2]
-        self._own = own[:, None].expand(-1, count, *own.shape[1:]).flatten(0, 2)
-        self.tables = self.rotary.table(layout.times, height=rows, width=columns).flatten(0, 1)
-        seen = layout.seen[:, None].expand(-1, count, -1, -1).flatten(0, 2)  # [B*S*n, N]
-        seen = seen.repeat_interleave(self.tokens, dim=1)
-        itself = torch.ones(len(seen), block * self.tokens, dtype=torch.bool)
-        self.mask = torch.cat((itself, seen), dim=1)[:, None, None]  # [B*S*n, 1, 1, keys]
-        packed = streams.unflatten(2, (blocks, block)).flatten(0, 2).transpose(1, 2)  # [B*S*n, C, T, H, W]
-        flow = self.transformer(packed, timestep=timesteps.flatten(), encoder_hidden_states=prompt, return_dict=False)[
-            0
-        ]
-        result: Tensor = flow.transpose(1, 2).unflatten(0, (clips, count, blocks)).flatten(2, 3)
+        size = {"height": height // patch[1], "width": width // patch[2]}
+        self.layout, self.clean, self.tokens = layout, clean, size["height"] * size["width"]
+        self._own = self.rotary.table(layout.own_times, **size).flatten(0, 1)  # [B*R, T*tokens, 1, D/2, 2]
+        self.tables = self.rotary.table(layout.times, **size).flatten(0, 1)
+        seen = torch.cat((layout.own_seen, layout.seen), dim=2).flatten(0, 1)
+        mask = seen.repeat_interleave(self.tokens, dim=1)[:, None, None]  # [B*R, 1, 1, keys]
+        self.mask = None if mask.all() else mask
+        self.prompt_rows = None
+        if prompt_of is not None:
+            first = prompts.shape[1] * torch.arange(len(prompts))[:, None]
+            self.prompt_rows, prompts = (first + prompt_of).flatten(), prompts.flatten(0, 1)
+        packed = rows.flatten(0, 1).transpose(1, 2)  # [B*R, C, T, H, W]
+        flow = self.transformer(packed, timestep=timesteps.flatten(), encoder_hidden_states=prompts, return_dict=False)
+        result: Tensor = flow[0].transpose(1, 2).unflatten(0, rows.shape[:2])
         return result
 
 

@@ -1,6 +1,6 @@
 """Train the embedded model from scratch: ``python -m llrag_cli.training.embedded.train STAGE --out DIR``.
 
-The stages are vae, clips and backbone, in this order; each reads the files that earlier ones wrote into the
+The stages are vae, clips, scenes and backbone, in this order; each reads the files that earlier ones wrote into the
 folder. The package contains ``vae.safetensors`` and ``backbone.safetensors``. ``prompts`` writes a prompt pool for
 ``llrag collect`` and ``llrag train-encoder``, which train the encoder in the package.
 """
@@ -55,19 +55,57 @@ def clips(
 
 
 @app.command()
+def scenes(
+    out: Out,
+    count: Annotated[int, typer.Option(min=8, help="Clips of each kind")] = 1000,
+    kind: Annotated[str | None, typer.Option(help="One kind alone, for example `switch-3`")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Render and encode clips with a switch of the prompt or with cuts."""
+    from llrag_cli.models.embedded.model import load_vae
+    from llrag_cli.training.embedded.scene_clips import SCENE_KINDS, make_scene_clips, save_scene_clips
+
+    vae = load_vae(out / "vae.safetensors")
+    for name, (form, shots) in SCENE_KINDS.items():
+        if kind is None or kind == name:
+            clips = make_scene_clips(vae, form, shots=shots, count=count, seed=seed)
+            save_scene_clips(clips, out / f"scenes-{name}.safetensors")
+
+
+@app.command()
 def backbone(
     out: Out,
     steps: Steps = 3500,
     batch: Annotated[int, typer.Option(min=1, help="Clips per step")] = 4,
     seed: Seed = 0,
     resume: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
+    scenes: Annotated[
+        bool, typer.Option("--scenes/--no-scenes", help="Train on switches and cuts in every other step")
+    ] = False,
+    minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
+    gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
 ) -> None:
     """Train transformer and text encoder by teacher forcing."""
     from llrag_cli.training.embedded.dataset import load_clips
+    from llrag_cli.training.embedded.scene_clips import load_scene_clips
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
-    data = load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
-    train_backbone(*data, out / "backbone.safetensors", steps=steps, batch=batch, seed=seed, resume=resume)
+    turns = ("switch-3", "cut", "switch-6", "cut") if scenes else ()
+    by_name = {name: load_scene_clips(out / f"scenes-{name}.safetensors") for name in sorted(set(turns))}
+    train_backbone(
+        load_clips(out / "clips.safetensors"),
+        load_clips(out / "openings.safetensors"),
+        out / "backbone.safetensors",
+        scenes=[by_name[name] for name in turns],
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        resume=resume,
+        minutes=minutes,
+        matrix_lr=6e-3 if gentle else 1e-2,
+        other_lr=1.5e-3 if gentle else 2e-3,
+        flat=0.1 if gentle else 0.4,
+    )
 
 
 @app.command()
