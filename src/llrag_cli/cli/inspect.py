@@ -18,8 +18,6 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a run retrieved and when: a map with thumbnails, and statistics of its memory."""
-    from dataclasses import asdict
-
     from rich.table import Table
 
     from llrag_cli.cli import console
@@ -31,20 +29,19 @@ def inspect(
     parent = out or folder.path
     RunFolder(parent).require_writable()
     with console.working("reading"):
-        from llrag_cli.evaluation.inspect import (
-            describe,
-            draw_memory_map,
-            example_blocks,
-            memory_page,
-            memory_stats,
-            thumbnails,
-        )
+        from llrag_cli.evaluation.inspect import describe, example_blocks, memory_stats, require_known_frames
+        from llrag_cli.evaluation.memory_map import draw_memory_map
+        from llrag_cli.evaluation.memory_page import memory_json, memory_page
+        from llrag_cli.evaluation.thumbnails import reference_thumbnails, thumbnails
 
-        config = record.config
-        stats = memory_stats(blocks, config)
+        require_known_frames(folder, record, blocks)
+        config, timeline = record.config, record.timeline
+        stats = memory_stats(blocks, config, timeline)
         frames = {frame for block in example_blocks(blocks) for frame in (block.frame, *block.retrieved)}
-        pictures = thumbnails(folder.video, frames, config) if frames else {}
-        picture = draw_memory_map(config, blocks, pictures)
+        made = {frame for frame in frames if frame >= 0}
+        pictures = thumbnails(folder.video, made, config) if made else {}
+        pictures |= reference_thumbnails(timeline, frames - made, config)
+        picture = draw_memory_map(config, blocks, pictures, timeline)
         page = memory_page(folder, record, blocks, stats, picture)
     files = {parent / "memory.png": picture, parent / "memory.html": page.encode()}
     try:
@@ -54,11 +51,10 @@ def inspect(
     except OSError as error:
         raise UnwritableError(parent, (error.strerror or str(error)).lower()) from error
     if as_json:
-        statistics = {} if stats is None else asdict(stats)
-        console.result_json({**statistics, "files": [str(file) for file in files]})
+        console.result_json({**memory_json(record, blocks, stats), "files": [str(file) for file in files]})
         return
     rows = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in describe(stats):
+    for name, text in describe(stats, timeline):
         rows.add_row(name, text)
     console.result_table(rows)
     for file in files:

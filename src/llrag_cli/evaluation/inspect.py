@@ -1,30 +1,21 @@
-"""The memory map of one run: what each block retrieved, as numbers, a picture and a page."""
+"""How a run used its memory, in numbers and words. ``memory_map`` draws it, ``memory_page`` writes its page."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import torch
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from llrag_cli.config import RunConfig
-from llrag_cli.evaluation.encoder.ranking import share_near
-from llrag_cli.files.html import data_url, render
-from llrag_cli.memory.context import retrievable
+from llrag_cli.errors import DamagedRunError
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.record import RunRecord
-from llrag_cli.runs.video import read_frames
-
-THUMBNAIL = 120  # pixels, the longer side
+from llrag_cli.scenes.replay import Replay
+from llrag_cli.scenes.timeline import Timeline, one_shot
 
 
 @dataclass(frozen=True)
@@ -36,41 +27,50 @@ class MemoryStats:
     coverage: float  # share of the frames that could be retrieved, that were
     repeated: float  # share of retrieved frames that the block before retrieved too
     most_retrieved: tuple[tuple[float, int], ...]  # times of the frames retrieved most often, and how often
-    lookback: float  # median time between a block and the frames it retrieved
-    near_guard: float  # share of retrieved frames within 8 frames of the newest candidate
+    most_retrieved_sources: tuple[str, ...]  # shot or reference of each; times in references count from their start
+    lookback: float | None  # median time between a block and the frames it retrieved; None: those of references only
+    near_guard: float  # share of retrieved frames within 8 frames of the newest that a block's window has dropped
     similarity: float  # median cosine
+    by_source: dict[str, float]  # share of retrieved frames by shot and reference, largest first
 
 
-def memory_stats(blocks: Sequence[BlockMemory], config: RunConfig) -> MemoryStats | None:
-    """Statistics of a memory log; None if nothing was retrieved."""
-    memory, second_of = config.memory, config.second_of
+def memory_stats(
+    blocks: Sequence[BlockMemory], config: RunConfig, timeline: Timeline | None = None
+) -> MemoryStats | None:
+    """Statistics of a memory log; None if nothing was retrieved. Without a timeline, it is that of one prompt."""
+    memory, size = config.memory, config.backbone.frames_per_block
     retrieving = [block for block in blocks if block.retrieved]
     if not retrieving or not isinstance(memory, RetrievalMemory):
         return None
+    timeline = timeline or one_shot("", config, latent_frames=blocks[-1].frame + size)
+    replay = Replay(memory, timeline)
     counts = Counter(frame for block in retrieving for frame in block.retrieved)
-    candidates = [
-        retrievable(start=block.frame, window=memory.window, sink=memory.sink, guard=memory.guard)
+    repeated = [
+        frame in before.retrieved
+        for before, block in itertools.pairwise(blocks)
+        if before.retrieved
+        for frame in block.retrieved
+    ]
+    near = [
+        sum(replay.near_guard(block.frame // size, frame) for frame in block.retrieved) / len(block.retrieved)
         for block in retrieving
     ]
-    repeated = [
-        frame in before.retrieved for before, block in itertools.pairwise(retrieving) for frame in block.retrieved
-    ]
-    lookback = [second_of(block.frame - frame) for block in retrieving for frame in block.retrieved]
-    near = [
-        share_near(block.retrieved, frames[-1])
-        for block, frames in zip(retrieving, candidates, strict=True)
-        if len(frames) > 0
+    lookback = [
+        config.second_of(block.frame - frame) for block in retrieving for frame in block.retrieved if frame >= 0
     ]
     similarities = [value for block in retrieving for value in block.similarities]
+    most = counts.most_common(5)
     return MemoryStats(
         blocks=len(blocks),
         retrieving=len(retrieving),
-        coverage=len(counts) / max(1, len(candidates[-1])),
+        coverage=len(counts) / max(1, len(candidates_of_run(replay, retrieving))),
         repeated=sum(repeated) / len(repeated) if repeated else 0.0,
-        most_retrieved=tuple((second_of(frame), count) for frame, count in counts.most_common(5)),
-        lookback=float(torch.tensor(lookback).median()),
-        near_guard=sum(near) / len(near) if near else 0.0,
+        most_retrieved=tuple((time_in_source(timeline, config, frame), count) for frame, count in most),
+        most_retrieved_sources=tuple(timeline.name_of(frame) for frame, _ in most),
+        lookback=float(torch.tensor(lookback).median()) if lookback else None,
+        near_guard=sum(near) / len(near),
         similarity=float(torch.tensor(similarities).median()),
+        by_source=shares_by_source(retrieving, timeline),
     )
 
 
@@ -81,107 +81,98 @@ def example_blocks(blocks: Sequence[BlockMemory], count: int = 6) -> list[BlockM
     return [retrieving[(index + 1) * len(retrieving) // count - 1] for index in range(count)]
 
 
-def thumbnails(video: Path, frames: set[int], config: RunConfig, *, side: int = THUMBNAIL) -> dict[int, Tensor]:
-    """Small pictures [h, w, 3] in [0, 1] of the latent frames that the file has, each of its last video frame."""
-    wanted = {config.video_frames(frame + 1) - 1: frame for frame in frames}
-    pictures: dict[int, Tensor] = {}
-    for number, image in enumerate(read_frames(video)):
-        if number in wanted:
-            scale = max(1, max(image.shape[1:]) // side)
-            pictures[wanted[number]] = torch.nn.functional.avg_pool2d(image[None], scale)[0].permute(1, 2, 0)
-        if len(pictures) == len(wanted):
-            break
-    return pictures
+def candidates_of_run(replay: Replay, blocks: Sequence[BlockMemory]) -> set[int]:
+    """The frames that at least one of the blocks could retrieve. Within a shot, a block has those of all before it."""
+    size = replay.timeline.frames_per_block
+    last = {replay.timeline.shot_at(block.frame // size).name: block.frame // size for block in blocks}
+    return {frame for number in last.values() for frame in replay.candidates(number)}
 
 
-def draw_memory_map(config: RunConfig, blocks: Sequence[BlockMemory], pictures: dict[int, Tensor]) -> bytes:
-    """A PNG: time of each block against the times of the frames it retrieved, coloured by cosine; below, pictures."""
-    memory, second_of, shown = config.memory, config.second_of, example_blocks(blocks)
-    columns = 1 + max((len(block.retrieved) for block in shown), default=0)
-    figure = Figure(figsize=(10, 5 + 1.35 * len(shown)), layout="constrained")
-    heights = [5.0, 1.35 * len(shown)] if shown else [5.0]
-    chart, *strip = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = chart.subplots()
-    points = [
-        (second_of(block.frame), second_of(frame), cosine)
-        for block in blocks
-        for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
-    ]
-    end = second_of(blocks[-1].frame if blocks else 1)
-    if isinstance(memory, RetrievalMemory):
-        starts = [block.frame for block in blocks]
-        newest = [second_of(max(memory.sink, start - memory.window + memory.sink - memory.guard)) for start in starts]
-        times = [second_of(start) for start in starts]
-        axes.fill_between(times, newest, times, color="#999999", alpha=0.18, lw=0, label="window and guarded frames")
-        axes.legend(frameon=False, loc="upper left")
-    axes.plot([0, end], [0, end], color="#999999", lw=0.8)
-    if points:
-        cosines = [cosine for *_, cosine in points]
-        norm = Normalize(min(cosines), max(cosines) if max(cosines) > min(cosines) else min(cosines) + 1e-6)
-        made, retrieved, _ = zip(*points, strict=True)
-        axes.scatter(made, retrieved, c=cosines, norm=norm, cmap="viridis", s=14)
-        chart.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="cosine")
-    for number, block in enumerate(shown, start=1):
-        axes.annotate(str(number), (second_of(block.frame), 1.01), xycoords=("data", "axes fraction"), ha="center")
-    axes.set(xlabel="seconds: block", ylabel="seconds: retrieved frames", xlim=(0, end), ylim=(0, end))
-    for part in strip:
-        grid = part.subplots(len(shown), columns, squeeze=False)
-        for number, (row, block) in enumerate(zip(grid, shown, strict=True), start=1):
-            for column, panel in enumerate(row):
-                panel.set_axis_off()
-                frame = block.frame if column == 0 else next(iter(block.retrieved[column - 1 : column]), None)
-                if frame is None or frame not in pictures:
-                    continue
-                panel.imshow(pictures[frame].numpy(), interpolation="nearest")
-                title = f"{second_of(frame):.1f} s"
-                if column:
-                    title += f" · {block.similarities[column - 1]:.2f}"
-                panel.set_title(f"{number}: {title}" if column == 0 else title, fontsize=8, pad=2)
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+def sources_of(block: BlockMemory, timeline: Timeline) -> tuple[str, ...]:
+    """The shot or reference of each frame that a block retrieved: as recorded, or in a plain video, by its number."""
+    return block.sources or tuple(timeline.name_of(frame) for frame in block.retrieved)
 
 
-def memory_page(
-    folder: RunFolder,
-    record: RunRecord,
-    blocks: Sequence[BlockMemory],
-    stats: MemoryStats | None,
-    picture: bytes,
-) -> str:
-    """One HTML page, complete in itself: the statistics, the map, and what every block retrieved."""
-    second_of = record.config.second_of
-    rows = [
-        ("prompt", record.prompt),
-        ("status", record.status),
-        ("configuration", record.config.label),
-        *describe(stats),
-    ]
-    log = [
-        {
-            "time": f"{second_of(block.frame):.1f} s",
-            "retrieved": [
-                f"{second_of(frame):.1f} s ({cosine:.3f})"
-                for frame, cosine in zip(block.retrieved, block.similarities, strict=False)
-            ],
-        }
-        for block in blocks
-        if block.retrieved
-    ]
-    return render("memory.html", run=str(folder.path), rows=rows, picture=data_url(picture, "image/png"), blocks=log)
+def shares_by_source(blocks: Sequence[BlockMemory], timeline: Timeline) -> dict[str, float]:
+    """Shares of retrieved frames by shot and reference, largest first."""
+    counts = Counter(source for block in blocks for source in sources_of(block, timeline))
+    return {name: count / counts.total() for name, count in counts.most_common()}
 
 
-def describe(stats: MemoryStats | None) -> list[tuple[str, str]]:
-    """The statistics of a run in words, each with its name."""
+def retrieved_by_shot(blocks: Sequence[BlockMemory], timeline: Timeline) -> dict[str, dict[str, int]]:
+    """How many frames the blocks of each shot retrieved from each shot and reference; all shots are there."""
+    counts: dict[str, Counter[str]] = {shot.name: Counter() for shot in timeline.shots}
+    for block in blocks:
+        if block.retrieved:
+            counts[timeline.shot_of_frame(block.frame).name].update(sources_of(block, timeline))
+    names = [*timeline.reference_frames, *counts]
+    return {shot: {name: found[name] for name in names if found[name]} for shot, found in counts.items()}
+
+
+def time_in_source(timeline: Timeline, config: RunConfig, frame: int) -> float:
+    """The time of a frame in the video; of a frame of a reference, from the beginning of the reference."""
+    if frame >= 0:
+        return config.second_of(frame)
+    return config.second_of(frame - timeline.reference_frames[timeline.name_of(frame)].start)
+
+
+def require_known_frames(folder: RunFolder, record: RunRecord, blocks: Sequence[BlockMemory]) -> None:
+    """Raise ``DamagedRunError`` if the memory log has frames or sources that the timeline of the record has not."""
+    timeline = record.timeline
+    names = {*timeline.reference_frames, *(shot.name for shot in timeline.shots)}
+    known = range(-timeline.reference_count, timeline.latent_frames)
+    for number, block in enumerate(blocks):
+        if block.frame not in range(timeline.latent_frames) or any(frame not in known for frame in block.retrieved):
+            raise DamagedRunError(folder.memory, f"line {number + 1} has frames that the run has not")
+        if block.sources and (len(block.sources) != len(block.retrieved) or not {*block.sources} <= names):
+            raise DamagedRunError(folder.memory, f"line {number + 1}: `sources` does not fit `retrieved`")
+
+
+def describe(stats: MemoryStats | None, timeline: Timeline | None = None) -> list[tuple[str, str]]:
+    """The statistics of a run in words, each with its name; in a video of several shots, with the names of those."""
     if stats is None:
         return [("retrieved", "nothing: the plain sliding window, or a video too short for frames to leave it")]
-    most = ", ".join(f"{time:.1f} s ({count} times)" for time, count in stats.most_retrieved)
-    return [
+    scene = None if timeline is None or timeline.is_plain else timeline
+    newest = "candidates" if scene is None else "frames that have left window and guard"
+    rows = [
         ("blocks", f"{stats.blocks}, of which {stats.retrieving} retrieved frames"),
         ("coverage", f"{100 * stats.coverage:.0f} % of the candidate frames were retrieved at least once"),
         ("repeated", f"{100 * stats.repeated:.0f} % of retrieved frames were retrieved by the previous block too"),
-        ("most retrieved", most),
-        ("lookback", f"{stats.lookback:.1f} s (median)"),
-        ("near the guard", f"{100 * stats.near_guard:.0f} % of retrieved frames are among the 8 newest candidates"),
+        ("most retrieved", ", ".join(_most_retrieved(stats, scene))),
+        ("lookback", _lookback(stats, scene)),
+        ("near the guard", f"{100 * stats.near_guard:.0f} % of retrieved frames are among the 8 newest {newest}"),
         ("cosine", f"{stats.similarity:.3f} (median)"),
     ]
+    if scene is not None:
+        rows.insert(1, ("retrieved from", _shares(stats)))
+    return rows
+
+
+def _shares(stats: MemoryStats, *, most: int = 8) -> str:
+    """The sources with the largest shares, and how many others there are."""
+    shares = [f"{100 * share:.0f} % {name}" for name, share in stats.by_source.items()]
+    others = [f"and from {len(shares) - most} others"] if len(shares) > most else []
+    return ", ".join([*shares[:most], *others])
+
+
+def _lookback(stats: MemoryStats, scene: Timeline | None) -> str:
+    if stats.lookback is None:
+        return "none: all retrieved frames are of references"
+    note = ", without the frames of references" if scene is not None and scene.references else ""
+    return f"{stats.lookback:.1f} s (median{note})"
+
+
+def _most_retrieved(stats: MemoryStats, scene: Timeline | None) -> Iterator[str]:
+    """The frames retrieved most often, with the shot or reference of each if there are several."""
+    references = {} if scene is None else scene.reference_frames
+    for (time, count), source in zip(stats.most_retrieved, stats.most_retrieved_sources, strict=True):
+        if source in references:
+            yield (
+                f"{source} at {time:.1f} s ({count} times)"
+                if len(references[source]) > 1
+                else f"{source} ({count} times)"
+            )
+        elif scene is not None:
+            yield f"{time:.1f} s in {source} ({count} times)"
+        else:
+            yield f"{time:.1f} s ({count} times)"

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from llrag_cli.evaluation.charts import Chart, Curve, line_chart
 from llrag_cli.evaluation.grid import Case, Grid, memory_title
-from llrag_cli.evaluation.inspect import thumbnails
 from llrag_cli.evaluation.metrics.clips import clip_length
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import METRICS, NOT_MEASURED, Series, about, unavailable
 from llrag_cli.evaluation.rendition import renditions
 from llrag_cli.evaluation.results import MIN_PROMPTS, as_csv, is_significant, verdict
 from llrag_cli.evaluation.run import Scored
+from llrag_cli.evaluation.thumbnails import thumbnails
 from llrag_cli.files.durable import replace_text
 from llrag_cli.files.html import data_url, render
 from llrag_cli.formatting import counted

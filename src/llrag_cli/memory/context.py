@@ -193,6 +193,15 @@ def retrievable(*, start: int, window: int, sink: int, guard: int) -> range:
     return range(sink, sink + max(0, evicted - guard))
 
 
+def evicted_until(memory: RetrievalMemory, stretch: Stretch, *, start: int) -> int:
+    """The first frame of a stretch that the block at ``start`` has in its window or guards; both count in the video.
+
+    Frames of the stretch before it are evicted, and candidates unless they belong to the sink.
+    """
+    pool = retrievable(start=stretch.time(start), window=memory.window, sink=memory.sink, guard=memory.guard)
+    return stretch.frame(pool.stop) if pool else stretch.origin
+
+
 def candidate_frames(
     memory: RetrievalMemory,
     stretch: Stretch,
@@ -211,8 +220,7 @@ def candidate_frames(
     pool = retrievable(start=stretch.time(start), window=memory.window, sink=memory.sink, guard=memory.guard)
     if not references and stretch.origin == stretch.sink == 0 and remembered is None:
         return pool
-    evicted = pool.stop if pool else 0
-    frames = [*references, *range(stretch.origin), *range(stretch.origin, stretch.origin + evicted - stretch.lead)]
+    frames = [*references, *range(evicted_until(memory, stretch, start=start))]
     sink = range(stretch.sink_start, stretch.sink_start + memory.sink)
     return [
         frame
