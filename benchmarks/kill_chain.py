@@ -1,5 +1,7 @@
 """Kill a run again and again, and compare its files: ``python benchmarks/kill_chain.py --kills 50``.
 
+With ``--scene`` the run is a scene that opens with own footage and has a switch, cuts and a finished run as reference.
+
 One run is never interrupted. Another is killed (SIGKILL, sometimes SIGINT) at random moments: while it loads, while it
 replays committed blocks, and while it generates new ones. It is resumed with ``llrag generate --resume`` until it is
 finished. Latents, memory log and video must be byte-identical. Exits with 1 if they are not.
@@ -22,6 +24,7 @@ from pathlib import Path
 import typer
 
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
+STEPS = "sampler.steps=[1000, 750, 500, 250]"
 FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
 
 
@@ -55,11 +58,29 @@ def kill_somewhere(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     return "while generating" if done > before else "while replaying" if before else "before the first block"
 
 
-def chain(folder: Path, *, kills: int, seconds: float, seed: int) -> bool:
+def scene(folder: Path, *, seconds: float) -> Path:
+    """A scene file, and the run and the clip that it uses."""
+    if start(PROMPT, "--seconds", "6", "--set", STEPS, "--out", str(folder / "house")).wait():
+        raise SystemExit("the run that is the reference failed")
+    (folder / "house/video.mp4").rename(folder / "clip.mp4")
+    part = {"seconds": seconds / 4}
+    shots = [
+        {"name": "arrival", "prompt": PROMPT, "video": "clip.mp4", **part},
+        {"prompt": "a green square bounces around in front of a pink wall", **part},
+        {"prompt": "a yellow triangle orbits in front of a gray wall", "cut": True, "remember": ["house"], **part},
+        {"prompt": "two shapes in front of a wall", "cut": True, "remember": ["arrival", "house"], **part},
+    ]
+    file = folder / "scene.json"
+    file.write_text(json.dumps({"references": {"house": "house"}, "shots": shots}))
+    return file
+
+
+def chain(folder: Path, *, kills: int, seconds: float, seed: int, of_scene: bool = False) -> bool:
     """Make both runs and report what happened; returns whether they are the same."""
     rng = random.Random(seed)
     run, whole = folder / "killed", folder / "whole"
-    options = (PROMPT, "--seconds", f"{seconds:g}", "--set", "sampler.steps=[1000, 750, 500, 250]")
+    what = ("--scene", str(scene(folder, seconds=seconds))) if of_scene else (PROMPT, "--seconds", f"{seconds:g}")
+    options = (*what, "--set", STEPS)
     if start(*options, "--out", str(whole)).wait():
         raise SystemExit("the run that is not interrupted failed")
     killed: collections.Counter[str] = collections.Counter()
@@ -93,10 +114,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120.0, help="of video; more kills need more")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scene", action="store_true", help="a scene instead of one prompt")
     parser.add_argument("--out", type=Path, help="folder for the two runs; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        same = chain(options.out or Path(scratch), kills=options.kills, seconds=options.seconds, seed=options.seed)
+        folder = options.out or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        same = chain(folder, kills=options.kills, seconds=options.seconds, seed=options.seed, of_scene=options.scene)
     raise SystemExit(0 if same else 1)
 
 
