@@ -40,7 +40,11 @@ LAYERS = [
     "formatting",
     "errors",
 ]  # an import may only lead downwards
-SCRIPTS = ("training.embedded.train", "training.embedded.evaluate")  # run with `python -m`, with options of their own
+SCRIPTS = (  # run with `python -m`, with options of their own
+    "training.embedded.train",
+    "training.embedded.evaluate",
+    "training.embedded.evaluate_scenes",
+)
 
 
 @cache

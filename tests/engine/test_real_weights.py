@@ -25,6 +25,7 @@ from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import memory_plan, schedule_of
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.errors import LlragWarning
+from llrag_cli.files.image import read_image
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
@@ -176,11 +177,13 @@ def test_a_picture_opens_the_video(
     arguments = ["--backbone", backbone, "--image", str(image), "--seconds", "1", "--out", "run", *SMALL_OPTIONS]
     done = llrag("generate", "a cat", *arguments)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run/run.json").read_text())["image"] == str(image)
+    (shot,) = json.loads((tmp_path / "run/run.json").read_text())["timeline"]["shots"]
+    assert (shot["image"], shot["given_blocks"]) == (str(image), 1)
     config = load_config(backbone, memory="nearest", settings=SMALL)
     pipeline = Pipeline.load(config, device="cpu", weights=weights)
     first, second = list(pipeline.start("a cat", seconds=0.2, image=image))[:2]
-    assert torch.equal(first.latents, pipeline.image_latent(image))
+    frame = read_image(image, size=(config.height, config.width))
+    assert torch.equal(first.latents, pipeline.decoder.encode(frame[None]))
     assert not torch.equal(first.latents, second.latents)
 
 

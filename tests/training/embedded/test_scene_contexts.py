@@ -61,7 +61,7 @@ def test_a_switch_is_trained_as_it_is_generated(
         if index == switch:
             recache = recache_of(memory, start=first)
             assert recache is not None
-            session.set_prompt(prompts[1][None], start=recache.first)
+            session.set_prompt(prompts[1][None])
             late = by_start[first].start_time - context_of(memory, start=first, block=3).start_time
             again = recache.context
             moved = Context(again.shared, again.shared_times, again.start_time + late)
