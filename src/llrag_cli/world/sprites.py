@@ -4,7 +4,8 @@ Coloured shapes on a patterned wall: they bounce, orbit, or pass by while the ca
 panorama that closes on itself, so that objects that left the view return. Every attribute can be read
 back from pixels (``world/checker.py``), and every scene can be captioned, in full or in part.
 
-Frames are 64x64 at 8 frames a second. Random generators are arguments; nothing here has a state.
+A frame is 64 units wide and high, drawn at 128x128 pixels, 8 frames a second. Random generators are arguments; nothing here
+has a state.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-SIZE = 64  # pixels, height and width of a frame
+SIZE = 64  # height and width of a frame in units, in which everything here is measured
+PIXELS = 128  # height and width of a drawn frame
 FPS = 8
-SPEED = 2.0  # pixels a frame, of a panning camera
+SPEED = 2.0  # units a frame, of a panning camera
 
 Motion = Literal["bounce", "orbit", "pan"]
 
@@ -43,7 +45,7 @@ WALL_COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PATTERNS = ("plain", "striped", "dotted")
-SIZES: dict[str, float] = {"small": 12.0, "large": 16.0}  # radius in pixels
+SIZES: dict[str, float] = {"small": 12.0, "large": 16.0}  # radius in units
 MOTIONS: tuple[Motion, ...] = ("bounce", "orbit", "pan")
 
 
@@ -57,13 +59,13 @@ class Sprite:
 
     @property
     def radius(self) -> float:
-        """In pixels."""
+        """In units."""
         return SIZES[self.size]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Content of a video. ``lap`` is the circumference of the panorama in pixels, ``shaded`` whether its brightness
+    """Content of a video. ``lap`` is the circumference of the panorama in units, ``shaded`` whether its brightness
     varies with position (pan only)."""
 
     sprites: tuple[Sprite, ...]
@@ -193,7 +195,7 @@ def prompt(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Track:
-    """Positions in pixels: centres [T, O, 2] as (x, y), and the camera's x [T]."""
+    """Positions in units: centres [T, O, 2] as (x, y), and the camera's x [T]."""
 
     centers: Tensor
     camera: Tensor
@@ -245,7 +247,7 @@ def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
 
 
 def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """Signed distance in pixels to the outline of a shape, negative inside."""
+    """Signed distance in units to the outline of a shape, negative inside."""
     if shape == "circle":
         return (x.square() + y.square()).sqrt() - radius
     if shape == "square":
@@ -260,13 +262,14 @@ def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
-    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and the coverage of each pixel by shape, [T, 4, 64, 64]."""
-    axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
+def render(scene: Scene, track: Track, *, size: int = PIXELS) -> tuple[Tensor, Tensor]:
+    """Draw a track: frames [T, 3, size, size] in [0, 1], and the coverage of each pixel by shape, [T, 4, size, size]."""
+    scale = size / SIZE  # pixels of a unit; outlines are antialiased over one pixel
+    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
     along = x + track.camera[:, None, None]  # the wall moves with the panorama
-    frames = _wall(scene, along, y.expand(len(track.camera), SIZE, SIZE))  # [T, 3, H, W]
-    cover = torch.zeros(len(frames), len(SHAPES), SIZE, SIZE)
+    frames = _wall(scene, along, y.expand(len(track.camera), size, size), scale)  # [T, 3, H, W]
+    cover = torch.zeros(len(frames), len(SHAPES), size, size)
     for index, sprite in enumerate(scene.sprites):
         center = track.centers[:, index]
         reach = sprite.radius + 2
@@ -275,22 +278,22 @@ def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
             continue
         place = center[seen]
         outline = distance(sprite.shape, x - place[:, 0, None, None], y - place[:, 1, None, None], sprite.radius)
-        alpha = (0.5 - outline).clamp(0, 1)[:, None]  # [t, 1, H, W], antialiased
+        alpha = (0.5 - scale * outline).clamp(0, 1)[:, None]  # [t, 1, H, W]
         color = torch.tensor(OBJECT_COLORS[sprite.color]).view(1, 3, 1, 1) / 255
-        frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, SIZE, SIZE), alpha)
+        frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, size, size), alpha)
         covered = cover[seen] * (1 - alpha)  # later sprites hide earlier ones
         covered[:, SHAPES.index(sprite.shape)] += alpha[:, 0]
         cover[seen] = covered
     return frames, cover
 
 
-def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
+def _wall(scene: Scene, along: Tensor, y: Tensor, scale: float) -> Tensor:
     base = torch.tensor(WALL_COLORS[scene.wall]).view(1, 3, 1, 1) / 255
     if scene.pattern == "striped":
-        ink = (6 * torch.sin(2 * math.pi * along / 32)).clamp(-1, 1).expand_as(y)
+        ink = (6 * scale * torch.sin(2 * math.pi * along / 32)).clamp(-1, 1).expand_as(y)
     elif scene.pattern == "dotted":
         dx, dy = torch.remainder(along, 16) - 8, torch.remainder(y, 16) - 8
-        ink = (4.0 - (dx.square() + dy.square()).sqrt()).clamp(-1, 1)
+        ink = (scale * (4.0 - (dx.square() + dy.square()).sqrt())).clamp(-1, 1)
     else:
         ink = torch.zeros_like(y)
     place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" and scene.shaded else 0.0
@@ -298,6 +301,6 @@ def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
     return (base * light[:, None]).clamp(0, 1)
 
 
-def clip(scene: Scene, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and coverage by shape [T, 4, 64, 64]."""
-    return render(scene, move(scene, frames, rng))
+def clip(scene: Scene, frames: int, rng: random.Random, *, size: int = PIXELS) -> tuple[Tensor, Tensor]:
+    """A video of the scene: frames [T, 3, size, size] in [0, 1] and coverage by shape [T, 4, size, size]."""
+    return render(scene, move(scene, frames, rng), size=size)
