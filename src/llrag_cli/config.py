@@ -204,7 +204,7 @@ class ModelShape(Config):
 
 
 EMBEDDED_SHAPE = ModelShape(  # of the embedded model
-    num_layers=6,
+    num_layers=8,
     num_attention_heads=4,
     attention_head_dim=32,
     ffn_dim=512,

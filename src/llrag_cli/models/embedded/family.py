@@ -14,7 +14,7 @@ from llrag_cli.models.weights import encoder_file
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = 8 * 2**20  # bytes of the transformer, for a plan
+WEIGHTS = 11 * 2**20  # bytes of the transformer, for a plan
 
 
 class EmbeddedFamily:
@@ -38,8 +38,11 @@ class EmbeddedFamily:
         """As ``Family.require_settings``: none are needed."""
 
     def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """As ``Family.files``: the retrieval encoder alone can be another than the bundled one."""
-        return encoder_file(config, folder, bundled=self.bundled_encoder)
+        """As ``Family.files``: backbone and retrieval encoder can be others than the bundled ones."""
+        files = encoder_file(config, folder, bundled=self.bundled_encoder)
+        if config.backbone.weights is not None:
+            files["backbone.weights"] = folder / config.backbone.weights
+        return files
 
     def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
         """As ``Family.missing``."""
@@ -84,7 +87,7 @@ class EmbeddedFamily:
         from llrag_cli.models.embedded.vae import TinyDecoder
         from llrag_cli.models.wan.checkpoints import cast
 
-        transformer, text, vae = load_embedded()
+        transformer, text, vae = load_embedded(self.files(config, folder).get("backbone.weights"))
         cast(transformer, dtype)
         return LoadedModels(transformer, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device)))
 

@@ -48,6 +48,7 @@ CONCEPTS: tuple[str, ...] = (  # one id each, synonyms in one line
     "orbit orbits orbiting go goes going circling round revolve revolves spin spins turning",
     "pass passes passing by slide slides sliding past drift drifts scroll scrolls pan pans panning",
     "on in over front of against before at across",
+    "slowly slow gently gentle",
 )
 
 # left out without a word

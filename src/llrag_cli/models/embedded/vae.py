@@ -112,8 +112,11 @@ class TinyVAE(nn.Module):
 
     def encode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Normalised latents [B, n, C, h, w] (unit variance per channel) of video [B, T, 3, H, W], after ``before``."""
-        mean, _ = self.posterior(video, before)
-        return (mean - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return self.normalized(self.posterior(video, before)[0])
+
+    def normalized(self, raw: Tensor) -> Tensor:
+        """Latents of unit variance per channel, of raw ones."""
+        return (raw - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
         """Frames [B, T, 3, H, W] in [-1, 1] of normalised latents [B, n, C, h, w].

@@ -86,7 +86,7 @@ def keep_encoder(vae: TinyVAE, file: Path) -> None:
 
 
 def train_vae(
-    out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: int = 5000, encoder: Path | None = None
+    out: Path, *, steps: int, seed: int = 0, size: int = 12, clips: int = 5000, encoder: Path | None = None
 ) -> None:
     """Train the VAE and write its weights, with the statistics of its latents, to ``out``.
 
