@@ -13,6 +13,7 @@ RUN_EACH = """
 import io, json, os, sys, traceback
 from contextlib import redirect_stderr, redirect_stdout
 from llrag_cli.cli.main import main
+import llrag_cli.presets, llrag_cli.scenes.timeline  # once for all commands
 
 commands, outcomes = json.load(sys.stdin), {}
 for name, arguments in commands.items():

@@ -201,7 +201,8 @@ def generate(
     if timeline is not None and all(len(shot.blocks) == shot.given_blocks for shot in timeline.shots):
         raise UsageError(
             f"the clip fills all of the {timeline.seconds:.1f} s, so there is nothing to generate",
-            hint="its length counts in the length of the video: give more `--seconds`",
+            hint="its length counts in the length of the video: "
+            + ("give more `--seconds`" if scene is None else f"give the shot more `seconds` in `{scene}`"),
         )
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)

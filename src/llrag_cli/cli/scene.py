@@ -23,7 +23,7 @@ def new(
 ) -> None:
     """Write a commented example that runs on the embedded model."""
     from llrag_cli.cli import console
-    from llrag_cli.errors import UnwritableError, UsageError
+    from llrag_cli.errors import UsageError
     from llrag_cli.scenes.example import example_scene
 
     try:
@@ -32,7 +32,8 @@ def new(
     except FileExistsError:
         raise UsageError(f"`{file}` already exists", hint="choose another name") from None
     except OSError as error:
-        raise UnwritableError(file.parent, (error.strerror or str(error)).lower()) from error
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"`{file}` cannot be written: {reason}", hint="choose another folder") from error
     console.result(str(file))
     console.note(f"`llrag generate --scene {file}` generates it")
 
