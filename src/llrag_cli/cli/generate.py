@@ -36,10 +36,11 @@ from llrag_cli.cli.scenes import (
     SceneFile,
     Takes,
     Then,
+    planned,
     requested_scene,
     scene_configuration,
 )
-from llrag_cli.errors import UsageError
+from llrag_cli.errors import RunExistsError, UsageError
 
 if TYPE_CHECKING:
     from llrag_cli.config import RunConfig
@@ -193,7 +194,7 @@ def generate(
     if image is not None:
         config.require_framewise()
         open_image(image)
-    timeline = _planned(asked, config)
+    timeline = None if asked is None else planned(asked, config, file=scene)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)
     if where is not None:
@@ -207,7 +208,7 @@ def generate(
 
         if preset is None and (default := default_backbone()) != "tiny":
             config = configured(default)
-            timeline = _planned(asked, config)
+            timeline = None if asked is None else planned(asked, config, file=scene)
         how = Execution(offload=offload, attention=attention, compile=compile_)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
@@ -277,21 +278,6 @@ def generate(
 # --- before torch is imported --------------------------------------------------------------------------
 
 
-def _planned(scene: Scene | None, config: RunConfig) -> Timeline | None:
-    """The timeline of a scene, which must leave something to generate."""
-    from llrag_cli.scenes.timeline import plan_timeline
-
-    if scene is None:
-        return None
-    timeline = plan_timeline(scene, config)
-    if all(len(shot.blocks) == shot.given_blocks for shot in timeline.shots):
-        raise UsageError(
-            f"the clip fills all of the {timeline.seconds:.1f} s, so there is nothing to generate",
-            hint="its length counts in the length of the video: give more `--seconds`",
-        )
-    return timeline
-
-
 def _require_jobs(engine: str, *, many: bool, limited: bool) -> None:
     """Refuse what an engine of workers cannot do."""
     if not many:
@@ -311,6 +297,8 @@ def _folders_of_takes(out: Path | None, title: str, takes: int, *, force: bool) 
 
     root = out or unused_folder(Path("runs"), slug(title))
     if takes > 1:
+        if RunFolder(root).record.exists():  # takes lie beside each other, not in a run
+            raise RunExistsError(root)
         return [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]
     folder = RunFolder(root)
     if out is not None and not force:
