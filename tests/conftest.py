@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,3 +156,18 @@ def llrag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return Done(code, out, err)
 
     return call
+
+
+def call_llrag(folder: Path, *arguments: str) -> Done:
+    """As the fixture ``llrag``, in a folder that is given: for fixtures that the tests of a module share."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["llrag", *arguments])
+        patch.setenv("XDG_CACHE_HOME", str(folder / ".cache"))
+        patch.delenv("LLRAG_WEIGHTS", raising=False)
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import Llrag
+from forked import Outcome, run_each
 from llrag_cli.cli.options import parse_seconds
 from llrag_cli.errors import UsageError
 from llrag_cli.files.prompts import read_prompt_file
@@ -62,36 +61,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
     "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
 }
-RUN_EACH = """
-import io, json, os, sys, traceback
-from contextlib import redirect_stderr
-from llrag_cli.cli.main import main
-
-commands, outcomes = json.load(sys.stdin), {}
-for name, arguments in commands.items():
-    source, target = os.pipe()
-    if os.fork() == 0:  # each command in a process of its own
-        sys.argv, code, text = ["llrag", *arguments], 0, io.StringIO()
-        try:
-            with redirect_stderr(text):
-                main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            code = traceback.format_exc()
-        os.write(target, json.dumps([code, text.getvalue(), "torch" in sys.modules]).encode())
-        os._exit(0)
-    os.close(target)
-    with os.fdopen(source) as file:
-        outcomes[name] = json.loads(file.read())
-    os.wait()
-json.dump(outcomes, sys.stdout)
-"""
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, bool]]:
-    """Exit code and message of each command, and whether torch was imported."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """How each command ended."""
     folder = tmp_path_factory.mktemp("requests")
     for name in ("used", "notes"):
         (folder / name).mkdir()
@@ -102,35 +76,26 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     (folder / "comments.txt").write_text("# no prompt yet\n\n")
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     before = sorted(folder.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_EACH],
-        input=json.dumps({name: arguments for name, (arguments, _) in REFUSED.items()}),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_each(folder, {name: arguments for name, (arguments, _) in REFUSED.items()})
     assert sorted(folder.rglob("*")) == before  # nothing is left behind
-    return json.loads(done.stdout)
+    return done
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_invalid_request_is_refused_before_torch_is_imported(
-    outcomes: dict[str, tuple[int, str, bool]], name: str
-) -> None:
-    code, message, imported = outcomes[name]
-    assert code == 2
-    assert REFUSED[name][1] in message
-    assert message.startswith("error: ") and "\n\nhint: " in message
-    assert not imported
+def test_an_invalid_request_is_refused_before_torch_is_imported(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    assert outcome.code == 2
+    assert REFUSED[name][1] in outcome.stderr
+    assert outcome.stderr.startswith("error: ") and "\n\nhint: " in outcome.stderr
+    assert not outcome.imported_torch
 
 
-def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, tuple[int, str, bool]]) -> None:
-    assert outcomes["unquoted prompt"][1].endswith('hint: quote the prompt: `llrag generate "a red circle"`\n')
+def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["unquoted prompt"].stderr.endswith('hint: quote the prompt: `llrag generate "a red circle"`\n')
 
 
-def test_valid_sizes_are_named(outcomes: dict[str, tuple[int, str, bool]]) -> None:
-    assert "multiples of 16 pixels, for example 64x64" in outcomes["size"][1]
+def test_valid_sizes_are_named(outcomes: dict[str, Outcome]) -> None:
+    assert "multiples of 16 pixels, for example 64x64" in outcomes["size"].stderr
 
 
 @pytest.mark.parametrize(

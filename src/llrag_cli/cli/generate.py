@@ -36,22 +36,23 @@ from llrag_cli.cli.scenes import (
     SceneFile,
     Takes,
     Then,
+    planned,
     requested_scene,
     scene_configuration,
 )
-from llrag_cli.errors import UsageError
+from llrag_cli.errors import RunExistsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from llrag_cli.batch.executors import Engine
     from llrag_cli.config import RunConfig
-    from llrag_cli.engine.execution import Execution
-    from llrag_cli.engine.pipeline import Pipeline
+    from llrag_cli.planning import Budget
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.maker import Existing
-    from llrag_cli.runs.record import RunRecord
     from llrag_cli.scenes.schema import Scene
+    from llrag_cli.scenes.timeline import Timeline
+
+# parameters that describe shots, and the options of those that are named otherwise
+_OF_SHOTS = ("scene", "then", "video", "references", "pins", "takes")
+_OPTIONS = {"references": "reference", "pins": "pin"}
 
 
 def generate(
@@ -106,17 +107,17 @@ def generate(
     same command to continue.
     """
     text = one_prompt(prompt)
+    shots = [_OPTIONS.get(name, name) for name in given(context, *_OF_SHOTS)]
     if resume is not None:
-        from llrag_cli.cli.extend import continue_run
-
         for name in given(context, "prompts", "out", "force", "size", "engine"):
             raise UsageError(f"`--{name}` cannot be combined with `--resume`", hint="a run keeps its folder and size")
-        for name in given(context, "scene", "then", "video", "references", "pins", "takes"):
-            option = {"references": "reference", "pins": "pin"}.get(name, name)
+        for name in shots:
             raise UsageError(
-                f"`--{option}` cannot be combined with `--resume`",
+                f"`--{name}` cannot be combined with `--resume`",
                 hint="a run keeps its shots; `llrag extend --prompt` adds one",
             )
+        from llrag_cli.cli.extend import continue_run
+
         repeated: dict[str, Any] = {name: context.params[name] for name in given(context, "seed", "dtype")}
         if text is not None:
             repeated["prompt"] = text
@@ -147,13 +148,11 @@ def generate(
     from llrag_cli.files.image import open_image
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.formatting import parse_bytes
-    from llrag_cli.runs.folder import RunFolder, unused_folder
+    from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length
-    from llrag_cli.scenes.timeline import plan_timeline
 
-    for option in given(context, "scene", "then", "video", "references", "pins", "takes") if prompts else ():
-        option = {"references": "reference", "pins": "pin"}.get(option, option)
-        raise UsageError(f"`--{option}` and `--prompts` cannot be combined", hint="generate the scenes one by one")
+    for name in shots if prompts else ():
+        raise UsageError(f"`--{name}` and `--prompts` cannot be combined", hint="generate the scenes one by one")
     if (text is None) == (prompts is None) and scene is None:
         raise UsageError(
             "a prompt is missing" if text is None else "a prompt and `--prompts` cannot be combined",
@@ -170,23 +169,21 @@ def generate(
         references=references or (),
         pins=pins or (),
     )
-    if asked is not None and asked.seed is not None and not given(context, "seed"):
-        seed = asked.seed
-    if takes is None:
-        takes = 1 if asked is None else asked.takes
+    if asked is not None:
+        seed = seed if asked.seed is None or given(context, "seed") else asked.seed
+        takes = takes or asked.takes
+    takes = takes or 1
     texts = [text] if text is not None else read_prompt_file(prompts) if prompts is not None else []
     require_length(seconds)
 
     preset, strategy, changes = scene_configuration(asked, backbone, None if rag is False else memory, settings or ())
-    if rag is False:
-        strategy = memory
 
     def configured(default: str) -> RunConfig:
         return configuration(
             preset,
             default=default,
             rag=rag,
-            memory=strategy,
+            memory=memory if rag is False else strategy,
             encoder=encoder,
             archive=archive,
             size=size,
@@ -197,125 +194,80 @@ def generate(
     if image is not None:
         config.require_framewise()
         open_image(image)
-    timeline = None if asked is None else plan_timeline(asked, config)
-    if timeline is not None and all(len(shot.blocks) == shot.given_blocks for shot in timeline.shots):
-        raise UsageError(
-            f"the clip fills all of the {timeline.seconds:.1f} s, so there is nothing to generate",
-            hint="its length counts in the length of the video: give more `--seconds`",
-        )
+    timeline = None if asked is None else planned(asked, config, file=scene)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)
     if where is not None:
-        if prompts is None or out is None:
-            raise UsageError(
-                f"the engine `{engine}` generates many videos", hint="give them with `--prompts FILE --out FOLDER`"
-            )
-        if limit is not None:
-            raise UsageError(
-                "`--memory-budget` is planned on this machine, but jobs may run on others",
-                hint="choose the `--archive` instead; each worker takes the first tier that fits",
-            )
-    parent = RunFolder(out or Path("runs"))
-    parent.require_writable()
-    if prompts is None:
-        first = texts[0] if texts else (asked.title or asked.shots[0].prompt) if asked is not None else ""
-        folders = [RunFolder(out or unused_folder(Path("runs"), slug(first)))]
-        if takes > 1:
-            root = folders[0].path
-            folders = [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]
-        elif out is not None and not force:
-            folders[0].require_free()
-    else:
-        names = [f"{number:0{max(3, len(str(len(texts))))}d}-{slug(text)}" for number, text in enumerate(texts, 1)]
-        folders = [RunFolder(parent.path / name if out else unused_folder(parent.path, name)) for name in names]
+        _require_jobs(engine, many=prompts is not None and out is not None, limited=limit is not None)
+    RunFolder(out or Path("runs")).require_writable()
+    title = texts[0] if texts else "" if asked is None else asked.title or asked.shots[0].prompt
+    folders = _folders_of_takes(out, title, takes, force=force) if prompts is None else _folders_of_prompts(out, texts)
     with console.working("loading"):
         from llrag_cli.engine.devices import default_backbone
         from llrag_cli.engine.execution import Execution
 
         if preset is None and (default := default_backbone()) != "tiny":
             config = configured(default)
-            timeline = None if asked is None else plan_timeline(asked, config)
+            timeline = None if asked is None else planned(asked, config, file=scene)
         how = Execution(offload=offload, attention=attention, compile=compile_)
     if where is not None:
-        _run_jobs(
+        from llrag_cli.cli.generate_jobs import run_jobs
+
+        run_jobs(
             where, config, texts, folders, seconds, seed, image, device=device, dtype=dtype, how=how, force=force,
             title=f"{config.label}, {engine}", as_json=as_json,
         )  # fmt: skip
         return
 
     with console.working("loading"):
-        from llrag_cli.cache.tiers import EXACT
-        from llrag_cli.engine.pipeline import Pipeline, memory_plan
-        from llrag_cli.memory.strategies import RetrievalMemory
-        from llrag_cli.planning import NOT_EXACT
-        from llrag_cli.runs.maker import make_video
+        from llrag_cli.engine.pipeline import Pipeline
 
-        extent: dict[str, Any] = {"seconds": seconds}
-        if timeline is not None:
-            extent = {
-                "seconds": timeline.seconds,
-                "references": timeline.reference_count,
-                "pinned": timeline.pinned_frames,
-            }
-        batch, budget = takes, None
-        while budget is None or (budget.short is not None and batch > 1):  # takes in one batch, where memory allows
-            batch = batch if budget is None else (batch + 1) // 2
-            budget = memory_plan(
-                config,
-                device=device,
-                dtype=dtype,
-                offload=offload,
-                limit=limit,
-                scratch=parent.path,
-                batch=batch,
-                **extent,
-            )
+        budget, batch = _fitting(
+            config,
+            timeline,
+            seconds=seconds,
+            takes=takes,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            limit=limit,
+            scratch=out or Path("runs"),
+        )
         console.note(budget.sentence())
         budget.require()
-        chosen = budget.config.memory
-        if isinstance(chosen, RetrievalMemory) and chosen != config.memory and chosen.archive not in EXACT:
-            console.warn(f"no exact archive fits: {NOT_EXACT[chosen.archive]}")
+        _warn_if_not_exact(config, budget.config)
         config = budget.config
         known = texts if timeline is None else timeline.prompts
         pipeline = Pipeline.load(config, device=device, dtype=dtype, how=how, prompts=known)
-    existing: Existing = "replace" if force else "resume" if prompts is not None and out is not None else "refuse"
-    blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
-    if timeline is not None:
-        blocks = timeline.blocks
-        console.warn_of_unknown_words(
-            list(dict.fromkeys(word for shot in timeline.shots for word in pipeline.text.unknown_words(shot.prompt)))
-        )
+    console.warn_of_unknown_words(dict.fromkeys(word for line in known for word in pipeline.text.unknown_words(line)))
+    work: list[str | Scene] = [*texts] if asked is None else [asked]
+    plain: dict[str, Any] = (
+        {"seconds": seconds, "image": image} if asked is None else {}
+    )  # a scene has lengths and pictures of its own
+    blocks = config.latent_frames(seconds) // config.backbone.frames_per_block if timeline is None else timeline.blocks
     if takes > 1:
-        runs = _make_takes(
+        from llrag_cli.cli.takes import generate_takes, show_takes
+
+        runs = generate_takes(
             pipeline,
-            asked or texts[0],
+            work[0],
             folders,
             seeds=range(seed, seed + takes),
             batch=batch,
-            seconds=seconds if asked is None else None,
-            image=image if asked is None else None,
             existing="replace" if force else "resume" if out is not None else "refuse",
             blocks=blocks,
+            **plain,
         )
-        _show_takes(folders[0].path.parent, runs, title=first, as_json=as_json)
+        show_takes(folders[0].path.parent, runs, title=title, as_json=as_json)
         return
+    from llrag_cli.runs.maker import make_video
+
+    existing: Existing = "replace" if force else "resume" if prompts is not None and out is not None else "refuse"
     results = []
-    works: list[str | Scene] = [*texts] if asked is None else [asked]
-    for number, (work, folder) in enumerate(zip(works, folders, strict=True), start=1):
-        if isinstance(work, str):
-            console.warn_of_unknown_words(pipeline.text.unknown_words(work))
-        title = config.label + (f" {number}/{len(works)}" if len(works) > 1 else "")
-        with console.generation(title, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
-            record = make_video(
-                pipeline,
-                work,
-                folder,
-                seconds=seconds if isinstance(work, str) else None,
-                seed=seed,
-                existing=existing,
-                image=image if isinstance(work, str) else None,
-                on_progress=update,
-            )
+    for number, (each, folder) in enumerate(zip(work, folders, strict=True), start=1):
+        heading = config.label + (f" {number}/{len(work)}" if len(work) > 1 else "")
+        with console.generation(heading, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
+            record = make_video(pipeline, each, folder, seed=seed, existing=existing, on_progress=update, **plain)
         results.append({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
         if not as_json:
             console.result(str(folder.video))
@@ -323,129 +275,83 @@ def generate(
         console.result_json(results[0] if prompts is None else results)
 
 
-def _make_takes(
-    pipeline: Pipeline,
-    what: str | Scene,
-    folders: Sequence[RunFolder],
-    *,
-    seeds: Sequence[int],
-    batch: int,
-    seconds: float | None,
-    image: Path | None,
-    existing: Existing,
-    blocks: int,
-) -> list[tuple[RunFolder, RunRecord]]:
-    """Generate takes, so many together as fit into memory."""
-    from llrag_cli.cli import console
-    from llrag_cli.runs.maker import make_takes
-
-    runs: list[tuple[RunFolder, RunRecord]] = []
-    for first in range(0, len(folders), batch):
-        together = folders[first : first + batch]
-        numbers = f"{first + 1}-{first + len(together)}" if len(together) > 1 else f"{first + 1}"
-        with console.generation(
-            f"{pipeline.config.label}, take {numbers} of {len(folders)}",
-            blocks=blocks,
-            frame_rate=pipeline.config.backbone.fps,
-            folder=together[0].path,
-        ) as update:
-            records = make_takes(
-                pipeline,
-                what,
-                together,
-                seeds=seeds[first : first + batch],
-                seconds=seconds,
-                existing=existing,
-                image=image,
-                on_progress=update,
-            )
-        runs += zip(together, records, strict=True)
-    return runs
+# --- before torch is imported --------------------------------------------------------------------------
 
 
-def _show_takes(root: Path, runs: Sequence[tuple[RunFolder, RunRecord]], *, title: str, as_json: bool) -> None:
-    """Write the contact sheet and print where everything is."""
-    from llrag_cli.cli import console
-
-    with console.working("contact sheet"):
-        from llrag_cli.evaluation.takes import offline_features, write_sheet
-
-        features = offline_features()
-        sheet = write_sheet(root, runs, title=title, features=features)
-    if features is None:
-        console.note("takes are not ranked: that needs the extra `metrics` (`pip install 'llrag[metrics]'`)")
-    if as_json:
-        rows = [
-            {
-                "folder": str(folder.path),
-                "video": str(folder.video),
-                "drift": None if sheet.drift is None else sheet.drift[number],
-                **record.model_dump(mode="json"),
-            }
-            for number, (folder, record) in enumerate(runs)
-        ]
-        console.result_json({"picture": str(sheet.picture), "page": str(sheet.page), "takes": rows})
-        return
-    order = range(len(runs)) if sheet.drift is None else sorted(range(len(runs)), key=sheet.drift.__getitem__)
-    for number in order:
-        drift = "" if sheet.drift is None else f"  drift {sheet.drift[number]:.4f}"
-        console.result(f"{runs[number][0].video}{drift}")
-    console.result(str(sheet.picture))
-    console.result(str(sheet.page))
-
-
-def _run_jobs(
-    engine: Engine,
-    config: RunConfig,
-    texts: list[str],
-    folders: list[Any],
-    seconds: float,
-    seed: int,
-    image: Path | None,
-    *,
-    device: str,
-    dtype: str,
-    how: Execution,
-    force: bool,
-    title: str,
-    as_json: bool,
-) -> None:
-    """Generate videos as jobs of an engine."""
-    from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
-    from llrag_cli.cli import console
-    from llrag_cli.cli.gather import gather, require_all
-
-    if force:
-        for folder in folders:
-            with folder.lock():
-                folder.clear()
-    spec = PipelineSpec(config, device, dtype, how, tuple(texts))
-    picture = None if image is None else image.resolve()
-    jobs = [
-        VideoJob(spec, text, folder.path.resolve(), seconds, seed, picture)
-        for text, folder in zip(texts, folders, strict=True)
-    ]
-    blocks = config.latent_frames(seconds) // config.backbone.frames_per_block
-    outcomes = gather(
-        engine,
-        generate_video,
-        jobs,
-        title=title,
-        total=len(jobs) * blocks,
-        completed=lambda _: sum(min(blocks, folder.blocks_committed()) for folder in folders),
-    )
-    finished = [(folders[outcome.number], outcome.result) for outcome in outcomes if outcome.result is not None]
-    if as_json:
-        console.result_json(
-            [
-                {"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")}
-                for folder, record in finished
-            ]
+def _require_jobs(engine: str, *, many: bool, limited: bool) -> None:
+    """Refuse what an engine of workers cannot do."""
+    if not many:
+        raise UsageError(
+            f"the engine `{engine}` generates many videos", hint="give them with `--prompts FILE --out FOLDER`"
         )
-    else:
-        for folder, _ in finished:
-            console.result(str(folder.video))
-    require_all(outcomes, [folder.path.name for folder in folders])
+    if limited:
+        raise UsageError(
+            "`--memory-budget` is planned on this machine, but jobs may run on others",
+            hint="choose the `--archive` instead; each worker takes the first tier that fits",
+        )
+
+
+def _folders_of_takes(out: Path | None, title: str, takes: int, *, force: bool) -> list[RunFolder]:
+    """The run folder of a video, or one of each take."""
+    from llrag_cli.runs.folder import RunFolder, unused_folder
+
+    root = out or unused_folder(Path("runs"), slug(title))
+    if takes > 1:
+        if RunFolder(root).record.exists():  # takes lie beside each other, not in a run
+            raise RunExistsError(root)
+        return [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]
+    folder = RunFolder(root)
+    if out is not None and not force:
+        folder.require_free()
+    return [folder]
+
+
+def _folders_of_prompts(out: Path | None, texts: list[str]) -> list[RunFolder]:
+    """A run folder for each line of a prompts file."""
+    from llrag_cli.runs.folder import RunFolder, unused_folder
+
+    digits = max(3, len(str(len(texts))))
+    names = [f"{number:0{digits}d}-{slug(text)}" for number, text in enumerate(texts, 1)]
+    return [RunFolder(out / name if out else unused_folder(Path("runs"), name)) for name in names]
+
+
+# --- after ---------------------------------------------------------------------------------------------
+
+
+def _fitting(
+    config: RunConfig, timeline: Timeline | None, *, seconds: float, takes: int, **options: Any
+) -> tuple[Budget, int]:
+    """The memory plan, and how many takes fit into one batch."""
+    from llrag_cli.engine.pipeline import memory_plan
+
+    extent: dict[str, Any] = {"seconds": seconds}
+    if timeline is not None:
+        extent = {
+            "seconds": timeline.seconds,
+            "references": timeline.reference_count,
+            "pinned": timeline.pinned_frames,
+        }
+    batch = takes
+    while True:
+        budget = memory_plan(config, batch=batch, **extent, **options)
+        if budget.short is None or batch == 1:
+            return budget, batch
+        batch = (batch + 1) // 2
+
+
+def _warn_if_not_exact(asked: RunConfig, planned: RunConfig) -> None:
+    """Say so if the plan had to choose an archive that changes the video."""
+    from llrag_cli.cache.tiers import EXACT
+    from llrag_cli.cli import console
+    from llrag_cli.memory.strategies import RetrievalMemory
+    from llrag_cli.planning import NOT_EXACT
+
+    memory = planned.memory
+    if isinstance(memory, RetrievalMemory) and memory != asked.memory and memory.archive not in EXACT:
+        console.warn(f"no exact archive fits: {NOT_EXACT[memory.archive]}")
+
+
+# --- words ---------------------------------------------------------------------------------------------
 
 
 def one_prompt(words: list[str] | None) -> str | None:

@@ -23,7 +23,7 @@ def new(
 ) -> None:
     """Write a commented example that runs on the embedded model."""
     from llrag_cli.cli import console
-    from llrag_cli.errors import UnwritableError, UsageError
+    from llrag_cli.errors import UsageError
     from llrag_cli.scenes.example import example_scene
 
     try:
@@ -32,7 +32,8 @@ def new(
     except FileExistsError:
         raise UsageError(f"`{file}` already exists", hint="choose another name") from None
     except OSError as error:
-        raise UnwritableError(file.parent, (error.strerror or str(error)).lower()) from error
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"`{file}` cannot be written: {reason}", hint="choose another folder") from error
     console.result(str(file))
     console.note(f"`llrag generate --scene {file}` generates it")
 
@@ -66,17 +67,16 @@ def check(
     from rich.table import Table
 
     from llrag_cli.cli import console
-    from llrag_cli.cli.scenes import scene_configuration
+    from llrag_cli.cli.scenes import planned, scene_configuration
     from llrag_cli.formatting import human
     from llrag_cli.scenes.reading import read_scenes
-    from llrag_cli.scenes.timeline import plan_timeline
 
     results = []
     scenes = read_scenes(file)
     for number, scene in enumerate(scenes, start=1):
         name, strategy, changes = scene_configuration(scene, backbone, memory, settings or ())
         config = configuration(name, memory=strategy, settings=changes)
-        timeline = plan_timeline(scene, config)
+        timeline = planned(scene, config, file=file)
         needs = memory_needs(config, timeline, takes=scene.takes)
         if as_json:
             results.append(content_of(scene, config, timeline, needs))

@@ -11,7 +11,9 @@ import typer
 from llrag_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llrag_cli.config import RunConfig
     from llrag_cli.scenes.schema import Scene
+    from llrag_cli.scenes.timeline import Timeline
 
 SCENE = "Scene"  # heading of help pages
 SceneFile = Annotated[
@@ -130,3 +132,17 @@ def scene_configuration(
     if scene is None:
         return backbone, memory, [*settings]
     return backbone or scene.backbone, memory or scene.memory, [*scene.settings, *settings]
+
+
+def planned(scene: Scene, config: RunConfig, *, file: Path | None) -> Timeline:
+    """The timeline of a scene, which must leave something to generate."""
+    from llrag_cli.scenes.timeline import plan_timeline
+
+    timeline = plan_timeline(scene, config)
+    if all(len(shot.blocks) == shot.given_blocks for shot in timeline.shots):
+        raise UsageError(
+            f"the clip fills all of the {timeline.seconds:.1f} s, so there is nothing to generate",
+            hint="its length counts in the length of the video: "
+            + ("give more `--seconds`" if file is None else f"give the shot more `seconds` in `{file}`"),
+        )
+    return timeline

@@ -30,7 +30,7 @@ def storyboard(
     """
     from llrag_cli.cli import console
     from llrag_cli.cli.generate import slug
-    from llrag_cli.cli.scenes import scene_configuration
+    from llrag_cli.cli.scenes import planned, scene_configuration
     from llrag_cli.runs.folder import RunFolder, unused_folder
     from llrag_cli.scenes.reading import read_scene
     from llrag_cli.scenes.schema import Scene
@@ -39,6 +39,7 @@ def storyboard(
     scene = read_scene(file)
     name, strategy, changes = scene_configuration(scene, backbone, memory, settings or ())
     config = configuration(name, memory=strategy, settings=changes)
+    planned(scene, config, file=file)  # refuses what `generate` would
     brief = Scene.model_validate(
         scene.model_dump() | {"shots": [shot.model_dump() | {"seconds": 0.01} for shot in scene.shots]}
     )

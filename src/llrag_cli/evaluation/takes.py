@@ -55,7 +55,7 @@ def shot_drift(video: Path, timeline: Timeline, features: Features) -> float:
         1 - torch.nn.functional.cosine_similarity(first[None], torch.stack(later)).mean()
         for first, *later in (shot for shot in shots if len(shot) > 1)
     ]
-    return float(torch.stack(drifts).mean()) if drifts else 0.0
+    return max(0.0, float(torch.stack(drifts).mean())) if drifts else 0.0  # not below 0 by rounding
 
 
 def offline_features() -> Features | None:

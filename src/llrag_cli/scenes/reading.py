@@ -148,7 +148,11 @@ def _validated(model: type[Model], content: dict[str, Any], document: Document, 
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        first = errors[0]
+        if first["type"] == "missing":  # perhaps it is there under a misspelt name
+            beside = (each for each in errors if each["loc"][:-1] == first["loc"][:-1])
+            first = next((each for each in beside if each["type"] == "extra_forbidden"), first)
         sentence, hint = _sentence(first, model)
         raise UsageError(f"{_where(where, document, first['loc'])}: {sentence}", hint=hint) from None
 
