@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +69,6 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning to stderr."""
     _stderr.print(Text("warning: ", style="yellow").append(text, style="default"))
-
-
-def warn_of_unknown_words(words: Iterable[str]) -> None:
-    """Name the words of a prompt that the embedded model does not know."""
-    for word in words:
-        warn(f"`{word}` is outside the vocabulary of the embedded model and is ignored")
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def in_units(frame: Tensor) -> Tensor:
 
 
 def wall_color(frame: Tensor) -> str:
-    """The wall that most pixels of a frame [3, H, W] in [0, 1] are a shade of; those nearer to an object do not count."""
+    """The wall that most pixels of a frame [3, H, W] in [0, 1] are a shade of; objects' pixels have no vote."""
     names, lights = list(WALL_COLORS), len(WALL_LIGHTS)
     shades = torch.tensor([WALL_COLORS[name] for name in names])[:, None] * torch.tensor(WALL_LIGHTS)[None, :, None]
     palette = torch.cat([torch.tensor([*OBJECT_COLORS.values()]).float(), shades.flatten(0, 1)]) / 255  # [n, 3]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
+from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.family import LoadedModels, TransformerSizes
+from llrag_cli.models.reading import PromptReading
 from llrag_cli.models.weights import encoder_file
 
 if TYPE_CHECKING:
@@ -26,13 +28,15 @@ class EmbeddedFamily:
     shows_sprites = True
     bundled_encoder = Path(__file__).parent / "weights" / "encoder.safetensors"
     gpu_dtype = "float32"
+    text_length = LENGTH
 
-    @property
-    def text_length(self) -> int:
-        """As ``Family.text_length``."""
-        from llrag_cli.models.embedded.text import TinyTextConfig
+    def read_prompt(self, prompt: str) -> PromptReading:
+        """As ``Family.read_prompt``."""
+        return read_prompt(prompt)
 
-        return TinyTextConfig().length
+    def vocabulary(self) -> list[str]:
+        """As ``Family.vocabulary``."""
+        return described()
 
     def require_settings(self, config: RunConfig) -> None:
         """As ``Family.require_settings``: none are needed."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from llrag_cli.memory.history import average_pool
 from llrag_cli.models.embedded.model import new_transformer
-from llrag_cli.models.embedded.text import TinyText, tokenize
+from llrag_cli.models.embedded.text import TinyText
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.training.embedded.dataset import LatentClips
 from llrag_cli.training.embedded.optim import optimizers
 from llrag_cli.training.embedded.scene_clips import SceneClips, return_caption, switch_captions
