@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from llrag_cli.engine.pipeline import Pipeline
@@ -56,7 +55,6 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
     """Generate videos of prompts and print how often they show what was prompted."""
-    torch.set_num_threads(2)
     named = [] if weights is None else [f"backbone.weights={weights.absolute()}"]
     config = load_config("tiny", memory=None if rag else "none", settings=[*named, *(settings or ())])
     pipeline = Pipeline.load(config, device="cpu")
