@@ -21,7 +21,8 @@ from llrag_cli.evaluation.leave_return.picture import ABOUT, sheet
 from llrag_cli.evaluation.leave_return.report import SHOTS, rows_csv, summary
 from llrag_cli.evaluation.leave_return.study import GIVEN, Plan, Row, Study, first_shots, return_shot
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS, trips
-from llrag_cli.evaluation.places import POOL_SIZE, POOLS, full_prompt
+from llrag_cli.evaluation.places import full_prompt
+from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS
 from llrag_cli.models.embedded.text import tokenize
 from llrag_cli.presets import load_config
 from llrag_cli.world.sprites import PATTERNS, WALL_COLORS, Scene, Sprite, clip, held_out

@@ -42,18 +42,20 @@ def bench_leave_and_return(
     from dataclasses import asdict
 
     from llrag_cli.cli import console
+    from llrag_cli.evaluation.study_plan import require_counts, require_pool
     from llrag_cli.presets import load_config
     from llrag_cli.runs.folder import RunFolder
 
     config = load_config("tiny", settings=settings or ())
+    known = require_pool(pool)
+    require_counts(scenes, seeds)
     RunFolder(out).require_writable()
     with console.working("loading"):
         from llrag_cli.evaluation.leave_return.picture import sheet
         from llrag_cli.evaluation.leave_return.report import rows_csv, summary
         from llrag_cli.evaluation.leave_return.study import Plan, Study
-        from llrag_cli.evaluation.places import require_pool
 
-        plan = Plan(require_pool(pool), scenes, seeds, config)
+        plan = Plan(known, scenes, seeds, config)
         study = Study(out, plan)
     run_study(study, config)
     results = summary(study.rows, plan.settings)

@@ -55,18 +55,18 @@ def bench_returning(
 
     from llrag_cli.cli import console
     from llrag_cli.cli.options import configuration
+    from llrag_cli.evaluation.returning.plan import CONDITIONS, Plan
+    from llrag_cli.evaluation.study_plan import require_pool
     from llrag_cli.runs.folder import RunFolder
 
     config = configuration(backbone, settings=settings or ())
+    plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config)
     RunFolder(out).require_writable()
     with console.working("loading"):
-        from llrag_cli.evaluation.places import require_pool
         from llrag_cli.evaluation.returning.picture import sheet
         from llrag_cli.evaluation.returning.report import rows_csv, summary
-        from llrag_cli.evaluation.returning.returns import CONDITIONS
-        from llrag_cli.evaluation.returning.study import Plan, Study
+        from llrag_cli.evaluation.returning.study import Study
 
-        plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config)
         study = Study(out, plan)
     run_study(study, config)
     results = summary(study.rows, plan.settings)
@@ -82,9 +82,8 @@ def bench_returning(
 
 def _tables(results: Mapping[str, Any]) -> list[Table]:
     """Means and differences, with their intervals."""
+    from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS
     from llrag_cli.evaluation.returning.report import MEASURES
-    from llrag_cli.evaluation.returning.returns import CONDITIONS
-    from llrag_cli.evaluation.returning.study import AGAIN
     from llrag_cli.formatting import counted
 
     headings = [measure.title for measure in MEASURES.values()]

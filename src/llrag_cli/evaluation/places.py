@@ -1,35 +1,13 @@
-"""Scenes of studies: still cameras, prompts that name everything, and two fixed pools of scenes."""
+"""Scenes of studies: places seen by a camera that stands still, and prompts that name everything."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Literal, get_args
 
-from llrag_cli.errors import UsageError, closest
 from llrag_cli.world.sprites import VERBS, Scene, Sprite, random_scene
 
-Pool = Literal["search", "confirm"]
-POOLS: tuple[Pool, ...] = get_args(Pool)
-POOL_SIZE = 48  # scenes of each pool
 Place = tuple[frozenset[Sprite], str, str]
-
-
-def require_pool(name: str) -> Pool:
-    """The pool of a name; raises ``UsageError`` if there is none."""
-    for pool in POOLS:
-        if pool == name:
-            return pool
-    raise UsageError(f"unknown pool `{name}`", hint=closest(name, POOLS))
-
-
-def require_counts(scenes: int, seeds: int) -> None:
-    """Raise ``UsageError`` unless a pool has so many scenes, and there is at least one seed."""
-    if not 1 <= scenes <= POOL_SIZE or seeds < 1:
-        raise UsageError(
-            f"cannot study {scenes} scenes with {seeds} seeds",
-            hint=f"a pool has {POOL_SIZE} scenes, and there is at least 1 seed",
-        )
 
 
 def full_prompt(scene: Scene) -> str:

@@ -6,7 +6,6 @@ interrupted study can be continued, under the same settings and with the same we
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +19,11 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.statistics import interval
+from llrag_cli.evaluation.study_plan import Key
 from llrag_cli.files.durable import AppendFile, replace_text
-from llrag_cli.files.paths import weights_folder
-from llrag_cli.memory.strategies import RetrievalMemory
-from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
-from llrag_cli.models.family import family_of
-
-SEED_STRIDE = 1000  # between scenes, so that no two share their noise
-Key = tuple[int, int, str]  # scene from 1, its seed from 0, and the shot or condition
 
 
 @dataclass(frozen=True)
@@ -126,29 +118,6 @@ class StudyFolder(ABC, Generic[RowT]):
     def _lines(self) -> list[bytes]:
         content = self._file.read_bytes() if self._file.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-
-
-def require_memory_of_sprites(config: RunConfig, *, judged: str) -> RetrievalMemory:
-    """The memory of a configuration; raises unless it retrieves, and its videos show the sprite world."""
-    if not family_of(config).shows_sprites:
-        raise UsageError(f"{judged} judged in the sprite world", hint="leave `backbone` as it is")
-    memory = config.memory
-    if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
-        raise UsageError(
-            f"the memory strategy `{memory.strategy}` retrieves nothing",
-            hint="set `memory.strategy` to one that retrieves, and `memory.retrieved` to more than 0",
-        )
-    return memory
-
-
-def weights_digests(config: RunConfig) -> dict[str, str]:
-    """The SHA-256 of each file of the embedded model, and of a retrieval encoder that replaces its own."""
-    bundled = EMBEDDED.bundled_encoder.parent
-    files = {file.name: file for file in sorted(bundled.glob("*.safetensors"))}
-    for setting, file in family_of(config).files(config, weights_folder()).items():
-        if file.is_file() and file.parent != bundled:
-            files[setting] = file
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def unit_range(parts: Sequence[Tensor]) -> Tensor:

@@ -18,15 +18,13 @@ from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS, SECONDS, Condition, Trip, trips
-from llrag_cli.evaluation.places import Pool, require_counts
-from llrag_cli.evaluation.study import (
+from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
+from llrag_cli.evaluation.study_plan import (
     SEED_STRIDE,
     Key,
-    StudyFolder,
-    StudyRow,
-    image_of,
+    Pool,
+    require_counts,
     require_memory_of_sprites,
-    unit_range,
     weights_digests,
 )
 from llrag_cli.presets import with_settings

@@ -9,7 +9,8 @@ from functools import cache
 from itertools import islice
 
 from llrag_cli.config import RunConfig
-from llrag_cli.evaluation.places import POOL_SIZE, POOLS, Pool, full_prompt, new_places, place_of, unlike
+from llrag_cli.evaluation.places import full_prompt, new_places, place_of, unlike
+from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS, Pool
 from llrag_cli.scenes.schema import Remember, Shot
 from llrag_cli.scenes.schema import Scene as ShotList
 from llrag_cli.scenes.timeline import Timeline, plan_timeline

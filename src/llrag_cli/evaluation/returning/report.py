@@ -11,7 +11,8 @@ from typing import Any
 
 from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
 from llrag_cli.evaluation.returning.judge import Measures
-from llrag_cli.evaluation.returning.study import AGAIN, SCHEMA, Row, windows
+from llrag_cli.evaluation.returning.plan import AGAIN, SCHEMA, windows
+from llrag_cli.evaluation.returning.study import Row
 from llrag_cli.evaluation.study import estimate, listed
 from llrag_cli.formatting import counted
 
@@ -203,7 +204,7 @@ def rows_csv(rows: Sequence[Row], *, count: int, seconds: float) -> str:
         share = "" if row.retrieved_of_a is None else f"{row.retrieved_of_a:.4f}"
         whole = ("", "") if row.shot == AGAIN else ("0", f"{seconds:g}")
         writer.writerow([*row.key, *whole, *_cells(row.whole), share])
-        for (start, stop), part in zip(times, row.windows, strict=False):
+        for (start, stop), part in zip(times, row.windows if len(row.windows) > 1 else (), strict=False):
             writer.writerow([*row.key, f"{start:g}", f"{stop:g}", *_cells(part), ""])
     return file.getvalue()
 

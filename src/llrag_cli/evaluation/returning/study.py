@@ -5,40 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from math import isfinite
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.errors import UsageError
-from llrag_cli.evaluation.places import Pool, require_counts
 from llrag_cli.evaluation.returning.judge import Measures, Reference, looked_at, measured, reference_of
-from llrag_cli.evaluation.returning.returns import CONDITIONS, GIVEN, Return, require_condition, returns
-from llrag_cli.evaluation.study import (
-    SEED_STRIDE,
-    Key,
-    StudyFolder,
-    StudyRow,
-    image_of,
-    require_memory_of_sprites,
-    unit_range,
-    weights_digests,
-)
+from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, MOMENTS, Plan, windows
+from llrag_cli.evaluation.returning.returns import Return, returns
+from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
+from llrag_cli.evaluation.study_plan import SEED_STRIDE, Key
 from llrag_cli.scenes.timeline import one_shot
 from llrag_cli.world.consistency import Look
 
-SCHEMA = 1
-AGAIN = "again"  # the row of the given frames of A's return, which the model made with A in its window
-LONGEST = 3600.0  # seconds
-WINDOW = 10.0  # seconds of the parts that are also judged on their own
-MOMENTS = 6  # pictures of a continuation, at equal distances, the last one at its end
 SAMPLES: Mapping[str, int] = {"continuation": 0, "C": 1, "A": 2, "B": 3}  # addresses of noise under one seed
 
 
@@ -58,95 +41,18 @@ class Row(StudyRow):
         return cls(**{**content, "whole": Measures(**content["whole"]), "windows": windows})
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study makes; it is written down, and a study continues only under the same plan."""
-
-    pool: Pool
-    scenes: int
-    seeds: int
-    seconds: float  # of the continuation
-    conditions: tuple[str, ...]
-    config: RunConfig
-
-    def __post_init__(self) -> None:
-        require_counts(self.scenes, self.seeds)
-        if not isfinite(self.seconds) or not 0 < self.seconds <= LONGEST:
-            raise UsageError(
-                f"a scene cannot go on for {self.seconds:g} seconds", hint=f"more than 0, at most {LONGEST:g}"
-            )
-        for name in self.conditions:
-            require_condition(name)
-        if not self.conditions or len({*self.conditions}) < len(self.conditions):
-            raise UsageError("each condition is measured once", hint="name at least one, and none twice")
-        memory = require_memory_of_sprites(self.config, judged="returning scenes are")
-        if memory.strategy != "nearest":
-            raise UsageError(
-                f"the conditions choose the memory strategy, and the configuration has `{memory.strategy}`",
-                hint="leave `memory.strategy` at `nearest`",
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What has to agree; the weights of the model are part of it."""
-        return {
-            "schema": SCHEMA,
-            "pool": self.pool,
-            "scenes": self.scenes,
-            "seeds": self.seeds,
-            "given_seconds": dict(GIVEN),
-            "seconds": self.seconds,
-            "conditions": list(self.conditions),
-            "config": self.config.model_dump(mode="json"),
-            "weights": weights_digests(self.config),
-        }
-
-    @property
-    def returns(self) -> tuple[Return, ...]:
-        """The scenes: the first ones of the pool."""
-        return returns(self.pool)[: self.scenes]
-
-    def row_keys(self) -> Iterator[Key]:
-        """All rows."""
-        for scene in range(1, self.scenes + 1):
-            for shot in (AGAIN, *self.conditions):
-                for seed in range(self.seeds):
-                    yield scene, seed, shot
-
-    def latent_frames(self, seconds: float) -> int:
-        """The latent frames of the whole blocks that come closest to a length, at least one block."""
-        backbone = self.config.backbone
-        block_seconds = backbone.frames_per_block * self.config.latent_space.temporal_ratio / backbone.fps
-        return backbone.frames_per_block * max(1, round(seconds / block_seconds))
-
-    @property
-    def given(self) -> dict[str, range]:
-        """The latent frames of each given shot in the stitched video."""
-        spans: dict[str, range] = {}
-        stop = 0
-        for name, seconds in GIVEN.items():
-            start, stop = stop, stop + self.latent_frames(seconds)
-            spans[name] = range(start, stop)
-        return spans
-
-    @property
-    def moments(self) -> list[float]:
-        """Times in seconds of the pictures of a continuation."""
-        seconds = self.config.second_of(self.latent_frames(self.seconds))
-        return [seconds * (number + 1) / MOMENTS for number in range(MOMENTS)]
-
-
 class Study(StudyFolder[Row]):
     """The folder of a plan, with a strip of frames for each row: C, A, B, A again, and moments of the continuation."""
 
     def __init__(self, root: Path, plan: Plan) -> None:
         self.plan = plan
+        self.returns = returns(plan.pool)[: plan.scenes]
         super().__init__(root, Row, settings=plan.settings, keys=[*plan.row_keys()])
 
     def make(self, pipeline: Pipeline, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:
         """As ``StudyFolder.make``. The seeds are generated as one batch, the given shots once for all conditions."""
         scene, seeds = keys[0][0], sorted({seed for _, seed, _ in keys})
-        back = self.plan.returns[scene - 1]
+        back = self.returns[scene - 1]
         noise = [SEED_STRIDE * (scene - 1) + seed for seed in seeds]
         given = given_shots(pipeline, self.plan, back, noise)
         for shot in dict.fromkeys(shot for _, _, shot in keys):
@@ -244,13 +150,6 @@ def continuation(
         pictures=[[image_of(video[max(0, number)]) for number in at] for video in lasts],
         windows=windows(count, seconds=plan.config.second_of(count)),
     )
-
-
-def windows(count: int, *, seconds: float) -> list[range]:
-    """Frames of a continuation in parts of about 10 s."""
-    parts = min(count, max(1, round(seconds / WINDOW)))
-    edges = [round(count * part / parts) for part in range(parts + 1)]
-    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def _row(key: Key, made: Continuation, place: int, reference: Reference) -> Row:
