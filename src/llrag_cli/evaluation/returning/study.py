@@ -90,18 +90,13 @@ def given_shots(pipeline: Pipeline, plan: Plan, back: Return, seeds: Sequence[in
     frames: dict[str, Tensor] = {}
     for name, prompt in back.prompts.items():
         length = counts[name] + (counts[AGAIN] if name == "A" else 0)
-        timeline = one_shot(prompt, plan.config, latent_frames=length)
-        with pipeline.start(timeline, seed=seeds, samples=[SAMPLES[name]] * len(seeds)) as session:
-            blocks = [*session]
-            frames[name] = unit_range([block.frames for block in blocks])
-        latents[name] = torch.cat([block.latents for block in blocks], dim=1)
-    latents[AGAIN] = latents["A"][:, counts["A"] :]
-    latents["A"] = latents["A"][:, : counts["A"]]
+        latents[name], frames[name] = own_video(
+            pipeline, prompt, latent_frames=length, seeds=seeds, sample=SAMPLES[name]
+        )
     ratio = plan.config.latent_space.temporal_ratio
     seen = [looked_at(video[::ratio]) for video in frames["A"]]  # the last video frame of each latent frame
-    end = plan.config.video_frames(counts["A"])
-    frames[AGAIN] = frames["A"][:, end:]
-    frames["A"] = frames["A"][:, :end]
+    latents["A"], latents[AGAIN] = latents["A"].tensor_split([counts["A"]], dim=1)
+    frames["A"], frames[AGAIN] = frames["A"].tensor_split([plan.config.video_frames(counts["A"])], dim=1)
     middles = {name: each[:, each.shape[1] // 2] for name, each in frames.items()}
     return Given(
         latents=torch.cat([latents[name] for name in plan.given], dim=1),
@@ -109,6 +104,17 @@ def given_shots(pipeline: Pipeline, plan: Plan, back: Return, seeds: Sequence[in
         again=[looks[counts["A"] :] for looks in seen],
         pictures=[[image_of(middles[name][video]) for name in plan.given] for video in range(len(seeds))],
     )
+
+
+def own_video(
+    pipeline: Pipeline, prompt: str, *, latent_frames: int, seeds: Sequence[int], sample: int
+) -> tuple[Tensor, Tensor]:
+    """Latents [B, F, C, h, w] and frames [B, T, 3, H, W] in [0, 1] of videos of one prompt, one for each seed."""
+    timeline = one_shot(prompt, pipeline.config, latent_frames=latent_frames)
+    with pipeline.start(timeline, seed=seeds, samples=[sample] * len(seeds)) as session:
+        blocks = [*session]
+        frames = unit_range([block.frames for block in blocks])
+    return torch.cat([block.latents for block in blocks], dim=1), frames
 
 
 @dataclass(frozen=True)
