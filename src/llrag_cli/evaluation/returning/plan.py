@@ -39,10 +39,10 @@ CONDITIONS: Mapping[str, Condition] = {
     condition.name: condition
     for condition in (
         Condition("native", "none", "the plain window"),
-        Condition("nearest", "nearest", "retrieves the nearest frames"),
-        Condition("random", "random", "retrieves random old frames"),
-        Condition("first", "deep-sink", "retrieves the first K frames"),
-        Condition("times", "nearest", "relative times, nothing retrieved", ("memory.retrieved=0",)),
+        Condition("nearest", "nearest", "the nearest frames"),
+        Condition("random", "random", "random old frames"),
+        Condition("first", "deep-sink", "the first K frames"),
+        Condition("times", "nearest", "relative times alone", ("memory.retrieved=0",)),
     )
 }
 

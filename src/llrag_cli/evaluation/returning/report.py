@@ -123,30 +123,36 @@ def sentence(content: Mapping[str, Any]) -> str:
     start = f"By 95 % intervals over {scenes}, retrieving the nearest frames"
     worse = f" and is worse in {_titles(losses)}" if losses else ""
     if not gains:
-        return f"{start} shows no gain over the plain window{worse}."
+        return f"{start} shows no significant gain over the plain window{worse}."
     clauses = [
         f"{start} is better than the plain window in {_titles(gains)}{worse}",
-        _choice(gaps.get(("nearest", "random")), gains),
+        _choice(gaps.get(("nearest", "random")), gaps.get(("random", "native")), gains),
         _beginning(gaps.get(("nearest", "first")), gains),
         _clock(gaps.get(("times", "native")), gains),
     ]
     return f"{'; '.join(clauses)}."
 
 
-def _choice(gap: Estimates | None, gains: Sequence[str]) -> str:
-    """What random old frames say about the choice of frames."""
-    if gap is None:
+def _choice(gap: Estimates | None, random: Estimates | None, gains: Sequence[str]) -> str:
+    """What random old frames say about the choice of frames: their gap to the nearest, and to the plain window."""
+    if gap is None or random is None:
         return "random old frames were not tried, so it is open whether the choice of frames matters"
     chosen = [name for name in gains if name in _better(gap)]
-    equal = [name for name in gains if name not in (*_better(gap), *_worse(gap))]
     beaten = [name for name in gains if name in _worse(gap)]
-    clauses = [f"random old frames do better in {_titles(beaten)}"] if beaten else []
-    if equal:
-        clauses.append(f"random old frames do as well in {_titles(equal)} (no significant difference)")
-    if not chosen:
-        return f"{listed(clauses)}, so nothing shows that the choice of frames matters"
-    clauses.append(f"the nearest are better than random ones in {_titles(chosen)}, where the choice of frames matters")
-    return listed(clauses)
+    equal = [name for name in gains if name not in (*chosen, *beaten)]
+    as_good = [name for name in equal if name in _better(random)]
+    unclear = [name for name in equal if name not in as_good]
+    clauses = [
+        clause.format(_titles(names))
+        for clause, names in (
+            ("random old frames do better in {}", beaten),
+            ("random old frames do as well in {}", as_good),
+            ("there is no significant difference from random old frames in {}", unclear),
+            ("the nearest are better than random old frames in {}, where the choice of frames matters", chosen),
+        )
+        if names
+    ]
+    return listed(clauses) if chosen else f"{listed(clauses)}, so nothing shows that the choice of frames matters"
 
 
 def _beginning(gap: Estimates | None, gains: Sequence[str]) -> str:
