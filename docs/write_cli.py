@@ -29,6 +29,7 @@ COMMANDS = (
     "bench score",
     "bench speed",
     "bench leave-and-return",
+    "bench returning",
     "collect",
     "train-encoder",
     "evaluate-encoder",

@@ -6,7 +6,8 @@ from PIL import Image
 
 from llrag_cli.evaluation.canvas import Canvas, Style, wrap
 from llrag_cli.evaluation.leave_return.study import Study
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, full_prompt
+from llrag_cli.evaluation.leave_return.trips import CONDITIONS
+from llrag_cli.evaluation.places import full_prompt
 
 SCENES = 6  # the first ones of the pool, whatever they show, with their first seed
 CELL, GAP, MARGIN, LABEL = 128, 12, 28, 236  # pixels
