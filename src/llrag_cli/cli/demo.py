@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from llrag_cli.config import RunConfig
     from llrag_cli.evaluation.demo_page import Demo
     from llrag_cli.runs.folder import RunFolder
+    from llrag_cli.runs.maker import Existing
+    from llrag_cli.scenes.schema import Scene
     from llrag_cli.scenes.timeline import Timeline
 
 FILES = ("native", "memory", "demo.html", "demo.png")
@@ -53,8 +56,7 @@ def demo(
     config = configuration(name, memory=strategy, settings=changes)
     timeline = plan_timeline(full, config)
     require_retrieval(config.memory, timeline)
-    native = with_settings(config, memory="none")
-    plans = [(native_scene(full), native), (full, config)]
+    plans = [(native_scene(full), with_settings(config, memory="none")), (full, config)]
     seed = full.seed or 0 if seed is None else seed
     title = full.title or ("Demo" if scene is None else scene.stem)
     root = out or unused_folder(Path("runs"), "demo" if scene is None else f"{slug(title)}-demo")
@@ -65,9 +67,41 @@ def demo(
         for folder, (part, each) in zip(folders, plans, strict=True):
             _require_same(folder, plan_timeline(part, each), each, seed)
 
+    missing = [pair for pair in zip(folders, plans, strict=True) if force or not _is_finished(pair[0], timeline)]
+    if missing:
+        _generate(missing, config, timeline, seed=seed, root=root, force=force)
+    with console.working("page"):
+        from llrag_cli.evaluation.demo_page import read_demo, write_demo
+
+        shown = read_demo(root, *folders, title=title)
+        write_demo(shown)
+    if as_json:
+        console.result_json(content_of(shown))
+        return
+    console.note(shown.sentence)
+    console.result(str(shown.picture))
+    console.result(str(shown.page))
+
+
+def _is_finished(folder: RunFolder, timeline: Timeline) -> bool:
+    return folder.record.exists() and folder.is_finished(folder.read_record(), seconds=timeline.seconds)
+
+
+def _generate(
+    runs: Sequence[tuple[RunFolder, tuple[Scene, RunConfig]]],
+    config: RunConfig,
+    timeline: Timeline,
+    *,
+    seed: int,
+    root: Path,
+    force: bool,
+) -> None:
+    """Generate runs with the same weights; what ``config`` retrieves decides how much memory is planned for."""
+    from llrag_cli.cli import console
+    from llrag_cli.presets import with_settings
+
     with console.working("loading"):
         from llrag_cli.engine.pipeline import Pipeline, memory_plan
-        from llrag_cli.evaluation.demo_page import read_demo, write_demo
         from llrag_cli.runs.maker import make_video
 
         budget = memory_plan(
@@ -81,28 +115,20 @@ def demo(
         )
         budget.require()
         pipeline = Pipeline.load(budget.config, prompts=timeline.prompts)
-    console.warn_of_unknown_words(
-        dict.fromkeys(word for line in timeline.prompts for word in pipeline.text.unknown_words(line))
-    )
-    pipelines = (pipeline.with_memory(with_settings(budget.config, memory="none")), pipeline)
-    for number, (folder, (part, _), each) in enumerate(zip(folders, plans, pipelines, strict=True), start=1):
+    words = [word for line in timeline.prompts for word in pipeline.text.unknown_words(line)]
+    console.warn_of_unknown_words(dict.fromkeys(words))
+    for number, (folder, (scene, each)) in enumerate(runs, start=1):
+        planned = budget.config if each == config else with_settings(budget.config, memory=each.memory.strategy)
         with console.generation(
-            f"{each.config.label} {number}/2",
+            f"{planned.label} {number}/{len(runs)}",
             blocks=timeline.blocks,
             frame_rate=timeline.fps,
             folder=folder.path,
             resume_with=f"the same command with `--out {root}`",
         ) as update:
-            make_video(each, part, folder, seed=seed, existing="replace" if force else "resume", on_progress=update)
-    with console.working("page"):
-        shown = read_demo(root, *folders, title=title)
-        write_demo(shown)
-    if as_json:
-        console.result_json(content_of(shown))
-        return
-    console.note(shown.sentence)
-    console.result(str(shown.picture))
-    console.result(str(shown.page))
+            existing: Existing = "replace" if force else "resume"
+            one = pipeline.with_memory(planned)
+            make_video(one, scene, folder, seed=seed, existing=existing, on_progress=update)
 
 
 def _require_own(root: Path) -> None:

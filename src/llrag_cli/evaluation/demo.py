@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 
 from llrag_cli.evaluation.inspect import retrieved_by_shot
@@ -66,13 +68,30 @@ def find_return(timeline: Timeline, blocks: Sequence[BlockMemory]) -> Return | N
 
 def measure(video: Path, timeline: Timeline, found: Return) -> Sight:
     """What the shot of a return shows of its place, both as this video has them."""
+    with _one_thread():
+        return sight(*_looks(video, timeline, found))
+
+
+def _looks(video: Path, timeline: Timeline, found: Return) -> list[list[Look]]:
+    """The content of each frame of the place and of the shot."""
     extents = [timeline.extent(shot).video_frames for shot in (found.place, found.shot)]
     looks: list[list[Look]] = [[], []]
     for number, frame in enumerate(read_frames(video)):
         for span, seen in zip(extents, looks, strict=True):
             if number in span:
                 seen.append(look(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]))
-    return sight(*looks)
+    return looks
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Looking is many small operations, for which threads that wait for each other take long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sight(place: Sequence[Look], shown: Sequence[Look]) -> Sight:
@@ -126,16 +145,20 @@ def compared(native: Sight, memory: Sight) -> str:
 
 
 def _numbers(native: Sight, memory: Sight) -> str:
-    wall = f"{native.wall_color} wall" if native.wall_color == memory.wall_color else "wall"
-    text = f"its {wall} is seen in {percent(memory.wall)} of the frames with memory, in {percent(native.wall)} without"
-    if native.color is None or memory.color is None:
-        return text
-    known = native.object_colors if {*native.object_colors} == {*memory.object_colors} else ()
-    if known:
-        colors = f"the {' and '.join(filter(None, [', '.join(known[:-1]), known[-1]]))} of its objects"
-    else:
-        colors = "the colours of its objects"
-    return f"{text}; {colors} in {percent(memory.color)} and {percent(native.color)}"
+    """What is seen with memory, and without: of the wall, and of the objects if both videos have some."""
+    what = [f"its {native.wall_color} wall" if native.wall_color == memory.wall_color else "its wall"]
+    shares = [(memory.wall, native.wall)]
+    if memory.color is not None and native.color is not None:
+        same = {*native.object_colors} == {*memory.object_colors}
+        what.append(f"the {_listed(native.object_colors) if same else 'colours'} of its objects")
+        shares.append((memory.color, native.color))
+    seen = [f"{what[0]} is seen in {percent(memory.wall)} of the frames"]
+    seen += [f"{name} in {percent(share)}" for name, (share, _) in zip(what[1:], shares[1:], strict=True)]
+    return f"with memory {' and '.join(seen)}, without memory in {' and '.join(percent(share) for _, share in shares)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def percent(share: float | None) -> str:

@@ -78,7 +78,7 @@ def write_demo(demo: Demo) -> None:
 
 def still(demo: Demo) -> bytes:
     """A PNG: without memory above, with it below; of each shot the middle frame, the first and the last."""
-    about = ("the plain window", f"retrieves past frames (`{demo.records[1].config.memory.strategy}`)")
+    about = ("recent frames only", "recent and retrieved frames")
     rows = [
         SheetRow(
             label=label,
@@ -89,7 +89,7 @@ def still(demo: Demo) -> bytes:
             ("without memory", "with memory"), (demo.native, demo.memory), demo.records, about, strict=True
         )
     ]
-    return contact_sheet(rows, sheet_columns(demo.timeline), title=demo.title)
+    return contact_sheet(rows, sheet_columns(demo.timeline), title=f"{demo.title}: one seed, without and with memory")
 
 
 def demo_page(demo: Demo, *, limit: int = EMBEDDED_BYTES) -> str:
@@ -109,7 +109,7 @@ def demo_page(demo: Demo, *, limit: int = EMBEDDED_BYTES) -> str:
         title=demo.title,
         sentence=demo.sentence,
         look=None if demo.found is None else timeline.extent(demo.found.shot).start_seconds,
-        strategy=config.memory.strategy,
+        places=max(len(block.retrieved) for block in demo.blocks),
         aspect=f"{config.width} / {config.height}",
         height=config.height / config.width,
         pixelated=max(config.width, config.height) <= PIXEL_ART,

@@ -37,25 +37,26 @@ function showShot(number) {
   const shot = data.shots[number];
   document.querySelectorAll("#shots button").forEach((button, other) => button.setAttribute("aria-current", other === number));
   const detail = make("span", `${shot.kind === "start" ? "begins the scene" : `begins with a ${shot.kind}`} · may retrieve from ${shot.remembers}`, "dim");
-  $("now").replaceChildren(make("b", shot.name), ` “${shot.prompt}”`, detail);
+  $("now").replaceChildren(make("b", shot.name), `“${shot.prompt}”`, detail);
 }
 
 function showBlock(number) {
   const retrieved = data.blocks[number].retrieved;
   const figures = pictures(retrieved, data.thumbnails, each => ({
     alt: `${each.source} at ${each.seconds.toFixed(1)} s`,
-    caption: `${each.seconds.toFixed(1)} s · cosine ${each.cosine.toFixed(2)}`,
+    caption: `${each.seconds.toFixed(1)} s · ${each.cosine.toFixed(2)}`,
   }));
   figures.forEach((figure, index) => {
     figure.style.setProperty("--shot", retrieved[index].color);
     figure.querySelector("figcaption").prepend(make("b", retrieved[index].source));
   });
-  $("retrieved").replaceChildren(...(figures.length ? figures : [make("p", "Nothing: there are no frames outside the window that this shot may remember.")]));
+  $("retrieved").replaceChildren(...(figures.length ? figures : [make("p", "No frames were retrieved for this block.")]));
 }
 
+// Stopped, both show the same frame.
 function play() {
   toggle(videos);
-  show();
+  if (videos[0].paused) go(Math.floor(videos[0].currentTime / frame) * frame);
 }
 
 $("play").addEventListener("click", play);
