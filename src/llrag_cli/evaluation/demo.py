@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llrag_cli.evaluation.inspect import retrieved_by_shot
-from llrag_cli.evaluation.leave_return.judge import Look, look, shares_of
+from llrag_cli.evaluation.leave_return.judge import Look, looked_at, shares_of
 from llrag_cli.runs.folder import BlockMemory
 from llrag_cli.runs.video import read_frames
 from llrag_cli.scenes.timeline import ShotSpan, Timeline
@@ -79,7 +79,7 @@ def _looks(video: Path, timeline: Timeline, found: Return) -> list[list[Look]]:
     for number, frame in enumerate(read_frames(video)):
         for span, seen in zip(extents, looks, strict=True):
             if number in span:
-                seen.append(look(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]))
+                seen += looked_at(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area"))
     return looks
 
 

@@ -49,11 +49,10 @@ def shares_of(scene: Scene, seen: Sequence[Look]) -> Shares:
 
 def looked_at(frames: Tensor) -> list[Look]:
     """The content of the judged frames of a shot [T, 3, 64, 64] in [0, 1]."""
-    return [look(frame) for frame in frames[::STRIDE]]
+    return [_look(frame) for frame in frames[::STRIDE]]
 
 
-def look(frame: Tensor) -> Look:
-    """The content of a frame [3, 64, 64] in [0, 1]."""
+def _look(frame: Tensor) -> Look:
     wall = wall_by_vote(frame)
     return Look(wall, tuple(objects(frame, wall=wall)))
 
