@@ -11,6 +11,7 @@ COMMANDS = (
     "",
     "generate",
     "extend",
+    "demo",
     "storyboard",
     "export",
     "scene",

@@ -64,6 +64,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "dtype": (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`"),
     "device": (("generate", "x", "--device", "warp"), "unknown device `warp`"),
     "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
+    "scene of demo": (("demo", "--scene", "no.yaml"), "`no.yaml`"),
+    "setting of demo": (("demo", "--set", "memory.retreived=3"), "unknown setting `memory.retreived`"),
+    "demo without retrieval": (("demo", "--set", "memory.retrieved=0"), "there is nothing to compare"),
+    "folder of demo": (("demo", "--out", "notes"), "`notes` exists and is not empty"),
+    "run folder for demo": (("demo", "--out", "used"), "`used` exists and is not empty"),
+    "unwritable folder of demo": (("demo", "--out", "file/demo"), "cannot be written: not a directory"),
     "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
 }
 

@@ -121,11 +121,16 @@ def _stopped(resume_with: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def generation(description: str, *, blocks: int, frame_rate: int, folder: Path) -> Iterator[Any]:
-    """A live line on stderr while a video is generated; yields the function to call with each ``Progress``."""
+def generation(
+    description: str, *, blocks: int, frame_rate: int, folder: Path, resume_with: str | None = None
+) -> Iterator[Any]:
+    """A live line on stderr while a video is generated; yields the function to call with each ``Progress``.
+
+    ``resume_with`` names the command that continues after Ctrl-C, if it is not the one that resumes the run.
+    """
     numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=8), numbers)
-    resume_with = f"`llrag generate --resume {folder}`"
+    resume_with = resume_with or f"`llrag generate --resume {folder}`"
     with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 
