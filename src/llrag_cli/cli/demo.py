@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llrag_cli.cli.options import Json, Set, configuration
+from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.errors import FolderNotEmptyError, RunDiffersError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def demo(
     seed = full.seed or 0 if seed is None else seed
     title = full.title or ("Demo" if scene is None else scene.stem)
     root = out or unused_folder(Path("runs"), "demo" if scene is None else f"{slug(title)}-demo")
+    require_understood(config, timeline.prompts)
     folders = (RunFolder(root / "native"), RunFolder(root / "memory"))
     folders[0].require_writable()
     if not force:
@@ -115,8 +117,7 @@ def _generate(
         )
         budget.require()
         pipeline = Pipeline.load(budget.config, prompts=timeline.prompts)
-    words = [word for line in timeline.prompts for word in pipeline.text.unknown_words(line)]
-    console.warn_of_unknown_words(dict.fromkeys(words))
+    show_readings(config, timeline.prompts)
     for number, (folder, (scene, each)) in enumerate(runs, start=1):
         planned = budget.config if each == config else with_settings(budget.config, memory=each.memory.strategy)
         with console.generation(
