@@ -106,7 +106,7 @@ def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> 
 
 
 def test_valid_sizes_are_named(outcomes: dict[str, Outcome]) -> None:
-    assert "multiples of 16 pixels, for example 64x64" in outcomes["size"].stderr
+    assert "multiples of 32 pixels, for example 128x128" in outcomes["size"].stderr
 
 
 @pytest.mark.parametrize(
