@@ -25,10 +25,10 @@ from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
 from llrag_cli.runs.progress import OnProgress, Progress
+from llrag_cli.files.records import first_problem
 from llrag_cli.runs.record import (
     RunRecord,
     differing,
-    first_problem,
     require_length,
     require_same,
 )

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 from transformers.utils import logging
@@ -171,9 +170,9 @@ def read_mapping(path: Path) -> MappingTable:
     if not path.exists():
         raise MissingMetricModelError(path)
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = parse_yaml(read_text(path, kind="mapping table"), name=path.name, text_keys=False).content
         pairs = sorted((float(score), float(mapped)) for score, mapped in table.items())
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError):
+    except (UsageError, AttributeError, TypeError, ValueError, OverflowError):
         pairs = []
     if not pairs or pairs[0][0] != 0 or pairs[-1][0] != 1:
         raise InvalidMetricModelError(f"`{path}` is not a mapping table")
