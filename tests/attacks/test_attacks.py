@@ -11,7 +11,7 @@ from attacks.harness import Attack, Outcome, run_attacks
 from attacks.makers import RUNS
 from conftest import call_llrag
 
-CHOSEN = [attack for attack in ATTACKS if attack.name.startswith(os.environ.get("ATTACKS", ""))]
+CHOSEN = [attack for attack in ATTACKS if attack.name.startswith(tuple(os.environ.get("ATTACKS", "").split("|")))]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     assert done.returncode == 0, done.stderr
     for lock in RUNS.folder.glob("run.*k"):
         lock.unlink()
+    assert call_llrag(RUNS.folder.parent, "inspect", "run", "--out", "shown").returncode == 0  # undamaged, it is read
     return run_attacks(tmp_path_factory.mktemp("attacks"), CHOSEN)
 
 

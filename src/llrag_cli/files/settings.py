@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails
 
 from llrag_cli.errors import UsageError, closest
@@ -17,23 +17,40 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """Base of all configuration: immutable, finite; unknown keys are errors, and so is `yes` as a number."""
+    """Base of all configuration: immutable and finite, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_flag_as_number(cls, content: Any) -> Any:
-        """Pydantic takes `true` for 1, and 1.0 for `true`."""
-        wrong = [
-            InitErrorDetails(type=kind, loc=(name,), input=content[name])
-            for name, field in cls.model_fields.items()
-            if isinstance(content, dict) and name in content
-            if (kind := _mistaken(content[name], _kinds(field.annotation))) is not None
-        ]
-        if wrong:
-            raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return content
+
+def require_kinds(model: type[BaseModel], content: Any) -> None:
+    """Raise pydantic's ValidationError for a flag that is given as a number, or a number as a flag.
+
+    Pydantic takes `true` for 1, and 1.0 for `true`. This is no validator of the models, because then they could not be
+    validated strictly as JSON.
+    """
+    if wrong := list(_mistakes(model, content, ())):
+        raise ValidationError.from_exception_data(model.__name__, wrong)
+
+
+def _mistakes(model: type[BaseModel], content: Any, location: tuple[str | int, ...]) -> Iterator[InitErrorDetails]:
+    if not isinstance(content, dict):
+        return
+    for name, field in model.model_fields.items():
+        value = content.get(name)
+        if (kind := _mistaken(value, _kinds(field.annotation))) is not None:
+            yield InitErrorDetails(type=kind, loc=(*location, name), input=value)
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for each in _models(field.annotation):
+            yield from _mistakes(each, value, (*location, name))
+            for key, item in inner:
+                yield from _mistakes(each, item, (*location, name, key))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _mistaken(value: Any, kinds: set[Any]) -> str | None:
@@ -112,6 +129,7 @@ def validate(
     """
     tagged = tagged or {}
     try:
+        require_kinds(model, content)
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from typing_extensions import Self
 
 from llrag_cli.cache.tiers import Tier
-from llrag_cli.files.settings import Config
+from llrag_cli.files.settings import Config, require_kinds
 from llrag_cli.memory.candidates import Candidates, cosine_similarities, top
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def parse_memory(content: Any) -> MemoryConfig:
     """A memory configuration from raw content, discriminated by ``strategy``; raises pydantic's ValidationError."""
     if isinstance(content, MemoryConfig):
         return content
+    if isinstance(content, dict) and isinstance(name := content.get("strategy"), str) and name in STRATEGIES:
+        require_kinds(STRATEGIES[name], content)
     union: Any = Annotated[Union[tuple(STRATEGIES.values())], Field(discriminator="strategy")]  # noqa: UP007
     return TypeAdapter[MemoryConfig](union).validate_python(content)
 

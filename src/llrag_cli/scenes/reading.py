@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.guarded import UnreadableError, json_values
 from llrag_cli.files.yaml_lines import Document, parse_yaml, read_text
+from llrag_cli.files.settings import require_kinds
 from llrag_cli.scenes import foreign
 from llrag_cli.scenes.schema import Location, Reference, Scene, Shot
 
@@ -159,6 +160,7 @@ def _exists(path: Path, *, folders: bool) -> bool:
 
 def _validated(model: type[Model], content: dict[str, Any], document: Document, where: str) -> Model:
     try:
+        require_kinds(model, content)
         return model.model_validate(content)
     except ValidationError as error:
         errors = error.errors(include_url=False)
