@@ -11,6 +11,7 @@ import torch
 from attacks.harness import Attack
 from attacks.makers import (
     RUNS,
+    Make,
     blank_png,
     encoder,
     many_texts,
@@ -30,6 +31,13 @@ COLLECT = ("collect", "p.txt", "--out", "c", "--seconds", "1")
 BIG = 2**62
 LOCKS = r"run/run\.(lock|owner)|run"
 CREATED = r"(c|out)(/(run\.)?lock)?"
+
+
+class _Huge:
+    """Unpickled, it asks for 100 GB."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytearray, (10**11,)
 
 
 def _encoders() -> list[Attack]:
@@ -118,7 +126,8 @@ def _encoders() -> list[Attack]:
             "",
             pickled("e.pt", {"model": {"a": torch.ones(1).expand(100_000, 100_000)}, "config": {}}),
         ),
-        torch_file("torch, code", "cannot be read", pickled("e.pt", {"model": os.path, "config": {}}) if False else pickled("e.pt", {"model": Path, "config": {}})),
+        torch_file("torch, code", "cannot be read", pickled("e.pt", {"model": Path, "config": {}})),
+        torch_file("torch, an array of 10^11 bytes", "", pickled("e.pt", {"model": _Huge(), "config": {}})),
         torch_file(
             "torch, compressed",
             "compressed",
@@ -439,9 +448,7 @@ def _arguments() -> list[Attack]:
                 ("bench", "--count", "1", "--out", "x" * 300),
                 ("bench", "score", "x" * 300),
                 ("bench", "leave-and-return", "--out", "x" * 300),
-                ("train-encoder", "--latents", "l", "--out", "x" * 300 + ".safetensors"),
                 ("train-encoder", "--out", "e.safetensors", "--latents", "x" * 300),
-                ("collect", "p.txt", "--out", "x" * 300),
                 ("download", "weights", "--dry-run", "--to", "x" * 300),
                 ("verify", "x" * 300),
                 ("evaluate-encoder", "--latents", "x" * 300),
@@ -452,18 +459,17 @@ def _arguments() -> list[Attack]:
         Attack("seeds: 10^9", "", ("bench", "--seeds", "1000000000", "--dry-run", "--out", "b")),
         Attack("seeds: 10^9 of a study", "", ("bench", "leave-and-return", "--seeds", "1000000000", "--out", "b")),
         Attack("count: 10^9", "", ("bench", "--count", "1000000000", "--dry-run", "--out", "b")),
-        Attack("takes: 10^9", "", (*GENERATE, "--takes", "1000000000")),
         Attack("seed: 10^30", "", (*GENERATE, "--seed", "1" + "0" * 30)),
         Attack("seed: negative of 10^30", "", (*GENERATE, "--seed", "-1" + "0" * 30)),
-        Attack("batch: 10^12", "", (*COLLECT, "--batch", "1000000000000"), text("p.txt", "a\n")) if False else Attack("batch: 0", "batch", (*COLLECT, "--batch", "0"), text("p.txt", "a\n")),
+        Attack("batch: 0", "batch", (*COLLECT, "--batch", "0"), text("p.txt", "a\n")),
         Attack("seconds: infinity", "", ("generate", "a", "--seconds", "inf", "--out", "out")),
         Attack("seconds: NaN", "", ("generate", "a", "--seconds", "nan", "--out", "out")),
         Attack("seconds: 1e7", "", ("generate", "a", "--seconds", "1e7", "--out", "out")),
         Attack("horizon: 1e300", "", ("bench", "--horizon", "1e300", "--dry-run", "--out", "b")),
-        Attack("ratio: NaN", "ratio", (*COLLECT, "--ratio", "nan"), text("p.txt", "a\n")),
+        Attack("ratio: NaN", "fraction", (*COLLECT, "--ratio", "nan"), text("p.txt", "a\n")),
         Attack("memory budget: infinity", "", (*GENERATE, "--memory-budget", "infGB")),
         Attack("memory budget: 400 digits", "", (*GENERATE, "--memory-budget", "9" * 400 + "GB")),
-        Attack("engine: 10^9 processes", "", ("generate", "--prompts", "p.txt", "--out", "o", "--engine", "local:1000000000"), text("p.txt", "a\n")) if False else Attack("engine: 0 processes", "", ("generate", "--prompts", "p.txt", "--out", "o", "--engine", "local:0"), text("p.txt", "a\n")),
+        Attack("engine: 0 processes", "", ("generate", "--prompts", "p.txt", "--out", "o", "--engine", "local:0"), text("p.txt", "a\n")),
         Attack("size: 10^9", "", (*GENERATE, "--size", "1000000000x1000000000")),
         Attack("size: 5000 digits", "", (*GENERATE, "--size", "9" * 5000 + "x16")),
         Attack("seconds: 5000 digits", "", ("generate", "a", "--seconds", "9" * 5000, "--out", "out")),
@@ -472,6 +478,150 @@ def _arguments() -> list[Attack]:
         Attack("score: noise", "", ("bench", "score", "v.mp4"), text("v.mp4", bytes(range(256)))),
         Attack("score: an empty file", "", ("bench", "score", "v.mp4"), text("v.mp4", b"")),
     ]
+
+
+def _checkpoints() -> list[Attack]:
+    def checkpoint(name: str, says: str, header: dict[str, object], data: bytes = b"", **files: str) -> Attack:
+        def make(folder: Path) -> None:
+            (folder / "weights").mkdir()
+            (folder / "weights/self_forcing.safetensors").write_bytes(safetensors(header, data))
+            base = folder / "weights/Wan2.1-T2V-1.3B-Diffusers"
+            whole = {"text_encoder__config_json": "{}", "tokenizer__tokenizer_json": "{}", "vae__config_json": "{}"}
+            for file, content in {**whole, **files}.items():
+                path = base / file.replace("__", "/").replace("_json", ".json")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content)
+            for part in ("text_encoder/model", "vae/diffusion_pytorch_model"):
+                if not (base / f"{part}.safetensors.index.json").exists():
+                    (base / f"{part}.safetensors").write_bytes(safetensors({}))
+
+        return Attack(f"checkpoint: {name}", says, (*GENERATE, "--backbone", "self-forcing", "--no-rag"), make)
+
+    needed = {
+        "patch_embedding.weight": [8, 4, 1, 2, 2],
+        "head.head.weight": [16, 8],
+        "text_embedding.0.weight": [8, 8],
+        "time_embedding.0.weight": [8, 8],
+        "blocks.0.ffn.0.weight": [8, 8],
+    }
+
+    def model(**shapes: list[int]) -> dict[str, object]:
+        header, start = {}, 0
+        for name, shape in {**needed, **{name.replace("__", "."): shape for name, shape in shapes.items()}}.items():
+            size = 4
+            for side in shape:
+                size *= side
+            header[name] = tensor(start, start + size, shape)
+            start += size
+        return header
+
+    def whole(name: str, says: str, shapes: dict[str, list[int]], **files: str) -> Attack:
+        header = model(**shapes)
+        size = max(entry["data_offsets"][1] for entry in header.values())  # type: ignore[index]
+        return checkpoint(name, says, header, b"\0" * size, **files)
+
+    return [
+        checkpoint("nothing", "lacks", {}),
+        checkpoint("cut off", "beyond the end", model()),
+        whole("10^9 layers", "layers", {"blocks__1000000000__x": [1]}),
+        whole("999999 layers", "layers", {"blocks__999999__x": [1]}),
+        whole("a layer of text", "layers", {"blocks__x__y": [1]}),
+        whole("a flat patch", "patch_embedding", {"patch_embedding__weight": [8]}),
+        whole("an empty patch", "patch_embedding", {"patch_embedding__weight": [0, 0, 1, 2, 2]}),
+        whole("a head of one axis", "head", {"head__head__weight": [8]}),
+        whole("heads of text", "num_attention_heads", {}, transformer__config_json='{"num_attention_heads": "12"}'),
+        whole("heads of 10^9", "num_attention_heads", {}, transformer__config_json='{"num_attention_heads": 1000000000}'),
+        whole("a configuration of a list", "JSON", {}, transformer__config_json="[]"),
+        whole("a configuration nested deep", "nested", {}, transformer__config_json=nested(100_000)),
+        whole(
+            "shards outside of their folder",
+            "shard",
+            {},
+            text_encoder__x="",
+            tokenizer__x="",
+            vae__x="",
+            **{"text_encoder__model.safetensors.index_json": '{"weight_map": {"a": "../../../../etc/passwd"}}'},
+        ),
+        whole(
+            "shards of a list",
+            "shard",
+            {},
+            text_encoder__x="",
+            tokenizer__x="",
+            vae__x="",
+            **{"text_encoder__model.safetensors.index_json": '{"weight_map": ["a"]}'},
+        ),
+    ]
+
+
+def _others() -> list[Attack]:
+    def golden(name: str, content: str) -> Attack:
+        def make(folder: Path) -> None:
+            (folder / "g").mkdir()
+            (folder / "g/case.json").write_text(content)
+
+        return Attack(f"golden: {name}", "", ("verify", "g"), make)
+
+    def training(name: str, make_state: object, metrics: str = "") -> Attack:
+        def make(folder: Path) -> None:
+            (folder / "l").mkdir()
+            (folder / "e.training").mkdir()
+            data = safetensors({"latents": tensor(0, 9 * 2048, [9, 8, 8, 8])}, b"\0" * (9 * 2048))
+            for number in range(2):
+                (folder / f"l/latent_{number:06d}.safetensors").write_bytes(data)
+            make_state(folder / "e.training")  # type: ignore[operator]
+            (folder / "e.training/metrics.jsonl").write_text(metrics)
+
+        command = ("train-encoder", "--latents", "l", "--out", "e.safetensors", "--epochs", "1", "--resume")
+        return Attack(f"training: {name}", "", command, make, writes=r"e\.training.*")
+
+    state = {"model": {}, "optimizer": {}, "epoch": 1, "settings": []}
+    return [
+        golden("a list", "[]"),
+        golden("nested deep", nested(100_000)),
+        golden("tensors of a list", '{"tensors": ["noise"], "config": 1}'),
+        golden("a number of tensors", '{"num_tensors": "x"}'),
+        golden("a kind of a list", '{"kind": []}'),
+        golden("an empty generation", '{"config": {}, "tensors": {"latents": 1}}'),
+        golden("a checksum", '{"checksum": 1, "files": 1}'),
+        training("noise", text("last.pt", b"PK\x03\x04")),
+        training("a list", pickled("last.pt", [1])),
+        training("settings of a list", pickled("last.pt", state)),
+        Attack("scene: a text with infinite seconds", "", ("generate", "--scene", "s.txt", "--out", "o"), text("s.txt", "a fox[1e400s] | a lake[8s#]")),
+        Attack("scene: a text with long seconds", "", ("generate", "--scene", "s.txt", "--out", "o"), text("s.txt", f"a fox[{'9' * 5000}s]")),
+        Attack("scene: JSON of numbers", "", ("generate", "--scene", "s.json", "--out", "o"), text("s.json", "7")),
+        Attack("scene: prompts of numbers", "", ("generate", "--scene", "s.jsonl", "--out", "o"), text("s.jsonl", '{"prompts": [1, 2]}')),
+        Attack("scene: a story of numbers", "", ("generate", "--scene", "s.json", "--out", "o"), text("s.json", '{"scenes": [1]}')),
+        Attack("scene: 100000 shots", "", ("generate", "--scene", "s.yaml", "--out", "o"), text("s.yaml", "shots:\n" + "- {prompt: a, seconds: 1}\n" * 20_000)),
+        Attack("scene: yes as seconds", "", ("generate", "--scene", "s.yaml", "--out", "o"), text("s.yaml", "shots:\n- {prompt: a, seconds: yes}\n")),
+        Attack("scene: a shot of 10^6 characters", "", (*GENERATE, "--then", "8s: " + "a" * 100_000)),
+        Attack("scene: a shot of 5000 digits", "", (*GENERATE, "--then", "9" * 5000 + "s: a")),
+        Attack("scene: a reference that is no text", "", (*GENERATE, "--reference", "a")),
+        Attack("scene: a picture that is a video", "", (*GENERATE, "--reference", "a=p.png"), _tiny_video_named("p.png")),
+        Attack("reference: a run with a header of noise", "", (*GENERATE, "--reference", "a=run"), RUNS.copied(text("latents.safetensors", bytes(range(256)) * 99))),
+        Attack("reference: a run with integers", "", (*GENERATE, "--reference", "a=run"), RUNS.copied(text("latents.safetensors", safetensors({"latents": tensor(0, 5 * 4096, [5, 8, 8, 8], "I64")}, b"\0" * 5 * 4096))), writes="out.*"),
+        Attack("reference: a run with NaN", "", (*GENERATE, "--reference", "a=run"), RUNS.copied(text("latents.safetensors", safetensors({"latents": tensor(0, 5 * 2048, [5, 8, 8, 8])}, b"\xff" * 5 * 2048))), writes="out.*"),
+        Attack("reference: a run with one axis", "", (*GENERATE, "--reference", "a=run"), RUNS.copied(text("latents.safetensors", safetensors({"latents": tensor(0, 4, [1])}, b"\0" * 4)))),
+        Attack("export: a manifest of noise", "not empty", ("export", "run", "--out", "o"), _manifest),
+        Attack("storyboard: noise", "", ("storyboard", "s.yaml"), text("s.yaml", bytes(range(256)))),
+        Attack("training preset: layers of 100000", "", ("train-encoder", "--latents", "l", "--out", "e.safetensors", "--set", "hidden_dims=[100000]")),
+        Attack("evaluate: 10^9 videos", "", ("evaluate-encoder", "--videos", "1000000000")),
+        Attack("encoder evaluated: empty", "", ("evaluate-encoder", "e.safetensors", "--videos", "1", "--seconds", "10"), text("e.safetensors", b"")),
+    ]
+
+
+def _manifest(folder: Path) -> None:
+    RUNS.copied()(folder)
+    (folder / "o").mkdir()
+    (folder / "o/export.json").write_text('{"files": ["../run/run.json", 7]}')
+
+
+def _tiny_video_named(name: str) -> Make:
+    def make(folder: Path) -> None:
+        _tiny_video(folder)
+        (folder / "v.mp4").rename(folder / name)
+
+    return make
 
 
 def _tiny_video(folder: Path) -> None:
@@ -483,5 +633,6 @@ def _tiny_video(folder: Path) -> None:
 
 
 ATTACKS = [
-    *_encoders(), *_records(), *_logs(), *_other_records(), *_settings(), *_presets(), *_pictures(), *_arguments()
+    *_encoders(), *_records(), *_logs(), *_other_records(), *_settings(), *_presets(), *_pictures(), *_arguments(),
+    *_checkpoints(), *_others(),
 ]  # fmt: skip

@@ -34,6 +34,7 @@ for name, (folder, arguments) in json.load(sys.stdin).items():
         for number, stream in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}.{stream}", os.O_WRONLY | os.O_CREAT, 0o600), number)
         os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] = folder + "/cache"
+        os.environ["LLRAG_WEIGHTS"] = folder + "/weights"
         sys.argv, code = ["llrag", *arguments], 0
         try:
             main()

@@ -107,11 +107,16 @@ def read_latents(path: Path) -> LatentVideo:
     return LatentVideo(path, latents, about)
 
 
+def _plausible(latents: Tensor) -> bool:
+    """Whether there is a frame, and its sizes are those that an encoder can be trained on."""
+    return latents.numel() > 0 and max(latents.shape[-3:]) <= 4096
+
+
 def _tensor(content: Any, path: Path) -> Tensor:
     if isinstance(content, Mapping):
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
         content = tensors[0] if len(tensors) == 1 else content.get("latents")
-    if not isinstance(content, Tensor) or content.ndim not in (4, 5) or (content.ndim == 5 and len(content) != 1) or not content.numel():
+    if not isinstance(content, Tensor) or content.ndim not in (4, 5) or (content.ndim == 5 and len(content) != 1) or not _plausible(content):
         raise LlragError(
             f"`{path}` does not contain the latents of a video", hint="expected a tensor [frames, C, H, W]"
         )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llrag_cli.errors import UsageError, closest
-from llrag_cli.files.guarded import UnreadableError, json_values
+from llrag_cli.files.guarded import UnreadableError, json_values, shortened
 from llrag_cli.files.yaml_lines import Document, parse_yaml, read_text
 from llrag_cli.files.settings import require_kinds
 from llrag_cli.scenes import foreign
@@ -96,13 +96,13 @@ def parse_then(text: str) -> Shot:
     """A shot in the short form: ``8s: it stops and looks up``, or ``cut 6s: a frozen lake``."""
     match = THEN.fullmatch(text)
     if match is None:
-        raise UsageError(f"`{text}` is not `SECONDS: PROMPT`", hint=THEN_HINT)
+        raise UsageError(f"`{shortened(text)}` is not `SECONDS: PROMPT`", hint=THEN_HINT)
     try:
         seconds = float(match["seconds"])
     except ValueError:
-        raise UsageError(f"`{match['seconds']}` is not a number of seconds", hint=THEN_HINT) from None
+        raise UsageError(f"`{shortened(match['seconds'])}` is not a number of seconds", hint=THEN_HINT) from None
     shot = {"prompt": match["prompt"], "seconds": seconds, "cut": match["cut"] is not None}
-    return _validated(Shot, shot, Document(None), f"`{text}`")
+    return _validated(Shot, shot, Document(None), f"`{shortened(text)}`")
 
 
 def scene_from_prompts(prompt: str, seconds: float, then: Iterable[str] = ()) -> Scene:
