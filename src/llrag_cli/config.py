@@ -186,7 +186,9 @@ class ModelShape(Config):
         default=(1, 2, 2), description="latent frames, rows and columns that make a token"
     )
     text_dim: int = Field(default=4096, gt=0, le=2**20, description="channels of the text encoder")
-    freq_dim: int = Field(default=256, gt=0, le=2**16, multiple_of=2, description="channels of the timestep's sinusoids")
+    freq_dim: int = Field(
+        default=256, gt=0, le=2**16, multiple_of=2, description="channels of the timestep's sinusoids"
+    )
     vae_base_dim: int = Field(default=96, gt=0, le=4096, description="channels of the VAE at full resolution")
 
     @model_validator(mode="before")

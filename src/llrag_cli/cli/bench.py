@@ -164,7 +164,8 @@ def _grid(
         )
     if seeds > SEED_STRIDE:
         raise UsageError(
-            f"{seeds} seeds of a prompt are too many", hint=f"`--seeds` is at most {SEED_STRIDE}, the distance of prompts"
+            f"{seeds} seeds of a prompt are too many",
+            hint=f"`--seeds` is at most {SEED_STRIDE}, the distance of prompts",
         )
     if count is not None and count > MOST_PROMPTS:
         raise UsageError(f"{count} prompts are too many", hint=f"`--count` is at most {MOST_PROMPTS}")

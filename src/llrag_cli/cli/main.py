@@ -107,7 +107,9 @@ def _require_text(arguments: Sequence[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:
             shown = shortened(argument.encode(errors="backslashreplace").decode())
-            raise UsageError(f"the argument `{shown}` is not UTF-8 text", hint="check the terminal's encoding") from None
+            raise UsageError(
+                f"the argument `{shown}` is not UTF-8 text", hint="check the terminal's encoding"
+            ) from None
 
 
 def _unexpected(error: Exception) -> tuple[str, str]:

@@ -37,7 +37,9 @@ class Sources:
         latents: Tensor = content["latents"]
         require_floating({"latents": latents}, source=str(reference.path / LATENTS))
         if latents.ndim != 4:
-            raise UsageError(f"the run `{reference.path}` has latents of {latents.ndim} axes", hint="use a finished run")
+            raise UsageError(
+                f"the run `{reference.path}` has latents of {latents.ndim} axes", hint="use a finished run"
+            )
         if not latents.isfinite().all():
             raise UsageError(f"the run `{reference.path}` has latents that are not finite", hint="use another run")
         if len(latents) < reference.latent_frames or latents.shape[1] != self._channels:

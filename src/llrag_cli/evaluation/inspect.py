@@ -121,16 +121,18 @@ def require_known_frames(folder: RunFolder, record: RunRecord, blocks: Sequence[
     timeline = record.timeline
     names = {*timeline.reference_frames, *(shot.name for shot in timeline.shots)}
     most = record.config.memory.retrieved if isinstance(record.config.memory, RetrievalMemory) else 0
-    if record.is_complete and len(blocks) != record.blocks:
-        raise DamagedRunError(folder.memory, f"it has {len(blocks)} of {record.blocks} blocks")
     for number, block in enumerate(blocks):
         known = range(-timeline.reference_count, block.frame)
         if number >= record.blocks or block.frame != number * timeline.frames_per_block:
             raise DamagedRunError(folder.memory, f"line {number + 1} has frames that the run has not")
-        if len(block.retrieved) > most or any(frame not in known for frame in block.retrieved):
-            raise DamagedRunError(folder.memory, f"line {number + 1} retrieves frames that its block cannot")
+        if any(frame not in known for frame in block.retrieved):
+            raise DamagedRunError(folder.memory, f"line {number + 1} has frames that the run has not, or not yet")
+        if len(block.retrieved) > most:
+            raise DamagedRunError(folder.memory, f"line {number + 1} has more frames than a block retrieves")
         if block.sources and (len(block.sources) != len(block.retrieved) or not {*block.sources} <= names):
             raise DamagedRunError(folder.memory, f"line {number + 1}: `sources` does not fit `retrieved`")
+    if record.is_complete and len(blocks) != record.blocks:
+        raise DamagedRunError(folder.memory, f"it has {len(blocks)} of {record.blocks} blocks")
 
 
 def describe(stats: MemoryStats | None, timeline: Timeline | None = None) -> list[tuple[str, str]]:

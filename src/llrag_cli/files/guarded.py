@@ -47,29 +47,30 @@ def json_values(
 ) -> Iterator[tuple[int, Any]]:
     """The JSON values of a text, each with the line it starts on. Raises ``UnreadableError``.
 
-    A key that is given twice, a number that is not finite (unless they are allowed), and text with a null character or half of a surrogate pair
-    are errors, as are more values and deeper nesting than allowed.
+    A key that is given twice, a number that is not finite (unless they are allowed), and text with a null character or
+    half of a surrogate pair are errors, as are more values and deeper nesting than allowed.
     """
     text = decoded(content)
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_finite if finite else float)
     position, line, count = 0, 1, 0
     while (start := _skip_space(text, position)) < len(text):
         line += text.count("\n", position, start)
+        start_line = None if most == 1 else line  # of several values, the line tells which one it is
+        if count == most:
+            kind = "more than one JSON value" if most == 1 else f"more than {most} JSON values"
+            raise UnreadableError(f"it holds {kind}", hint="split the file")
         try:
-            if count == most:
-                kind = "more than one JSON value" if most == 1 else f"more than {most} JSON values"
-                raise UnreadableError(f"it holds {kind}", hint="split the file")
             value, end = decoder.raw_decode(text, start)
             require_plausible(value, values=values, depth=depth, finite=finite)
         except json.JSONDecodeError as error:
             hint = "check commas, quotes and brackets"
             raise UnreadableError(f"not valid JSON: {error.msg.lower()}", hint=hint, line=error.lineno) from None
         except UnreadableError as error:
-            raise UnreadableError(error.reason, hint=error.hint, line=line) from None
+            raise UnreadableError(error.reason, hint=error.hint, line=start_line) from None
         except RecursionError:
-            raise UnreadableError("nested too deep", hint="simplify the file", line=line) from None
+            raise UnreadableError("nested too deep", hint="simplify the file", line=start_line) from None
         except ValueError:
-            raise UnreadableError("a number is too long", hint="check the numbers", line=line) from None
+            raise UnreadableError("a number is too long", hint="check the numbers", line=start_line) from None
         yield line, value
         line, position, count = line + text.count("\n", start, end), end, count + 1
 

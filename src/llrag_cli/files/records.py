@@ -8,7 +8,16 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llrag_cli.errors import DamagedFileError
-from llrag_cli.files.guarded import DEPTH, MEGABYTE, VALUES, UnreadableError, parse_json, read_bytes, reason_of, shortened
+from llrag_cli.files.guarded import (
+    DEPTH,
+    MEGABYTE,
+    VALUES,
+    UnreadableError,
+    parse_json,
+    read_bytes,
+    reason_of,
+    shortened,
+)
 from llrag_cli.files.paths import is_inner_path
 
 

@@ -169,5 +169,6 @@ def _metadata_config(path: Path) -> dict[str, Any]:
         return parse_as(EncoderConfig, config, strict=False).model_dump()
     except UnreadableError as error:
         raise LlragError(
-            f"`{path}` has a bad `config` in its metadata: {error.reason}", hint="the file is damaged or of another kind"
+            f"`{path}` has a bad `config` in its metadata: {error.reason}",
+            hint="the file is damaged or of another kind",
         ) from None

@@ -53,7 +53,9 @@ class RetrievalMemory(MemoryConfig):
     """What frames are compared with: the newest frame, or the last frame of a draft of the block."""
 
     window: int = Field(default=12, gt=0, description="frames attended, own block and retrieved ones included")
-    retrieved: int = Field(default=6, ge=0, le=MOST_RETRIEVED, description="K: frames retrieved from the history for each block")
+    retrieved: int = Field(
+        default=6, ge=0, le=MOST_RETRIEVED, description="K: frames retrieved from the history for each block"
+    )
     guard: int = Field(default=0, ge=0, description="R: newest evicted frames that are no candidates")
     keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
     encoder: str | None = Field(

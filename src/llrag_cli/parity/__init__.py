@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llrag_cli.files.guarded import reason_of
 from llrag_cli.errors import LlragError, closest
+from llrag_cli.files.guarded import reason_of
 from llrag_cli.parity.checkpoints import formats, manifest
 from llrag_cli.parity.checks import Check, Golden, read_json
 from llrag_cli.parity.generation import generation, lora, prompt_switch

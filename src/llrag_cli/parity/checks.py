@@ -105,7 +105,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LlragError(f"no such file: `{path}`", hint="the folder of golden vectors is incomplete") from None
     except (OSError, UnreadableError) as error:
-        raise LlragError(f"`{path}` cannot be read as JSON: {reason_of(error)}", hint="fetch the golden vectors again") from None
+        raise LlragError(
+            f"`{path}` cannot be read as JSON: {reason_of(error)}", hint="fetch the golden vectors again"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
 from llrag_cli.files.durable import replace_text, replacing
@@ -87,13 +88,13 @@ def _recorded(manifest: Path) -> list[str] | None:
         names = parse_as(_Manifest, read_bytes(manifest)).files
     except (FileNotFoundError, UnreadableError):
         return None  # none, or a file of this name that is not ours
-    return [name for name in names if is_file_name(name)]
+    return [name for name in names if isinstance(name, str) and is_file_name(name)]
 
 
 class _Manifest(Record):
     """The content of ``export.json``."""
 
-    files: list[str]
+    files: list[Any]
 
 
 def export_shots(

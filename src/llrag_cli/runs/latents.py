@@ -23,15 +23,15 @@ RECORD = "collection.json"
 
 
 class CollectionRecord(Record):
-    """The content of ``collection.json``: the settings that all videos of a folder share."""
+    """The content of ``collection.json``: the settings that all videos of a folder share, as far as they were given."""
 
-    config: dict[str, Any]
-    prompts_sha256: str
-    prompts: int
-    ratio: float
-    seconds: float
-    seed: int
-    latent_frames: int
+    config: dict[str, Any] | None = None
+    prompts_sha256: str | None = None
+    prompts: int | None = None
+    ratio: float | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    latent_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LatentFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if record.exists():
-                before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump()
+                before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump(exclude_unset=True)
                 changed = sorted(key for key in common.keys() | before.keys() if common.get(key) != before.get(key))
                 if changed:
                     raise CollectionDiffersError(self.path, changed)
@@ -116,7 +116,12 @@ def _tensor(content: Any, path: Path) -> Tensor:
     if isinstance(content, Mapping):
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
         content = tensors[0] if len(tensors) == 1 else content.get("latents")
-    if not isinstance(content, Tensor) or content.ndim not in (4, 5) or (content.ndim == 5 and len(content) != 1) or not _plausible(content):
+    if (
+        not isinstance(content, Tensor)
+        or content.ndim not in (4, 5)
+        or (content.ndim == 5 and len(content) != 1)
+        or not _plausible(content)
+    ):
         raise LlragError(
             f"`{path}` does not contain the latents of a video", hint="expected a tensor [frames, C, H, W]"
         )

@@ -12,8 +12,8 @@ from pydantic_core import ErrorDetails
 
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.guarded import UnreadableError, json_values, shortened
-from llrag_cli.files.yaml_lines import Document, parse_yaml, read_text
 from llrag_cli.files.settings import require_kinds
+from llrag_cli.files.yaml_lines import Document, parse_yaml, read_text
 from llrag_cli.scenes import foreign
 from llrag_cli.scenes.schema import Location, Reference, Scene, Shot
 

@@ -74,7 +74,7 @@ class _RowRecord(Record):
 
     scene: int = Field(ge=1, le=POOL_SIZE)
     seed: int = Field(ge=0, lt=SEED_STRIDE)
-    shot: Literal[tuple([*GIVEN, *CONDITIONS])]  # type: ignore[valid-type]
+    shot: Literal[(*GIVEN, *CONDITIONS)]  # type: ignore[valid-type]
     of_a: _SharesRecord
     of_b: _SharesRecord
     retrieved_of_a: Share | None

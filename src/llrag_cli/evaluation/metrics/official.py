@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 from transformers.utils import logging
 
-from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError
+from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError, UsageError
 from llrag_cli.evaluation.metrics.consistency import MappingTable
 from llrag_cli.evaluation.metrics.features import TOGETHER
 from llrag_cli.evaluation.metrics.inputs import Backend, Features, Flow
 from llrag_cli.files.tensors import read_file
+from llrag_cli.files.yaml_lines import parse_yaml, read_text
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
