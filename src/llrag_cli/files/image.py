@@ -16,7 +16,7 @@ from llrag_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none that runs a program, as EPS does
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none that runs a program, as EPS does
 MOST_PIXELS = 64_000_000  # of a picture: 8000x8000
 HINT = "choose a PNG, JPEG or WebP file"
 # Everything that Pillow raises about a damaged file.
