@@ -94,6 +94,7 @@ class Outcome:
 
 def run_attacks(root: Path, attacks: Sequence[Attack]) -> dict[str, Outcome]:
     """Try each attack in a folder below ``root``, by name."""
+    assert len({attack.name for attack in attacks}) == len(attacks)
     commands = {}
     for number, attack in enumerate(attacks):
         folder = root / f"{number:03d}"

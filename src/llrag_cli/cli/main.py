@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def main() -> None:
             app()
     except LlragError as error:
         hint = hint_for(error)
-        typer.echo(f"error: {error.problem}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
+        typer.echo(f"error: {_readable(error.problem)}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
@@ -98,6 +99,11 @@ def main() -> None:
         problem, hint = _unexpected(error)
         typer.echo(f"error: {problem}\n\nhint: {hint}", err=True)
         sys.exit(1)
+
+
+def _readable(problem: str) -> str:
+    """A sentence whose quoted paths and texts are cut off where they are very long."""
+    return re.sub(r"`([^`]{500})[^`]+`", r"`\1…`", problem)
 
 
 def _require_text(arguments: Sequence[str]) -> None:
