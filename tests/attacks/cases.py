@@ -134,7 +134,7 @@ def _encoders() -> list[Attack]:
             pickled("e.pt", {"model": {"a": torch.ones(1).expand(100_000, 100_000)}, "config": {}}),
         ),
         torch_file("torch, code", "cannot be read", pickled("e.pt", {"model": Path, "config": {}})),
-        torch_file("torch, an array of 10^11 bytes", "", pickled("e.pt", {"model": _Huge(), "config": {}})),
+        torch_file("torch, an array of 10^11 bytes", "byte array", pickled("e.pt", {"model": _Huge(), "config": {}})),
         torch_file(
             "torch, compressed",
             "compressed",
