@@ -38,10 +38,10 @@ def evaluate_encoder(
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
 
-    if videos < 1 or count < 1 or not 10 <= seconds <= 3600:
+    if not 1 <= videos <= 1000 or not 1 <= count <= 1000 or not 10 <= seconds <= 3600:
         raise UsageError(
             f"cannot evaluate on {videos} videos of {seconds:g} s with {count} retrieved frames",
-            hint="`--videos` and `--count` are at least 1, `--seconds` from 10 to 3600",
+            hint="`--videos` and `--count` are 1 to 1000, `--seconds` from 10 to 3600",
         )
     for path in encoders or ():
         if not path.is_file():

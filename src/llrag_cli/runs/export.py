@@ -11,10 +11,14 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
 from llrag_cli.files.durable import replace_text, replacing
 from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.guarded import UnreadableError, read_bytes
+from llrag_cli.files.paths import is_file_name
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.scenes.timeline import ShotSpan, Timeline
 
 MANIFEST = "export.json"
@@ -81,12 +85,16 @@ def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> Non
 def _recorded(manifest: Path) -> list[str] | None:
     """Names of the files of an earlier export; None if there was none."""
     try:
-        names = json.loads(manifest.read_bytes())["files"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        return None  # a file of this name, but not ours
-    return [name for name in names if isinstance(name, str) and Path(name).name == name]
+        names = parse_as(_Manifest, read_bytes(manifest)).files
+    except (FileNotFoundError, UnreadableError):
+        return None  # none, or a file of this name that is not ours
+    return [name for name in names if isinstance(name, str) and is_file_name(name)]
+
+
+class _Manifest(Record):
+    """The content of ``export.json``."""
+
+    files: list[Any]
 
 
 def export_shots(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from llrag_cli.errors import (
     DamagedRunError,
@@ -24,9 +25,13 @@ from llrag_cli.errors import (
     UnwritableError,
 )
 from llrag_cli.files.durable import replace_text
-from llrag_cli.runs.record import Count, Record, RunRecord, first_problem, parse_record
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_lines
+from llrag_cli.memory.strategies import MOST_RETRIEVED
+from llrag_cli.runs.record import LARGEST, Count, RunRecord, parse_record
 
 LOCKS = ("run.lock", "run.owner")
+LARGEST_LOG = 64 * MEGABYTE  # bytes of `memory.jsonl`: a video of some days
 
 
 class RunFolder:
@@ -92,9 +97,9 @@ class RunFolder:
         if not self.record.is_file():
             raise NotARunError(self.path, missing=self.record.name)
         try:
-            content = self.record.read_bytes()
-        except OSError as error:
-            raise DamagedRunError(self.record, _reason(error)) from error
+            content = read_bytes(self.record, limit=LARGEST)
+        except (OSError, UnreadableError) as error:
+            raise DamagedRunError(self.record, reason_of(error)) from error
         return parse_record(content, self.record)
 
     def blocks_committed(self) -> int:
@@ -137,9 +142,15 @@ class _MemoryLine(Record):
 
     block: Count
     frame: Count
-    retrieved: tuple[Frame, ...]
-    similarities: tuple[float, ...]
+    retrieved: tuple[Frame, ...] = Field(max_length=MOST_RETRIEVED)
+    similarities: tuple[Annotated[float, Field(ge=-2, le=2)], ...]
     sources: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.similarities) != len(self.retrieved):
+            raise ValueError(f"{len(self.retrieved)} frames are retrieved, with {len(self.similarities)} similarities")
+        return self
 
 
 def memory_line(block: int, memory: BlockMemory) -> bytes:
@@ -157,7 +168,9 @@ def memory_line(block: int, memory: BlockMemory) -> bytes:
 
 def parse_memory(content: bytes) -> tuple[BlockMemory, ...]:
     """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line."""
-    lines = [_MemoryLine.model_validate_json(line, strict=True) for line in content.split(b"\n")[:-1]]
+    lines = parse_lines(_MemoryLine, content)
+    if (wrong := next((n for n, line in enumerate(lines) if line.block != n), None)) is not None:
+        raise UnreadableError(f"it is of block {lines[wrong].block}, not {wrong}", line=wrong + 1)
     return tuple(BlockMemory(line.frame, line.retrieved, line.similarities, line.sources) for line in lines)
 
 
@@ -167,11 +180,9 @@ def read_run(folder: RunFolder) -> tuple[RunRecord, tuple[BlockMemory, ...]]:
     if not folder.memory.is_file():
         raise NotARunError(folder.path, missing=folder.memory.name)
     try:
-        return record, parse_memory(folder.memory.read_bytes())
-    except OSError as error:
-        raise DamagedRunError(folder.memory, _reason(error)) from error
-    except ValidationError as error:
-        raise DamagedRunError(folder.memory, first_problem(error)) from None
+        return record, parse_memory(read_bytes(folder.memory, limit=LARGEST_LOG))
+    except (OSError, UnreadableError) as error:
+        raise DamagedRunError(folder.memory, reason_of(error)) from None
 
 
 def unused_folder(parent: Path, name: str) -> Path:

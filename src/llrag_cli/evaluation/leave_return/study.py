@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from llrag_cli.config import RunConfig
@@ -21,6 +22,8 @@ from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS, POOL_SIZE, SECONDS, Condition, Pool, Trip, trips
 from llrag_cli.files.durable import AppendFile, replace_text
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 from llrag_cli.models.family import family_of
@@ -50,8 +53,43 @@ class Row:
     @classmethod
     def parse(cls, line: str) -> Row:
         """A row from a line of the file."""
-        content = json.loads(line)
-        return cls(**{**content, "of_a": Shares(**content["of_a"]), "of_b": Shares(**content["of_b"])})
+        found = parse_as(_RowRecord, line)
+        shares = {name: Shares(**getattr(found, name).model_dump()) for name in ("of_a", "of_b")}
+        return cls(**{**dict(found), **shares})
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _SharesRecord(Record):
+    """As ``Shares``."""
+
+    wall: Share
+    color: Share
+    shape: Share
+
+
+class _RowRecord(Record):
+    """A line of ``rows.jsonl``, as ``Row``."""
+
+    scene: int = Field(ge=1, le=POOL_SIZE)
+    seed: int = Field(ge=0, lt=SEED_STRIDE)
+    shot: Literal[(*GIVEN, *CONDITIONS)]  # type: ignore[valid-type]
+    of_a: _SharesRecord
+    of_b: _SharesRecord
+    retrieved_of_a: Share | None
+
+
+class _SettingsRecord(Record):
+    """The content of ``settings.json``, as ``Plan.settings``."""
+
+    schema_: int = Field(alias="schema")
+    pool: str
+    scenes: int
+    seeds: int
+    seconds: list[float]
+    config: dict[str, Any]
+    weights: dict[str, str]
 
 
 class Made(NamedTuple):
@@ -71,10 +109,10 @@ class Plan:
     config: RunConfig
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scenes <= POOL_SIZE or self.seeds < 1:
+        if not 1 <= self.scenes <= POOL_SIZE or not 1 <= self.seeds <= SEED_STRIDE:
             raise UsageError(
                 f"cannot study {self.scenes} scenes with {self.seeds} seeds",
-                hint=f"a pool has {POOL_SIZE} scenes, and there is at least 1 seed",
+                hint=f"a pool has {POOL_SIZE} scenes, and there are 1 to {SEED_STRIDE} seeds",
             )
         if not family_of(self.config).shows_sprites:
             raise UsageError("leaving and returning is judged in the sprite world", hint="leave `backbone` as it is")
@@ -120,15 +158,16 @@ class Study:
 
     def _read(self) -> list[Row]:
         """The finished rows of the folder; raises if it was begun under another plan."""
-        file = self.root / "settings.json"
+        file = reading = self.root / "settings.json"
         if not file.exists():
             return []
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-            rows = [Row.parse(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LlragError(f"`{self.root}` cannot be continued: {error}", hint="choose another folder") from None
+            found = parse_as(_SettingsRecord, read_bytes(file)).model_dump(by_alias=True)
+            reading = self._file
+            rows = [Row.parse(line.decode(errors="replace")) for line in self._lines()]
+        except (OSError, UnreadableError) as error:
+            problem = f"`{self.root}` cannot be continued: `{reading.name}`: {reason_of(error)}"
+            raise LlragError(problem, hint="choose another folder") from None
         wanted = self.plan.settings
         if differing := [name for name in wanted if found.get(name) != wanted[name]]:
             raise UsageError(
@@ -172,7 +211,7 @@ class Study:
         return self.rows
 
     def _lines(self) -> list[bytes]:
-        content = self._file.read_bytes() if self._file.exists() else b""
+        content = read_bytes(self._file, limit=16 * MEGABYTE) if self._file.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
