@@ -24,6 +24,7 @@ from llrag_cli.cli.storyboard import storyboard
 from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.signals import exit_code_of_signals
 
 app = typer.Typer(
     name="llrag",
@@ -72,6 +73,11 @@ app.command()(verify)
 
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
+    with exit_code_of_signals():
+        _main()
+
+
+def _main() -> None:
     try:
         with console.library_warnings():
             app()

@@ -18,7 +18,7 @@ from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.evaluation.metrics.score import Scores, score
-from llrag_cli.files.durable import replace_text
+from llrag_cli.files.durable import replace_text, require_own
 from llrag_cli.models.family import family_of
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video
@@ -193,8 +193,10 @@ def kept_scores(path: Path, config: RunConfig, backend: Backend) -> dict[str, Sc
     None if the video, the backend or the metrics have changed, or the file is damaged.
     """
     names = [metric.name for metric in metrics_of(backend, sprites=family_of(config).shows_sprites)]
+    file = scores_file(path, backend)
+    require_own(file)
     try:
-        content = json.loads(scores_file(path, backend).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         expected = (SCHEMA, backend.name, RunFolder(path).video.stat().st_size)
         if (content["schema"], content["backend"], content["bytes"]) != expected:
             return {}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import CollectionDiffersError, LlragError, UnwritableError
-from llrag_cli.files.durable import replace_text, replacing
+from llrag_cli.files.durable import replace_text, replacing, require_own
 from llrag_cli.files.tensors import read_file
 
 RECORD = "collection.json"
@@ -47,6 +47,7 @@ class LatentFolder:
     def begin(self, common: Mapping[str, Any]) -> None:
         """Create the folder, or continue one with the same settings; other settings are an error."""
         record = self.path / RECORD
+        require_own(record)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if record.exists():
