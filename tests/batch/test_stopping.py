@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 FEW = ("--seconds", "24", "--set", "sampler.steps=[1000, 500]", "--backbone", "tiny")
 PROMPTS = "a red circle\na white cross passes by\n"
 MANY = ("generate", "--prompts", "prompts.txt", "--out", "all", "--engine", "local:2", *FEW)
+HERE = ("--engine", "local")  # which is faster, once it is known that workers continue too
 ONE = ("generate", "a red circle", "--out", "run", *FEW)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,7 +105,9 @@ def running(folder: Path, *arguments: str, terminal: int | None = None) -> Itera
         for number in command.processes():
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def status_of(run: Path) -> str:
@@ -131,7 +134,7 @@ def test_workers_end_with_the_command(tmp_path: Path, number: signal.Signals) ->
         assert status_of(tmp_path / run) == ("running" if number == signal.SIGKILL else "interrupted")
     if number != signal.SIGKILL:
         assert "the same command continues from here" in " ".join(said.split())
-    done = call_llrag(tmp_path, *MANY)
+    done = call_llrag(tmp_path, *MANY, *(() if number == signal.SIGKILL else HERE))
     assert done.returncode == 0, done.stderr
     for run in runs:
         record = json.loads((tmp_path / run / "run.json").read_text())
@@ -166,9 +169,9 @@ def test_everything_may_be_told_to_stop(tmp_path: Path) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(each, number)
         said = command.end()
-    assert command.process.returncode == 143
+    assert command.process.returncode in (143, 129)  # whichever it hears of first
     assert "Traceback" not in said
-    assert call_llrag(tmp_path, *MANY).returncode == 0
+    assert call_llrag(tmp_path, *MANY, *HERE).returncode == 0
 
 
 def test_a_terminal_may_be_closed(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def folder_name(backbone: str) -> str:
     """
     name = Path(backbone).name.removesuffix(".yaml").removesuffix(".yml")
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100]
-    if plain == name:
+    if plain and plain == name:
         return name
     return f"{plain or 'backbone'}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
