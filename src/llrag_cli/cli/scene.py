@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ def new(
     except WriteFailedError as error:
         raise UsageError(error.problem, hint="choose another folder") from error
     console.result(str(file))
-    console.note(f"`llrag generate --scene {file}` generates it")
+    console.note(f"`llrag generate --scene {shlex.quote(str(file))}` generates it")
 
 
 @scene_app.command("schema")
