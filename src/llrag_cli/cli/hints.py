@@ -97,7 +97,8 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     MissingOpenTimelineIOError: lambda error: f"{error.hint} installs it; `--no-timeline` exports without it",
     UnwritableError: lambda error: "choose another folder with `--out`",
     RunExistsError: lambda error: (
-        f"`llrag generate --resume {quote(str(error.path))}` continues it; or choose another `--out`, or replace it with `--force`"
+        f"`llrag generate --resume {quote(str(error.path))}` continues it; "
+        "or choose another `--out`, or replace it with `--force`"
     ),
     ExportFolderError: lambda error: (
         "choose another `--out`, or add `--force`: files with other names than those of the export are left alone"

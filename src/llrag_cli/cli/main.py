@@ -71,13 +71,9 @@ app.command()(doctor)
 app.command()(verify)
 
 
+@exit_code_of_signals()
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
-    with exit_code_of_signals():
-        _main()
-
-
-def _main() -> None:
     try:
         with console.library_warnings():
             app()
