@@ -27,6 +27,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.signals import STOPPING, end_with_parent, handlers_kept, interrupts
 
+if sys.platform != "win32":
+    from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, pthread_sigmask
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 TRIES = 4  # workers that one job may crash
@@ -103,12 +106,13 @@ class Processes:
         """As ``Engine.run``."""
         left = dict.fromkeys(range(len(jobs)), 0)  # job number: workers that died while it was running
         while left:
-            pool = ProcessPoolExecutor(
-                min(self.count, len(left)),
-                mp_context=get_context("spawn"),
-                initializer=begin_worker,
-                initargs=(self.count,),
-            )
+            with _ignore_interrupts():  # also by the process with which multiprocessing tracks its semaphores
+                pool = ProcessPoolExecutor(
+                    min(self.count, len(left)),
+                    mp_context=get_context("spawn"),
+                    initializer=begin_worker,
+                    initargs=(self.count,),
+                )
             try:
                 with _ignore_interrupts():
                     futures: dict[Future[Outcome[Result]], int] = {
@@ -146,15 +150,22 @@ def _stop(workers: Sequence[BaseProcess]) -> None:
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Processes started here ignore SIGINT, which a terminal sends to its whole process group."""
+    """Processes started here ignore SIGINT and SIGHUP, which a terminal sends to its whole process group.
+
+    SIGHUP is blocked, which they inherit, so that this process hears of it afterwards.
+    """
     if current_thread() is not main_thread():
         yield
         return
-    before = signal(SIGINT, SIG_IGN)
+    before, blocked = signal(SIGINT, SIG_IGN), None
+    if sys.platform != "win32":
+        blocked = pthread_sigmask(SIG_BLOCK, [SIGHUP])
     try:
         yield
     finally:
         signal(SIGINT, before)
+        if sys.platform != "win32" and blocked is not None:
+            pthread_sigmask(SIG_SETMASK, blocked)
 
 
 def _finished(futures: dict[Future[Outcome[Result]], int], on_tick: Callable[[], None]) -> Iterator[Outcome[Result]]:
