@@ -46,7 +46,7 @@ def bench_leave_and_return(
         from llrag_cli.evaluation.leave_return.report import rows_csv, summary
         from llrag_cli.evaluation.leave_return.study import Plan, Row, Study
         from llrag_cli.evaluation.leave_return.trips import POOLS
-        from llrag_cli.files.durable import replace_bytes, replace_text
+        from llrag_cli.files.durable import replace_text, replacing
 
         if pool not in POOLS:
             raise UsageError(f"unknown pool `{pool}`", hint=closest(pool, POOLS))
@@ -63,7 +63,8 @@ def bench_leave_and_return(
             study.run(pipeline, on_row)
     results = summary(study.rows, plan.settings)
     content = {**results, "rows": [asdict(row) for row in study.rows]}
-    replace_bytes(out / "sheet.png", sheet(study))
+    with replacing(out / "sheet.png") as partial:
+        partial.write_bytes(sheet(study))
     replace_text(out / "results.csv", rows_csv(study.rows))
     replace_text(out / "results.json", json.dumps(content, indent=1) + "\n")
     if as_json:
