@@ -29,6 +29,7 @@ from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.guarded import shortened
+from llrag_cli.signals import exit_code_of_signals
 
 app = typer.Typer(
     name="llrag",
@@ -80,6 +81,7 @@ app.command()(doctor)
 app.command()(verify)
 
 
+@exit_code_of_signals()
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.files.clip import read_clip
+from llrag_cli.files.durable import require_own
 from llrag_cli.files.image import read_image
 from llrag_cli.files.tensors import read_file, require_floating, require_tensors
 from llrag_cli.models.vae import Decoder
@@ -32,6 +33,7 @@ class Sources:
         """The latents [1, n, C, h, w] of a reference. Those of a run are taken as they are."""
         if not is_run(reference.path):
             return self._encoded(reference.path, reference.latent_frames)
+        require_own(reference.path / LATENTS)
         content = read_file(reference.path / LATENTS)
         require_tensors(content, ["latents"], source=str(reference.path / LATENTS), model="a run")
         latents: Tensor = content["latents"]

@@ -20,7 +20,7 @@ from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.evaluation.metrics.score import Scores, score
-from llrag_cli.files.durable import replace_text
+from llrag_cli.files.durable import replace_text, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.models.family import family_of
@@ -215,8 +215,10 @@ def kept_scores(path: Path, config: RunConfig, backend: Backend) -> dict[str, Sc
     None if the video, the backend or the metrics have changed, or the file is damaged.
     """
     names = [metric.name for metric in metrics_of(backend, sprites=family_of(config).shows_sprites)]
+    file = scores_file(path, backend)
+    require_own(file)
     try:
-        content = parse_as(_ScoresRecord, read_bytes(scores_file(path, backend), limit=16 * MEGABYTE))
+        content = parse_as(_ScoresRecord, read_bytes(file, limit=16 * MEGABYTE))
         expected = (SCHEMA, backend.name, RunFolder(path).video.stat().st_size)
     except (OSError, UnreadableError):
         return {}

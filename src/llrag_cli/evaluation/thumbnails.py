@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import require_own
 from llrag_cli.files.image import open_image
 from llrag_cli.runs.video import open_video, read_frames
 from llrag_cli.scenes.sources import is_picture, is_run
@@ -53,6 +54,7 @@ def reference_thumbnails(timeline: Timeline, frames: Collection[int], config: Ru
 def _of_reference(reference: ReferenceSpan, frames: Collection[int], config: RunConfig) -> dict[int, Tensor]:
     """Pictures of the frames of a reference, which are counted from 0."""
     if is_run(reference.path):
+        require_own(reference.path / "video.mp4")
         return thumbnails(reference.path / "video.mp4", frames, config)
     if is_picture(reference.path):
         picture = _fitted(open_image(reference.path), config)

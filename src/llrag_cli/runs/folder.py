@@ -23,8 +23,10 @@ from llrag_cli.errors import (
     RunExistsError,
     RunLockedError,
     UnwritableError,
+    UsageError,
+    WriteFailedError,
 )
-from llrag_cli.files.durable import replace_text
+from llrag_cli.files.durable import replace_text, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_lines
 from llrag_cli.memory.strategies import MOST_RETRIEVED
@@ -46,20 +48,29 @@ class RunFolder:
         self.latents = path / "latents.safetensors"
         self.commits = path / "commits.jsonl"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of a run, whether or not they exist, without those of the lock."""
+        return self.record, self.video, self.memory, self.latents, self.commits
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold an exclusive lock on the folder, which is created if needed; the OS releases it on exit."""
+        self.require_own_files()
         lock, owner = FileLock(self.path / "run.lock"), self.path / "run.owner"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            replace_text(owner, f"process {os.getpid()} on {platform.node()}")
         except Timeout:
             process = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
             raise RunLockedError(self.path, process) from None
         except OSError as error:
             lock.release()
             raise UnwritableError(self.path, _reason(error)) from error
+        except WriteFailedError:
+            lock.release()
+            raise
         try:
             yield
         finally:
@@ -72,6 +83,11 @@ class RunFolder:
             return
         raise RunExistsError(self.path) if self.record.exists() else FolderNotEmptyError(self.path)
 
+    def require_own_files(self) -> None:
+        """Raise an error if a file of the run is a link, or a pipe or device; the folder itself may be a link."""
+        for file in (*self.files, *(self.path / name for name in LOCKS)):
+            require_own(file)
+
     def require_writable(self) -> None:
         """Raise an error unless the folder can be written, or created; leaves nothing behind."""
         try:
@@ -83,7 +99,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of a run, and no others."""
-        for file in (self.record, self.video, self.memory, self.latents, self.commits):
+        for file in self.files:
             file.unlink(missing_ok=True)
 
     def write_record(self, record: RunRecord) -> None:
@@ -94,6 +110,7 @@ class RunFolder:
         """The content of ``run.json``; raises ``LlragError`` if this is not a run folder, or it cannot be read."""
         if not self.path.is_dir():
             raise NotARunError(self.path)
+        self.require_own_files()
         if not self.record.is_file():
             raise NotARunError(self.path, missing=self.record.name)
         try:
@@ -105,8 +122,9 @@ class RunFolder:
     def blocks_committed(self) -> int:
         """How many blocks are committed, whether or not another process is writing the run."""
         try:
+            require_own(self.commits)
             return self.commits.read_bytes().count(b"\n")
-        except OSError:
+        except (OSError, UsageError):
             return 0
 
     def is_finished(self, record: RunRecord, *, seconds: float | None = None) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import CollectionDiffersError, LlragError, UnwritableError
-from llrag_cli.files.durable import replace_text, replacing
+from llrag_cli.files.durable import replace_text, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.files.tensors import damaged, read_file, read_metadata, require_floating
@@ -60,6 +60,7 @@ class LatentFolder:
     def begin(self, common: Mapping[str, Any]) -> None:
         """Create the folder, or continue one with the same settings; other settings are an error."""
         record = self.path / RECORD
+        require_own(record)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if record.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.files.durable import require_own
 from llrag_cli.files.headers import read_header
 
 LATENTS = "latents.safetensors"  # of a run
@@ -46,6 +47,8 @@ def latent_frames_of(path: Path, config: RunConfig) -> int:
 
 def _of_run(folder: Path, config: RunConfig) -> int:
     file = folder / LATENTS
+    for each in (folder / "run.json", file):
+        require_own(each)
     if not (folder / "run.json").is_file() or not file.is_file():
         raise UsageError(
             f"`{folder}` is not a run: it has no `run.json` and `{LATENTS}`",

@@ -21,7 +21,7 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS, POOL_SIZE, SECONDS, Condition, Pool, Trip, trips
-from llrag_cli.files.durable import AppendFile, replace_text
+from llrag_cli.files.durable import AppendFile, replace_text, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.memory.strategies import RetrievalMemory
@@ -159,6 +159,8 @@ class Study:
     def _read(self) -> list[Row]:
         """The finished rows of the folder; raises if it was begun under another plan."""
         file = reading = self.root / "settings.json"
+        for each in (file, self._file):
+            require_own(each)
         if not file.exists():
             return []
         try:
@@ -204,7 +206,8 @@ class Study:
             for scene, trip in enumerate(self.plan.trips, start=1):
                 keys = [key for key in missing if key[0] == scene]
                 for row, picture in rows_of(pipeline, trip, keys):
-                    picture.save(self.picture(*row.key))
+                    with replacing(self.picture(*row.key)) as partial:
+                        picture.save(partial, format="PNG")
                     file.append(json.dumps(asdict(row)).encode() + b"\n")
                     self.rows.append(row)
                     on_row(row)
