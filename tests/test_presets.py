@@ -84,7 +84,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         ("backbone:\n  family: tiny\nmemory:\n  strategy: close\n", "line 3: `memory` names none of `none`, `nearest`"),
         ("backbone:\n  family: tiny\nmemory:\n  window: 9\n", "line 3: `memory` names none of `none`, `nearest`"),
         ("backbone:\n  family: huge\n", "line 2: `backbone.family`"),
-        ("backbone: [\n", "is not valid YAML in line 2"),
+        ("backbone: [\n", "`mine.yaml`, line 2: not valid YAML"),
         ("- a\n- b\n", "is not a mapping"),
         ("video: {}\n", "`backbone`: field required"),
     ],

@@ -38,6 +38,7 @@ LAYERS = [
     "sampling",
     "files",
     "formatting",
+    "signals",
     "errors",
 ]  # an import may only lead downwards
 SCRIPTS = (  # run with `python -m`, with options of their own

@@ -75,10 +75,10 @@ class BackboneConfig(Config):
     lora: str | None = Field(default=None, description="LoRA checkpoint to merge, in the weights folder")
     lora_alpha: float = Field(default=256.0, gt=0, description="scale of the LoRA, divided by its rank")
     base: str | None = Field(default=None, description="folder of VAE and text encoder in Diffusers format")
-    frames_per_block: PositiveInt = Field(default=3, description="latent frames denoised together")
-    height: int = Field(default=60, gt=0, description="of a latent frame, in latent pixels")
-    width: int = Field(default=104, gt=0, description="of a latent frame, in latent pixels")
-    fps: int = Field(default=16, gt=0, description="video frames a second")
+    frames_per_block: PositiveInt = Field(default=3, le=1024, description="latent frames denoised together")
+    height: int = Field(default=60, gt=0, le=4096, description="of a latent frame, in latent pixels")
+    width: int = Field(default=104, gt=0, le=4096, description="of a latent frame, in latent pixels")
+    fps: int = Field(default=16, gt=0, le=1000, description="video frames a second")
 
     @field_validator("family")
     @classmethod
@@ -177,17 +177,19 @@ class RunConfig(Config):
 class ModelShape(Config):
     """Sizes of a Wan model, named as diffusers names them; by default those of Wan2.1-T2V-1.3B."""
 
-    num_layers: int = Field(default=30, gt=0, description="transformer layers")
-    num_attention_heads: int = Field(default=12, gt=0, description="attention heads of a layer")
-    attention_head_dim: int = Field(default=128, ge=8, multiple_of=2, description="channels of a head")
-    ffn_dim: int = Field(default=8960, gt=0, description="channels inside the feed-forward part")
-    in_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
+    num_layers: int = Field(default=30, gt=0, le=1024, description="transformer layers")
+    num_attention_heads: int = Field(default=12, gt=0, le=1024, description="attention heads of a layer")
+    attention_head_dim: int = Field(default=128, ge=8, le=4096, multiple_of=2, description="channels of a head")
+    ffn_dim: int = Field(default=8960, gt=0, le=2**20, description="channels inside the feed-forward part")
+    in_channels: int = Field(default=16, gt=0, le=4096, description="channels of a latent frame")
     patch_size: tuple[Literal[1], PositiveInt, PositiveInt] = Field(
         default=(1, 2, 2), description="latent frames, rows and columns that make a token"
     )
-    text_dim: int = Field(default=4096, gt=0, description="channels of the text encoder")
-    freq_dim: int = Field(default=256, gt=0, multiple_of=2, description="channels of the timestep's sinusoids")
-    vae_base_dim: int = Field(default=96, gt=0, description="channels of the VAE at full resolution")
+    text_dim: int = Field(default=4096, gt=0, le=2**20, description="channels of the text encoder")
+    freq_dim: int = Field(
+        default=256, gt=0, le=2**16, multiple_of=2, description="channels of the timestep's sinusoids"
+    )
+    vae_base_dim: int = Field(default=96, gt=0, le=4096, description="channels of the VAE at full resolution")
 
     @model_validator(mode="before")
     @classmethod

@@ -162,6 +162,17 @@ class UnwritableError(UsageError):
         self.path = path
 
 
+class LinkedFileError(UsageError):
+    """A file of a run, or of other results, that is a symbolic link."""
+
+    def __init__(self, path: Path, target: str) -> None:
+        super().__init__(
+            f"`{path}` is a symbolic link to `{target}`",
+            hint="results are neither read nor written through links: remove the link, or replace it by the file",
+        )
+        self.path, self.target = path, target
+
+
 class MissingOpenTimelineIOError(UsageError):
     """The package that writes timelines is not installed."""
 

@@ -92,7 +92,7 @@ def test_a_new_scene_needs_a_folder_that_exists(llrag: Llrag, tmp_path: Path) ->
     refused = llrag("scene", "new", "films/scene.yaml")
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: `films/scene.yaml` cannot be written: no such file or directory\n\nhint: choose another folder\n"
+        "error: `films/scene.yaml` could not be written: no such file or directory\n\nhint: choose another folder\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,24 @@ def test_a_memory_log_is_read_back(tmp_path: Path) -> None:
     blocks = (BlockMemory(0), BlockMemory(3, (2, 1), (0.5, 0.25)))
     folder.memory.write_bytes(b"".join(memory_line(number, block) for number, block in enumerate(blocks)))
     assert read_run(folder) == (RECORD, blocks)
+
+
+def test_a_full_disk_leaves_the_earlier_files(llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = llrag("generate", "a red circle", "--seconds", "2", "--set", "sampler.steps=[1000]", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    files = [tmp_path / "run/memory.png", tmp_path / "run/memory.html"]
+    for file in files:
+        file.write_text("earlier")
+    write = os.write
+
+    def half(number: int, content: bytes) -> int:
+        if len(content) < 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(number, content[: len(content) // 2])
+
+    monkeypatch.setattr("llrag_cli.files.durable.os.write", half)
+    told = llrag("inspect", "run")
+    assert told.returncode == 1
+    assert "error: `run/memory.png` could not be written: no space left on device" in told.stderr
+    assert [file.read_text() for file in files] == ["earlier", "earlier"]
+    assert not list(tmp_path.rglob("*.partial"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llrag_cli.errors import LlragError
-from llrag_cli.files.durable import replace_text, replacing
+from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.durable import AppendFile, replace_text, replacing
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -53,17 +53,49 @@ def test_half_a_file_takes_no_place(tmp_path: Path) -> None:
 def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "last.pt"
     torch.save({"epoch": 1}, target)
-    (tmp_path / f"last.pt.{os.getpid()}.partial").symlink_to("/dev/full")
     with (
         pytest.raises(LlragError, match=r"`.*last\.pt` could not be written: \S"),
         replacing(target, hint="make room") as partial,
     ):
+        partial.unlink()
+        partial.symlink_to("/dev/full")
         torch.save({"epoch": 2, "rest": torch.zeros(10**6)}, partial)
     assert torch.load(target, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [target]
-    (tmp_path / f"notes.txt.{os.getpid()}.partial").symlink_to("/dev/full")
-    with pytest.raises(LlragError, match=r"`.*notes\.txt` could not be written: no space left on device"):
-        replace_text(tmp_path / "notes.txt", "text", hint="make room")
+    with (
+        pytest.raises(LlragError, match=r"`.*notes\.txt` could not be written: no space left on device"),
+        replacing(tmp_path / "notes.txt", hint="make room") as partial,
+    ):
+        partial.unlink()
+        partial.symlink_to("/dev/full")
+        partial.write_text("text")
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_only_a_file_is_replaced(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere.txt").write_text("as it was")
+    target = tmp_path / "results.json"
+    if kind == "pipe":
+        os.mkfifo(target)
+    else:
+        target.symlink_to(tmp_path / ("elsewhere.txt" if kind == "link" else "nothing.txt"))
+    words = "is not a regular file" if kind == "pipe" else "is a symbolic link to `"
+    with pytest.raises(UsageError, match=rf"`.*results\.json` {words}"):
+        replace_text(target, "{}")
+    with pytest.raises(UsageError, match=rf"`.*results\.json` {words}"):
+        AppendFile(target)
+    assert (tmp_path / "elsewhere.txt").read_text() == "as it was"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_partial_file_is_never_one_that_is_there(tmp_path: Path) -> None:
+    """Process numbers repeat, and a folder from elsewhere may hold links of any name."""
+    (tmp_path / "elsewhere.txt").write_text("as it was")
+    (tmp_path / f"results.json.{os.getpid()}.partial").symlink_to(tmp_path / "elsewhere.txt")
+    replace_text(tmp_path / "results.json", "{}")
+    assert (tmp_path / "results.json").read_text() == "{}"
+    assert (tmp_path / "elsewhere.txt").read_text() == "as it was"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["elsewhere.txt", "results.json"]
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing(
     make(pipeline, RunFolder(tmp_path / "counted"))
     total = dict(calls)
     for name, short in (("write", False), ("write", True), ("fsync", False)):
-        for at in range(1 + 4 * short, total[name], 9):  # some; benchmarks/faults.py tries all
+        for at in range(
+            2 + 4 * short, total[name], 9
+        ):  # some, after run.owner and run.json; benchmarks/faults.py tries all
             calls.update(write=0, fsync=0)
             fault.update(name=name, at=at, short=short)
             folder = RunFolder(tmp_path / f"{name}-{short}-{at}")

@@ -239,7 +239,7 @@ def test_hostile_yaml_ends_in_a_sentence(tmp_path: Path, text: str, problem: str
         ('\n{"a": }', "`scene.json`, line 2: not valid JSON: expecting value"),
         ('{"seed": ' + "9" * 5000 + "}", "`scene.json`, line 1: a number is too long"),
         ('{"shots": [{"prompt": "\\ud800", "seconds": 1}]}', "`scene.json`, line 1: an escape is no character"),
-        ("1\n" * 400_000, "`scene.json` holds more than 10000 JSON values"),
+        ("1\n" * 400_000, "`scene.json`: it holds more than 10000 JSON values"),
         (" ", "`scene.json` is empty"),
         ("3", "`scene.json`: not a scene"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.files.durable import replacing
 from llrag_cli.runs.latents import LatentFolder
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import VideoWriter
@@ -63,14 +64,12 @@ def collect(
         for prompt, rows in zip(together, latents, strict=True):
             about = {"prompt": prompt.prompt, "number": prompt.number, "seed": seed, "backbone": config.name}
             if preview:
-                writer = VideoWriter(
-                    folder.file(prompt.number).with_suffix(".mp4"),
-                    fps=config.backbone.fps,
-                    upscale=config.video.upscale,
-                    crf=config.video.crf,
-                )
-                with VideoSink(pipeline.decoder.stream(), writer) as sink:
-                    for part in rows.split(config.backbone.frames_per_block):
-                        sink.put(part[None].to(pipeline.backbone.device))
+                with replacing(folder.file(prompt.number).with_suffix(".mp4")) as partial:
+                    writer = VideoWriter(
+                        partial, fps=config.backbone.fps, upscale=config.video.upscale, crf=config.video.crf
+                    )
+                    with VideoSink(pipeline.decoder.stream(), writer) as sink:
+                        for part in rows.split(config.backbone.frames_per_block):
+                            sink.put(part[None].to(pipeline.backbone.device))
             files.append(folder.write(prompt.number, rows, about))
         yield files

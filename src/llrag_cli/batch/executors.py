@@ -7,25 +7,34 @@ it after the last committed block.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
-from signal import SIG_IGN, SIGINT, signal
+from multiprocessing.process import BaseProcess
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from threading import current_thread, main_thread
 from typing import Any, Generic, Protocol, TypeVar
 
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.signals import STOPPING, end_with_parent, handlers_kept, interrupts
+
+if sys.platform != "win32":
+    from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, pthread_sigmask
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 TRIES = 4  # workers that one job may crash
 TICK = 0.3  # seconds between updates of the progress
+PATIENCE = 20.0  # seconds that workers have to finish the files of their runs when they are stopped
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,14 @@ class Outcome(Generic[Result]):
 
 
 class Engine(Protocol):
-    """Runs jobs and yields their outcomes as they end; ``on_tick`` is called while it waits."""
+    """Runs jobs and yields their outcomes as they end; ``on_tick`` is called while it waits.
+
+    Close the generator to stop the workers.
+    """
 
     def run(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
-    ) -> Iterator[Outcome[Result]]: ...
+    ) -> Generator[Outcome[Result], None, None]: ...
 
 
 def parse_engine(address: str) -> Engine | None:
@@ -83,56 +95,77 @@ def crashed(number: int) -> Outcome[Any]:
 
 
 class Processes:
-    """Several processes on this machine, which share its cores."""
+    """Several processes on this machine, which share its cores and end with the process that started them."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def run(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
-    ) -> Iterator[Outcome[Result]]:
+    ) -> Generator[Outcome[Result], None, None]:
         """As ``Engine.run``."""
         left = dict.fromkeys(range(len(jobs)), 0)  # job number: workers that died while it was running
         while left:
-            pool = ProcessPoolExecutor(
-                min(self.count, len(left)),
-                mp_context=get_context("spawn"),
-                initializer=share_cores,
-                initargs=(self.count,),
-            )
+            with _ignore_interrupts():  # also by the process with which multiprocessing tracks its semaphores
+                pool = ProcessPoolExecutor(
+                    min(self.count, len(left)),
+                    mp_context=get_context("spawn"),
+                    initializer=begin_worker,
+                    initargs=(self.count,),
+                )
             try:
                 with _ignore_interrupts():
                     futures: dict[Future[Outcome[Result]], int] = {
-                        pool.submit(attempt, work, number, jobs[number]): number for number in left
+                        pool.submit(attempt_in_worker, work, number, jobs[number]): number for number in left
                     }
                 for outcome in _finished(futures, on_tick):
                     del left[outcome.number]
                     yield outcome
             except BrokenProcessPool:
+                _stop(active_children())  # they let go of their run folders
                 for number in left:  # which job was at fault is not known
                     left[number] += 1
                 for number in [number for number, count in left.items() if count >= TRIES]:
                     del left[number]
                     yield crashed(number)
-            except (KeyboardInterrupt, GeneratorExit):
-                for worker in active_children():  # committed blocks are safe
-                    worker.terminate()
+            except BaseException:
+                _stop(active_children())
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _stop(workers: Sequence[BaseProcess]) -> None:
+    """End workers: they have some time to finish the files of their runs; committed blocks are safe in any case."""
+    try:
+        for worker in workers:
+            worker.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+    finally:  # also if a second Ctrl-C ends the waiting
+        for worker in workers:
+            worker.kill()
+
+
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Processes started here ignore SIGINT, which a terminal sends to its whole process group."""
+    """Processes started here ignore SIGINT and SIGHUP, which a terminal sends to its whole process group.
+
+    SIGHUP is blocked, which they inherit, so that this process hears of it afterwards.
+    """
     if current_thread() is not main_thread():
         yield
         return
-    before = signal(SIGINT, SIG_IGN)
+    before, blocked = signal(SIGINT, SIG_IGN), None
+    if sys.platform != "win32":
+        blocked = pthread_sigmask(SIG_BLOCK, [SIGHUP])
     try:
         yield
     finally:
         signal(SIGINT, before)
+        if sys.platform != "win32" and blocked is not None:
+            pthread_sigmask(SIG_SETMASK, blocked)
 
 
 def _finished(futures: dict[Future[Outcome[Result]], int], on_tick: Callable[[], None]) -> Iterator[Outcome[Result]]:
@@ -144,10 +177,26 @@ def _finished(futures: dict[Future[Outcome[Result]], int], on_tick: Callable[[],
             yield future.result()
 
 
+def begin_worker(processes: int) -> None:
+    """Prepare a worker: it ends with its parent, which alone hears of Ctrl-C and of a closed terminal."""
+    end_with_parent()
+    for each in (SIGINT, *STOPPING):
+        if each != SIGTERM:
+            signal(each, SIG_IGN)
+    share_cores(processes)
+
+
+def attempt_in_worker(work: Callable[[Job], Result], number: int, job: Job) -> Outcome[Result]:
+    """As ``attempt``; SIGTERM, by which the parent stops a worker, ends the job as Ctrl-C does, and then the worker."""
+    try:
+        with interrupts([SIGTERM], together=math.inf):
+            return attempt(work, number, job)
+    except KeyboardInterrupt:
+        os._exit(128 + SIGTERM)
+
+
 def share_cores(processes: int) -> None:
     """Limit torch to this process's share of the cores."""
-    import os
-
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
@@ -175,7 +224,7 @@ class RayCluster:
 
     def run(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
-    ) -> Iterator[Outcome[Result]]:
+    ) -> Generator[Outcome[Result], None, None]:
         """As ``Engine.run``; Ray retries the job of a dead worker."""
         try:
             import ray
@@ -184,7 +233,10 @@ class RayCluster:
         if self.address is not None:
             require_reachable(self.address)
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+            with handlers_kept():  # Ray's own for SIGTERM would end this process at once
+                ray.init(
+                    address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise LlragError(
                 f"no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llrag_cli.evaluation.run import Bench
 
 DEFAULT_PROMPTS = 8  # of the embedded model
+MOST_PROMPTS = 10_000
 
 bench_app = typer.Typer(invoke_without_command=True)
 bench_app.command("score")(bench_score)
@@ -147,19 +148,29 @@ def _grid(
 ) -> Grid:
     """The videos of the benchmark; every wrong name is reported before anything is loaded."""
     from llrag_cli.errors import UsageError
-    from llrag_cli.evaluation.grid import Grid, memory_config, subset
+    from llrag_cli.evaluation.grid import SEED_STRIDE, Grid, memory_config, subset
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.models.family import family_of
+    from llrag_cli.runs.record import require_length
 
     for backbone in backbones:
         for memory in memories:
             memory_config(backbone, memory, settings)
     if not all(0 < horizon < float("inf") for horizon in horizons):
         raise UsageError("a horizon must be longer than 0 seconds", hint="for example `--horizon 30 --horizon 60`")
+    for horizon in horizons:
+        require_length(horizon)
     if seeds < 1 or (count is not None and count < 1):
         raise UsageError(
             "a benchmark needs at least one prompt and one seed", hint="`--seeds` and `--count` are at least 1"
         )
+    if seeds > SEED_STRIDE:
+        raise UsageError(
+            f"{seeds} seeds of a prompt are too many",
+            hint=f"`--seeds` is at most {SEED_STRIDE}, the distance of prompts",
+        )
+    if count is not None and count > MOST_PROMPTS:
+        raise UsageError(f"{count} prompts are too many", hint=f"`--count` is at most {MOST_PROMPTS}")
     if prompt_file is not None:
         prompts = subset(read_prompt_file(prompt_file), count=count, seed=seed)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from llrag_cli.runs.progress import Progress
 
-_stderr = Console(stderr=True, highlight=False)
+_stderr = Console(stderr=True, highlight=False, emoji=False)  # `:cat:` in a name is text
 
 
 def silence() -> None:
@@ -42,7 +43,7 @@ def result_json(value: Any) -> None:
 
 def result_table(table: Table) -> None:
     """Print a table to stdout; when piped it is wide enough for its content."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
 
 
@@ -129,8 +130,12 @@ def generation(
     ``resume_with`` names the command that continues after Ctrl-C, if it is not the one that resumes the run.
     """
     numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=8), numbers)
-    resume_with = resume_with or f"`llrag generate --resume {folder}`"
+    columns = (
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(bar_width=8),
+        numbers,
+    )
+    resume_with = resume_with or f"`llrag generate --resume {shlex.quote(str(folder))}`"
     with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 
@@ -151,7 +156,7 @@ def working(text: str) -> Iterator[None]:
 def download(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
     """A live line on stderr for each phase of a download that has bytes to handle; yields ``advance(phase, bytes)``."""
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.DownloadColumn(),
         rich.progress.TransferSpeedColumn(),
@@ -183,11 +188,11 @@ def counting(description: str, *, total: int, resume_with: str | None = None) ->
     ``resume_with`` names the command that continues after Ctrl-C, if there is one.
     """
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[status]}"),
+        rich.progress.TextColumn("{task.fields[status]}", markup=False),
     )
     with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr) as display:
         task = display.add_task(description, total=total, status="")

@@ -96,6 +96,7 @@ def _show_machine(machine: dict[str, str], rows: Sequence[dict[str, Any]], *, se
 def _show_plans(name: str, plan: Plan, *, seconds: float, as_json: bool) -> None:
     """The plan of one backbone with each tier of the archive: parts in rows, tiers in columns."""
     from rich.table import Table
+    from rich.text import Text
 
     from llrag_cli.cache.tiers import EXACT, TIERS
     from llrag_cli.cli import console
@@ -129,7 +130,8 @@ def _show_plans(name: str, plan: Plan, *, seconds: float, as_json: bool) -> None
                 table.add_row(part, *(human(size) if size else "" for size in sizes))
         room = own.room(location)
         title = f"on {own.name_of(location)}" + ("" if room is None else f", of {human(room)}")
-        table.add_row(f"[bold]{title}[/]", *(f"[bold]{human(each.total(location))}[/]" for each in budgets.values()))
+        totals = (human(each.total(location)) for each in budgets.values())
+        table.add_row(*(Text(text, style="bold") for text in (title, *totals)))
         table.add_row()
     table.add_row("", *("fits" if row["verdict"] == "fits" else "does not fit" for row in rows.values()))
     console.result_table(table)

@@ -37,11 +37,12 @@ def evaluate_encoder(
 
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
+    from llrag_cli.files.durable import replace_bytes, replace_text
 
-    if videos < 1 or count < 1 or not 10 <= seconds <= 3600:
+    if not 1 <= videos <= 1000 or not 1 <= count <= 1000 or not 10 <= seconds <= 3600:
         raise UsageError(
             f"cannot evaluate on {videos} videos of {seconds:g} s with {count} retrieved frames",
-            hint="`--videos` and `--count` are at least 1, `--seconds` from 10 to 3600",
+            hint="`--videos` and `--count` are 1 to 1000, `--seconds` from 10 to 3600",
         )
     for path in encoders or ():
         if not path.is_file():
@@ -72,8 +73,8 @@ def evaluate_encoder(
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "encoders.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            (out / "encoders.png").write_bytes(encoder_comparison(tables, count))
+            replace_text(out / "encoders.json", json.dumps(content, indent=1) + "\n")
+            replace_bytes(out / "encoders.png", encoder_comparison(tables, count))
         except OSError as error:
             raise UnwritableError(out, (error.strerror or str(error)).lower()) from error
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,7 @@ def export(
     """
     from llrag_cli.cli import console
     from llrag_cli.errors import DamagedRunError, NotARunError, UsageError
+    from llrag_cli.files.durable import require_own
     from llrag_cli.runs.folder import RunFolder
 
     folder = RunFolder(run)
@@ -48,6 +50,8 @@ def export(
     if not folder.video.is_file():
         raise NotARunError(run, missing=folder.video.name)
     parent = out or run / "export"
+    if out is None:
+        require_own(parent)  # a folder of the run, not one that is given
     RunFolder(parent).require_writable()
     with console.working("loading"):
         from llrag_cli.runs.edit import require_opentimelineio, write_otio
@@ -62,7 +66,7 @@ def export(
     planned = shot_files(shots, frames_written=written)
     files = [file for file in planned if file.frames]
     if not files:
-        hint = f"`llrag generate --resume {run}` continues the run"
+        hint = f"`llrag generate --resume {shlex.quote(str(run))}` continues the run"
         raise UsageError(f"`{folder.video}` has no frames yet", hint=hint)
     video, edit = parent / "video.mp4", parent / "timeline.otio"
     targets = [video, *(parent / file.name for file in files), *([edit] if timeline else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from llrag_cli.batch.executors import Engine, Job, Outcome, Result
@@ -35,9 +36,10 @@ def gather(
             advance(done - shown, f"{len(outcomes)}/{len(jobs)} done")
             shown = done
 
-        for outcome in engine.run(work, jobs, on_tick=update):
-            outcomes.append(outcome)
-            update()
+        with closing(engine.run(work, jobs, on_tick=update)) as running:  # after any error the workers are stopped
+            for outcome in running:
+                outcomes.append(outcome)
+                update()
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from llrag_cli.errors import (
@@ -96,7 +97,8 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     MissingOpenTimelineIOError: lambda error: f"{error.hint} installs it; `--no-timeline` exports without it",
     UnwritableError: lambda error: "choose another folder with `--out`",
     RunExistsError: lambda error: (
-        f"`llrag generate --resume {error.path}` continues it; or choose another `--out`, or replace it with `--force`"
+        f"`llrag generate --resume {quote(str(error.path))}` continues it; "
+        "or choose another `--out`, or replace it with `--force`"
     ),
     ExportFolderError: lambda error: (
         "choose another `--out`, or add `--force`: files with other names than those of the export are left alone"
@@ -112,7 +114,7 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     RunLengthError: lambda error: "`--seconds` can only be longer",
     OutOfMemoryError: lambda error: (
         "a cheaper `--archive`, `--offload` or a smaller `--memory-budget` needs less memory; finished blocks are "
-        f"kept, `llrag generate --resume {error.path}` continues the run"
+        f"kept, `llrag generate --resume {quote(str(error.path))}` continues the run"
     ),
     NoLatentsError: lambda _: "`llrag collect PROMPTS --out FOLDER` generates some: latent_*.safetensors",
     TrainingExistsError: lambda _: "`--resume` continues it, `--force` starts over; or choose another `--out`",

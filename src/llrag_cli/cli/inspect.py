@@ -22,12 +22,16 @@ def inspect(
 
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
+    from llrag_cli.files.durable import replace_bytes, require_own
     from llrag_cli.runs.folder import RunFolder, read_run
 
     folder = RunFolder(run)
     record, blocks = read_run(folder)  # an error before anything is imported that takes time
     parent = out or folder.path
     RunFolder(parent).require_writable()
+    picture_file, page_file = parent / "memory.png", parent / "memory.html"
+    for file in (picture_file, page_file):
+        require_own(file)
     with console.working("reading"):
         from llrag_cli.evaluation.inspect import describe, example_blocks, memory_stats, require_known_frames
         from llrag_cli.evaluation.memory_map import draw_memory_map
@@ -43,13 +47,13 @@ def inspect(
         pictures |= reference_thumbnails(timeline, frames - made, config)
         picture = draw_memory_map(config, blocks, pictures, timeline)
         page = memory_page(folder, record, blocks, stats, picture)
-    files = {parent / "memory.png": picture, parent / "memory.html": page.encode()}
+    files = {picture_file: picture, page_file: page.encode()}
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            file.write_bytes(content)
     except OSError as error:
         raise UnwritableError(parent, (error.strerror or str(error)).lower()) from error
+    for file, content in files.items():
+        replace_bytes(file, content)
     if as_json:
         console.result_json({**memory_json(record, blocks, stats), "files": [str(file) for file in files]})
         return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -25,6 +29,8 @@ from llrag_cli.cli.storyboard import storyboard
 from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.guarded import shortened
+from llrag_cli.signals import exit_code_of_signals
 
 app = typer.Typer(
     name="llrag",
@@ -55,8 +61,13 @@ def root(
         bool,
         typer.Option("--version", help="Print the version and exit", callback=lambda value: _version(requested=value)),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print a traceback if llrag fails unexpectedly; or set LLRAG_DEBUG=1")
+    ] = False,
 ) -> None:
     """Options of all commands."""
+    if debug:
+        os.environ["LLRAG_DEBUG"] = "1"
 
 
 app.command()(generate)
@@ -72,18 +83,58 @@ app.command()(doctor)
 app.command()(verify)
 
 
+@exit_code_of_signals()
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
     try:
+        _require_text(sys.argv[1:])
         with console.library_warnings():
             app()
     except LlragError as error:
         hint = hint_for(error)
-        typer.echo(f"error: {error.problem}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
+        typer.echo(f"error: {_readable(error.problem)}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last resort: no user is shown a traceback that did not ask for it
+        if os.environ.get("LLRAG_DEBUG") == "1":
+            traceback.print_exc()
+        problem, hint = _unexpected(error)
+        typer.echo(f"error: {problem}\n\nhint: {hint}", err=True)
+        sys.exit(1)
+
+
+def _readable(problem: str) -> str:
+    """A sentence whose quoted paths and texts are cut off where they are very long."""
+    return re.sub(r"`([^`]{500})[^`]+`", r"`\1…`", problem)
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raise an error for an argument that is not text in UTF-8: it could be neither recorded nor printed."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = shortened(argument.encode(errors="backslashreplace").decode())
+            raise UsageError(
+                f"the argument `{shown}` is not UTF-8 text", hint="check the terminal's encoding"
+            ) from None
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    """A sentence and a hint about an error that nothing expected: of the machine, or a bug."""
+    if isinstance(error, MemoryError):
+        return "memory ran out", "free some memory, or ask for less at once"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        path = shortened(error.filename)
+        return f"`{path}` cannot be used: {error.strerror.lower()}", "check the path, its permissions and the disk"
+    text = shortened(" ".join(str(error).split()), 200)
+    about = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"this is a bug in llrag: {about}",
+        "report it with the command and what `llrag --debug ...` prints, on the page of the project's issues",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llrag_cli.errors import UsageError, closest
+from llrag_cli.files.guarded import shortened
 
 if TYPE_CHECKING:
     from llrag_cli.config import RunConfig
@@ -192,11 +193,11 @@ def size_settings(config: RunConfig, size: str, *, keys_chosen: bool) -> list[st
     from llrag_cli.memory.strategies import RetrievalMemory
 
     step = config.latent_space.spatial_ratio * config.latent_space.patch_size
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
     width, height = (int(match[1]), int(match[2])) if match else (0, 0)
     if not width or not height or width % step or height % step:
         raise UsageError(
-            f"`--size {size}` is not a valid size of `{config.name}`",
+            f"`--size {shortened(size)}` is not a valid size of `{config.name}`",
             hint=f"width and height are multiples of {step} pixels, for example {config.width}x{config.height}",
         )
     if (width, height) == (config.width, config.height):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,19 +24,18 @@ def new(
 ) -> None:
     """Write a commented example that runs on the embedded model."""
     from llrag_cli.cli import console
-    from llrag_cli.errors import UsageError
+    from llrag_cli.errors import UsageError, WriteFailedError
+    from llrag_cli.files.durable import replace_text
     from llrag_cli.scenes.example import example_scene
 
+    if file.exists() or file.is_symlink():
+        raise UsageError(f"`{file}` already exists", hint="choose another name")
     try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(example_scene())
-    except FileExistsError:
-        raise UsageError(f"`{file}` already exists", hint="choose another name") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"`{file}` cannot be written: {reason}", hint="choose another folder") from error
+        replace_text(file, example_scene())
+    except WriteFailedError as error:
+        raise UsageError(error.problem, hint="choose another folder") from error
     console.result(str(file))
-    console.note(f"`llrag generate --scene {file}` generates it")
+    console.note(f"`llrag generate --scene {shlex.quote(str(file))}` generates it")
 
 
 @scene_app.command("schema")

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.settings import Config
+from llrag_cli.files.yaml_lines import parse_yaml
 
 Kind = Literal["weights", "prompts", "metrics"]
 
@@ -66,7 +66,7 @@ class Catalogue(Config):
 def catalogue() -> Catalogue:
     """The catalogue in the package."""
     text = Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8")
-    return Catalogue.model_validate(yaml.safe_load(text))
+    return Catalogue.model_validate(parse_yaml(text, name="catalogue.yaml").content)
 
 
 def alternatives(repo: str) -> tuple[str, ...]:

@@ -11,13 +11,31 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import RootModel
 
 from llrag_cli.download.catalogue import CatalogueFile
 from llrag_cli.errors import DownloadFolderError, LlragError, WriteFailedError
 from llrag_cli.files.durable import replace_text
+from llrag_cli.files.guarded import UnreadableError, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_as
 
 RECORD = "downloads.json"
 LOCK = "download.lock"
+
+
+class DownloadRecord(Record):
+    """Where a file came from."""
+
+    repo: str
+    commit: str
+    path: str
+    licence: str
+    sha256: str | None
+    dtype: str | None
+
+
+class _Downloads(RootModel[dict[str, DownloadRecord]]):
+    """The content of ``downloads.json``."""
 
 
 def target_path(folder: Path, spec: CatalogueFile, path: str) -> Path:
@@ -31,14 +49,15 @@ def target_path(folder: Path, spec: CatalogueFile, path: str) -> Path:
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
     """Where the files of a folder came from, by path in it."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = parse_as(_Downloads, read_bytes(folder / RECORD)).root
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, UnreadableError) as error:
         raise LlragError(
-            f"`{folder / RECORD}` cannot be read: {error}", hint="remove it; downloaded files are left as they are"
+            f"`{folder / RECORD}` cannot be read: {reason_of(error)}",
+            hint="remove it; downloaded files are left as they are",
         ) from None
-    return dict(content)
+    return {path: entry.model_dump() for path, entry in content.items()}
 
 
 def add_to_record(folder: Path, target: Path, entry: dict[str, str | None]) -> None:

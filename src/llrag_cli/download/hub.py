@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,6 +13,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import tqdm
 
 from llrag_cli.download.problems import explained, not_cached
+from llrag_cli.errors import LlragError
+from llrag_cli.files.guarded import shortened
+from llrag_cli.files.paths import is_inner_path
+from llrag_cli.files.records import read_shards
 
 Advance = Callable[[str, int], None]  # phase ("fetch", "check" or "convert"), bytes done since the last call
 
@@ -58,6 +61,12 @@ def list_files(repo: str, revision: str, patterns: Sequence[str]) -> list[Remote
         commit = files[0].commit_hash
         paths = [file.filename for file in files]
         entries = HfApi(library_name="llrag").get_paths_info(repo, paths, revision=commit)  # a dry run has no hashes
+        for entry in entries:
+            if not is_inner_path(entry.path):
+                raise LlragError(
+                    f"`{repo}` lists a file that cannot be stored: {shortened(repr(entry.path))}",
+                    hint="the repository is damaged or hostile; choose another source",
+                )
     cached = {file.filename for file in files if file.is_cached}
     return [
         RemoteFile(entry.path, commit, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.path in cached)
@@ -83,7 +92,7 @@ def _cached_files(snapshot: Path, patterns: Sequence[str]) -> list[RemoteFile]:
 
 def _require_shards(index: Path) -> None:
     """Raise an error unless every shard of a model is in the cache."""
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    shards = read_shards(index)
     missing = sorted(shard for shard in shards if not (index.parent / shard).exists())
     if missing:
         raise not_cached(f"{missing[0]}` of `{index.name}")

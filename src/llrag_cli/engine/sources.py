@@ -9,8 +9,9 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.files.clip import read_clip
+from llrag_cli.files.durable import require_own
 from llrag_cli.files.image import read_image
-from llrag_cli.files.tensors import read_file
+from llrag_cli.files.tensors import read_file, require_floating, require_tensors
 from llrag_cli.models.vae import Decoder
 from llrag_cli.scenes.sources import LATENTS, is_picture, is_run
 from llrag_cli.scenes.timeline import ReferenceSpan, ShotSpan
@@ -32,7 +33,17 @@ class Sources:
         """The latents [1, n, C, h, w] of a reference. Those of a run are taken as they are."""
         if not is_run(reference.path):
             return self._encoded(reference.path, reference.latent_frames)
-        latents: Tensor = read_file(reference.path / LATENTS)["latents"]
+        require_own(reference.path / LATENTS)
+        content = read_file(reference.path / LATENTS)
+        require_tensors(content, ["latents"], source=str(reference.path / LATENTS), model="a run")
+        latents: Tensor = content["latents"]
+        require_floating({"latents": latents}, source=str(reference.path / LATENTS))
+        if latents.ndim != 4:
+            raise UsageError(
+                f"the run `{reference.path}` has latents of {latents.ndim} axes", hint="use a finished run"
+            )
+        if not latents.isfinite().all():
+            raise UsageError(f"the run `{reference.path}` has latents that are not finite", hint="use another run")
         if len(latents) < reference.latent_frames or latents.shape[1] != self._channels:
             raise UsageError(
                 f"the run `{reference.path}` has {len(latents)} latent frames of {latents.shape[1]} channels, not "

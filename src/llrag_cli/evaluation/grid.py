@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -32,6 +34,18 @@ def memory_title(memory: str) -> str:
     return "none (sliding window)" if memory == "none" else memory
 
 
+def folder_name(backbone: str) -> str:
+    """The name of a backbone's folder: that of its preset or file, or one made from it if it has unusual characters.
+
+    Two such names differ in their checksums.
+    """
+    name = Path(backbone).name.removesuffix(".yaml").removesuffix(".yml")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100]
+    if plain and plain == name:
+        return name
+    return f"{plain or 'backbone'}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
 @dataclass(frozen=True)
 class Case:
     """One video of the benchmark."""
@@ -44,8 +58,7 @@ class Case:
 
     def folder(self, root: Path) -> Path:
         """Its run folder."""
-        backbone = Path(self.backbone).name.removesuffix(".yaml").removesuffix(".yml")
-        return root / "videos" / backbone / self.memory / f"{self.number:03d}-seed{self.seed}"
+        return root / "videos" / folder_name(self.backbone) / self.memory / f"{self.number:03d}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

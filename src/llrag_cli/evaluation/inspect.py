@@ -46,9 +46,9 @@ def memory_stats(
     replay = Replay(memory, timeline)
     counts = Counter(frame for block in retrieving for frame in block.retrieved)
     repeated = [
-        frame in before.retrieved
+        frame in known
         for before, block in itertools.pairwise(blocks)
-        if before.retrieved
+        if (known := {*before.retrieved})
         for frame in block.retrieved
     ]
     near = [
@@ -120,12 +120,19 @@ def require_known_frames(folder: RunFolder, record: RunRecord, blocks: Sequence[
     """Raise ``DamagedRunError`` if the memory log has frames or sources that the timeline of the record has not."""
     timeline = record.timeline
     names = {*timeline.reference_frames, *(shot.name for shot in timeline.shots)}
-    known = range(-timeline.reference_count, timeline.latent_frames)
+    most = record.config.memory.retrieved if isinstance(record.config.memory, RetrievalMemory) else 0
     for number, block in enumerate(blocks):
-        if block.frame not in range(timeline.latent_frames) or any(frame not in known for frame in block.retrieved):
+        known = range(-timeline.reference_count, block.frame)
+        if number >= record.blocks or block.frame != number * timeline.frames_per_block:
             raise DamagedRunError(folder.memory, f"line {number + 1} has frames that the run has not")
+        if any(frame not in known for frame in block.retrieved):
+            raise DamagedRunError(folder.memory, f"line {number + 1} has frames that the run has not, or not yet")
+        if len(block.retrieved) > most:
+            raise DamagedRunError(folder.memory, f"line {number + 1} has more frames than a block retrieves")
         if block.sources and (len(block.sources) != len(block.retrieved) or not {*block.sources} <= names):
             raise DamagedRunError(folder.memory, f"line {number + 1}: `sources` does not fit `retrieved`")
+    if record.is_complete and len(blocks) != record.blocks:
+        raise DamagedRunError(folder.memory, f"it has {len(blocks)} of {record.blocks} blocks")
 
 
 def describe(stats: MemoryStats | None, timeline: Timeline | None = None) -> list[tuple[str, str]]:

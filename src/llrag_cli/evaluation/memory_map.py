@@ -19,6 +19,8 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.runs.folder import BlockMemory
 from llrag_cli.scenes.timeline import Timeline
 
+MOST_PICTURES = 24  # of the frames that a block retrieved, the most similar ones
+
 
 def draw_memory_map(
     config: RunConfig,
@@ -43,7 +45,7 @@ def draw_memory_map(
     else:
         scene.draw(chart, shown)
     for part in strip:
-        columns = 1 + max(len(block.retrieved) for block in shown)
+        columns = 1 + min(MOST_PICTURES, max(len(block.retrieved) for block in shown))
         grid = part.subplots(len(shown), columns, squeeze=False, gridspec_kw={} if scene is None else {"wspace": 0.05})
         for number, (panels, block) in enumerate(zip(grid, shown, strict=True), start=1):
             if scene is None:

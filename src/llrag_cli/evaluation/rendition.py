@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llrag_cli.errors import LlragError
-from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.ffmpeg import ffmpeg, file_url
 from llrag_cli.runs.video import open_video
 
 LONGER_SIDE = 256  # pixels, at most
@@ -30,9 +30,9 @@ def rendition(video: Path, *, upscale: int = 1, crf: int = CRF) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rendition.mp4"
         encode = ["-c:v", "libx264", "-crf", str(crf), "-preset", "slow", "-pix_fmt", "yuv420p"]
-        command = [ffmpeg(), "-v", "error", "-i", str(video), "-an", "-vf", f"scale={width}:{height}:flags=area"]
+        command = [ffmpeg(), "-v", "error", "-i", file_url(video), "-an", "-vf", f"scale={width}:{height}:flags=area"]
         done = subprocess.run(
-            [*command, *encode, "-movflags", "+faststart", str(target)],
+            [*command, *encode, "-movflags", "+faststart", file_url(target)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -9,6 +9,8 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
+from pydantic import Field
+
 from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
@@ -18,12 +20,14 @@ from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.evaluation.metrics.score import Scores, score
-from llrag_cli.files.durable import replace_text
+from llrag_cli.files.durable import replace_text, require_own
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.models.family import family_of
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video
 from llrag_cli.runs.progress import Progress
-from llrag_cli.runs.record import RunRecord, differing
+from llrag_cli.runs.record import Count, RunRecord, differing
 from llrag_cli.runs.video import open_video
 
 SCHEMA = 2  # of scores-BACKEND.json
@@ -182,6 +186,24 @@ def score_file(video: Path, *, frames: int, sprites: bool, backend: Backend) -> 
         opened.close()
 
 
+class _HorizonRecord(Record):
+    """As ``Scores``."""
+
+    frames: Count
+    clips: Count
+    metrics: dict[str, float | None]
+    per_clip: dict[str, list[float | None]]
+
+
+class _ScoresRecord(Record):
+    """The content of ``scores-offline.json`` and the like."""
+
+    schema_: int = Field(alias="schema")
+    backend: str
+    bytes: Count
+    horizons: dict[str, _HorizonRecord]
+
+
 def scores_file(path: Path, backend: Backend) -> Path:
     """Where the scores of a run folder by a backend are kept."""
     return path / f"scores-{backend.kind}.json"
@@ -193,12 +215,14 @@ def kept_scores(path: Path, config: RunConfig, backend: Backend) -> dict[str, Sc
     None if the video, the backend or the metrics have changed, or the file is damaged.
     """
     names = [metric.name for metric in metrics_of(backend, sprites=family_of(config).shows_sprites)]
+    file = scores_file(path, backend)
+    require_own(file)
     try:
-        content = json.loads(scores_file(path, backend).read_text(encoding="utf-8"))
+        content = parse_as(_ScoresRecord, read_bytes(file, limit=16 * MEGABYTE))
         expected = (SCHEMA, backend.name, RunFolder(path).video.stat().st_size)
-        if (content["schema"], content["backend"], content["bytes"]) != expected:
-            return {}
-        scores = {horizon: Scores(**entry) for horizon, entry in content["horizons"].items()}
-        return {horizon: entry for horizon, entry in scores.items() if list(entry.metrics) == names}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UnreadableError):
         return {}
+    if (content.schema_, content.backend, content.bytes) != expected:
+        return {}
+    scores = {horizon: Scores(**dict(entry)) for horizon, entry in content.horizons.items()}
+    return {horizon: entry for horizon, entry in scores.items() if list(entry.metrics) == names}

@@ -23,11 +23,12 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.evaluation.study_plan import Key
-from llrag_cli.files.durable import AppendFile, replace_text
+from llrag_cli.files.durable import AppendFile, replace_text, replacing, require_own
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 
 
 @dataclass(frozen=True)
-class StudyRow:
+class StudyRow(ABC):
     """One shot of one video, judged."""
 
     scene: int  # from 1
@@ -40,9 +41,9 @@ class StudyRow:
         return self.scene, self.seed, self.shot
 
     @classmethod
+    @abstractmethod
     def parse(cls, line: str) -> Self:
-        """A row from a line of the file."""
-        return cls(**json.loads(line))
+        """A row from a line of the file. Raises ``UnreadableError``."""
 
 
 RowT = TypeVar("RowT", bound=StudyRow)
@@ -65,15 +66,20 @@ class StudyFolder(ABC, Generic[RowT]):
 
     def _read(self) -> list[RowT]:
         """The finished rows of the folder; raises if it was begun under other settings."""
-        file = self.root / "settings.json"
+        file = reading = self.root / "settings.json"
+        for each in (file, self._file):
+            require_own(each)
         if not file.exists():
             return []
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-            rows = [self._row.parse(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LlragError(f"`{self.root}` cannot be continued: {error}", hint="choose another folder") from None
+            found = parse_json(read_bytes(file))
+            if not isinstance(found, dict):
+                raise UnreadableError("it is not an object")
+            reading = self._file
+            rows = [self._row.parse(line.decode(errors="replace")) for line in self._lines()]
+        except (OSError, UnreadableError) as error:
+            problem = f"`{self.root}` cannot be continued: `{reading.name}`: {reason_of(error)}"
+            raise LlragError(problem, hint="choose another folder") from None
         wanted = self._settings
         if differing := [name for name in wanted if found.get(name) != wanted[name]]:
             raise UsageError(
@@ -109,14 +115,15 @@ class StudyFolder(ABC, Generic[RowT]):
         with AppendFile(self._file, length=whole) as file:
             for scene in dict.fromkeys(scene for scene, _, _ in missing):
                 for row, picture in self.make(pipeline, [key for key in missing if key[0] == scene]):
-                    picture.save(self.picture(*row.key))
+                    with replacing(self.picture(*row.key)) as partial:
+                        picture.save(partial, format="PNG")
                     file.append(json.dumps(asdict(row)).encode() + b"\n")
                     self.rows.append(row)
                     on_row(row)
         return self.rows
 
     def _lines(self) -> list[bytes]:
-        content = self._file.read_bytes() if self._file.exists() else b""
+        content = read_bytes(self._file, limit=16 * MEGABYTE) if self._file.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 

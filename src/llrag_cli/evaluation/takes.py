@@ -19,7 +19,7 @@ from llrag_cli.evaluation.sheet import (
     sheet_page,
     shot_pictures,
 )
-from llrag_cli.files.durable import replace_text, replacing
+from llrag_cli.files.durable import replace_bytes, replace_text
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.video import read_frames
@@ -100,7 +100,6 @@ def write_sheet(
     columns = sheet_columns(timeline)
     stem = "takes" if layout == "takes" else "storyboard"
     sheet = Sheet(root / f"{stem}.png", root / f"{stem}.html", drift)
-    with replacing(sheet.picture) as partial:
-        partial.write_bytes(contact_sheet(rows, columns, title=title, layout=layout))
+    replace_bytes(sheet.picture, contact_sheet(rows, columns, title=title, layout=layout))
     replace_text(sheet.page, sheet_page(rows, columns, title=title, root=root, layout=layout))
     return sheet

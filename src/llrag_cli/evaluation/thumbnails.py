@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import require_own
 from llrag_cli.files.html import data_url
 from llrag_cli.files.image import open_image
 from llrag_cli.runs.video import open_video, read_frames
@@ -62,6 +63,7 @@ def thumbnail_url(picture: Tensor) -> str:
 def _of_reference(reference: ReferenceSpan, frames: Collection[int], config: RunConfig) -> dict[int, Tensor]:
     """Pictures of the frames of a reference, which are counted from 0."""
     if is_run(reference.path):
+        require_own(reference.path / "video.mp4")
         return thumbnails(reference.path / "video.mp4", frames, config)
     if is_picture(reference.path):
         picture = _fitted(open_image(reference.path), config)

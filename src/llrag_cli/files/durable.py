@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,9 +11,25 @@ from types import TracebackType
 
 from safetensors import SafetensorError
 
-from llrag_cli.errors import LlragError, WriteFailedError
+from llrag_cli.errors import LinkedFileError, LlragError, UsageError, WriteFailedError
 
 HINT = "make room, or choose another folder; what was written before is kept"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # flags of files that are opened
+
+
+def require_own(path: Path) -> None:
+    """Raise an error if a path is a symbolic link, a pipe or a device; it need not exist.
+
+    A folder from elsewhere could otherwise lead to any file of this machine. Links among the parents are allowed.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it reports why it cannot be opened
+    if stat.S_ISLNK(mode):
+        raise LinkedFileError(path, str(path.readlink()))
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UsageError(f"`{path}` is not a regular file", hint="remove it, or choose another folder")
 
 
 def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> WriteFailedError:
@@ -26,13 +43,17 @@ def unwritten(path: Path, error: Exception, *, hint: str = HINT) -> WriteFailedE
 def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
     """Yield a path for the new content; when the block ends, that file is synced and replaces ``target``.
 
-    The new file has the default permissions of the umask, even if a library created it with fewer. After an error
-    ``target`` is unchanged; disk errors, also from torch and safetensors, are raised as ``WriteFailedError``.
+    A ``target`` that is a link is an error. The new file has the default permissions of the umask, even if a library
+    created it with fewer. After an error ``target`` is unchanged; disk errors, also from torch and safetensors, are
+    raised as ``WriteFailedError``.
     """
+    require_own(target)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("ab"):
-            mode = partial.stat().st_mode
+        partial.unlink(missing_ok=True)  # left by an earlier process of the same number
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
+        mode = os.fstat(number).st_mode
+        os.close(number)
         yield partial
         partial.chmod(mode)  # safetensors grants access to the owner only
         with partial.open("rb+") as file:
@@ -47,21 +68,27 @@ def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
 
 def replace_text(target: Path, text: str, *, hint: str = HINT) -> None:
     """Write a text file atomically, as ``replacing``."""
+    replace_bytes(target, text.encode(), hint=hint)
+
+
+def replace_bytes(target: Path, content: bytes, *, hint: str = HINT) -> None:
+    """Write a file atomically, as ``replacing``."""
     with replacing(target, hint=hint) as partial, partial.open("wb", buffering=0) as file:
-        _write(file.fileno(), text.encode())
+        _write(file.fileno(), content)
 
 
 class AppendFile:
     """An append-only file: after an error it ends with the last complete append.
 
-    Opening truncates it to ``length`` bytes; a shorter file is an error.
+    Opening truncates it to ``length`` bytes; a shorter file is an error, and so is a link.
     """
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
         self.path = path
         self.length = length
+        require_own(path)
         try:
-            self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+            self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666), "r+b", buffering=0)  # noqa: PTH123, SIM115
             size = os.fstat(self._file.fileno()).st_size
             if size < length:
                 raise LlragError(

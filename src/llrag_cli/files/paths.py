@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def cache_folder() -> Path:
@@ -16,3 +16,14 @@ def weights_folder() -> Path:
     if os.environ.get("LLRAG_WEIGHTS"):
         return Path(os.environ["LLRAG_WEIGHTS"])
     return cache_folder() / "weights"
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text names a file in the same folder, on any system."""
+    plain = name not in ("", ".", "..") and not any(each in name for each in "/\\\0")
+    return plain and len(name.encode(errors="replace")) <= 255
+
+
+def is_inner_path(path: str) -> bool:
+    """Whether a text is the path of a file below the folder that it starts at: no `..`, and no root."""
+    return bool(path) and all(is_file_name(part) for part in path.split("/")) and not PurePosixPath(path).is_absolute()

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from llrag_cli.errors import DamagedFileError, LlragError
+from llrag_cli.files.guarded import reason_of, shortened
+from llrag_cli.files.headers import read_header
 
 State = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HEADER_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_HEADER_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+SHARED = 4  # tensors of a pickled checkpoint that may be views of the same bytes
 
 
 def read_file(path: Path) -> Any:
@@ -24,8 +39,12 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            read_header(path)
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _require_stored(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _require_within(content, path.stat().st_size)
+        return content
     except FileNotFoundError:
         raise LlragError(f"`{path}` does not exist", hint="check the path, or download the weights again") from None
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
@@ -37,16 +56,43 @@ def read_shapes(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return _on_meta(read_file(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            return {
-                name: torch.empty(
-                    part.get_shape(), dtype=_HEADER_DTYPES.get(part.get_dtype(), torch.float32), device="meta"
-                )
-                for name, part in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
+        return {
+            name: torch.empty(entry.shape, dtype=_HEADER_DTYPES.get(entry.dtype, torch.float32), device="meta")
+            for name, entry in read_header(path).entries.items()
+        }
+    except FileNotFoundError:
+        raise LlragError(f"`{path}` does not exist", hint="check the path, or download the weights again") from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
+
+
+def _require_stored(path: Path) -> None:
+    """Raise an error for a pickled checkpoint that unpacks to more than it is."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise ValueError("it is compressed")
+            for each in archive.infolist():  # torch allows `bytearray(10**11)`, which no checkpoint needs
+                if each.filename.endswith("data.pkl") and b"bytearray" in archive.read(each):
+                    raise ValueError("it holds a byte array, which may be of any size")
+
+
+def _require_within(content: Any, size: int) -> None:
+    """Raise an error if tensors claim more bytes than their file has, as those of stride 0 do."""
+    claimed = 0
+    for tensor in _tensors(content):
+        claimed += tensor.numel() * tensor.element_size()
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() or claimed > SHARED * size:
+            raise ValueError("its tensors are larger than the file")
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(value)
 
 
 def _on_meta(content: Any) -> Any:
@@ -62,12 +108,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            return dict(json.loads(stream.read(length)).get("__metadata__", {}))
-    except (OSError, ValueError, AttributeError) as error:
+        return read_header(path).metadata
+    except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 
 
@@ -78,7 +120,7 @@ def stored_dtype(path: Path) -> str | None:
 
 def damaged(path: Path, error: Exception) -> DamagedFileError:
     """The error for a checkpoint that its library cannot read."""
-    return DamagedFileError(path, (str(error) or type(error).__name__).splitlines()[0])
+    return DamagedFileError(path, shortened(reason_of(error), 300))
 
 
 def require_tensors(state: Mapping[str, Tensor], names: Iterable[str], *, source: str, model: str) -> None:
@@ -106,11 +148,23 @@ def load_strictly(module: nn.Module, state: State, *, source: str) -> None:
             f"`{source}` has `{name}` of shape {list(state[name].shape)}, not {list(expected[name].shape)}",
             hint="these weights belong to a model of another size",
         )
+    require_floating(state, source=source)
     module.load_state_dict(state, strict=True, assign=True)
+
+
+def require_floating(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise an error if a tensor of weights or latents holds integers."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise LlragError(
+                f"`{source}` has `{shortened(name)}` in {dtype}, not in a floating-point type",
+                hint="the file is damaged, or was written by another program",
+            )
 
 
 def name_some(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     listed = list(names)
-    shown = ", ".join(f"`{name}`" for name in listed[:3])
+    shown = ", ".join(f"`{shortened(name)}`" for name in listed[:3])
     return f"{shown} and {len(listed) - 3} more" if len(listed) > 3 else shown or "none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import yaml
 
 from llrag_cli.errors import UsageError
+from llrag_cli.files.guarded import DEPTH, UnreadableError, decoded, read_bytes, reason_of, require_text
 
 LIMIT = 1_000_000  # bytes of a file
-DEPTH = 24  # lists and mappings inside each other
 NODES = 50_000  # values, aliases expanded
 
 Location = tuple[str | int, ...]
@@ -42,32 +41,42 @@ def read_text(path: Path, *, kind: str) -> str:
             raise UsageError(f"`{path}` is a folder, not a {kind}", hint=f"name the {kind} itself")
         if path.exists() and not path.is_file():
             raise UsageError(f"`{path}` is not a regular file", hint=f"a {kind} is a text file")
-        with path.open("rb") as file:
-            content = file.read(LIMIT + 1)
-        if len(content) > LIMIT:
-            raise UsageError(f"`{path}` is larger than 1 MB", hint=f"a {kind} is a short text file")
-        return content.decode("utf-8-sig")
+        return decoded(read_bytes(path, limit=LIMIT))
     except FileNotFoundError:
         raise UsageError(f"{kind} `{path}` does not exist", hint="check the path") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"`{path}` is not UTF-8 text", hint=f"save the {kind} as UTF-8") from None
+    except UnreadableError as error:
+        if "UTF-8" in error.reason:
+            raise UsageError(f"`{path}` is not UTF-8 text", hint=f"save the {kind} as UTF-8") from None
+        raise UsageError(f"`{path}` is larger than 1 MB", hint=f"a {kind} is a short text file") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
-            f"`{path}` cannot be read: {reason.lower()}", hint="check the path and its permissions"
+            f"`{path}` cannot be read: {reason_of(error)}", hint="check the path and its permissions"
         ) from None
 
 
-def parse_yaml(text: str, *, name: str) -> Document:
-    """The content of a YAML text; ``name`` is the file's name, for errors."""
+def parse_yaml(text: str, *, name: str, text_keys: bool = True) -> Document:
+    """The content of a YAML text, whose keys are text; ``name`` is the file's name, for errors."""
+    found = _parsed(text, name, text_keys=text_keys)
+    if found is None:
+        raise UsageError(f"`{name}` is empty", hint="write at least one key")
+    return found
+
+
+def parse_yaml_value(text: str) -> Any:
+    """A single value in YAML; none for an empty text. Raises ``UsageError``."""
+    found = _parsed(text, "the value", text_keys=True)
+    return None if found is None else found.content
+
+
+def _parsed(text: str, name: str, *, text_keys: bool) -> Document | None:
     try:
         _check_depth(text, name)
         loader = _Loader(text)
         try:
             tree = loader.get_single_node()
             if tree is None:
-                raise UsageError(f"`{name}` is empty", hint="write at least one key")
-            lines = dict(_lines(tree, (), name, [0]))
+                return None
+            lines = dict(_lines(tree, (), _Visit(name, text_keys)))
             return Document(loader.construct_document(tree), lines)
         finally:
             loader.dispose()
@@ -80,40 +89,17 @@ def parse_yaml(text: str, *, name: str) -> Document:
         ) from None
     except RecursionError:  # an alias inside of what it stands for
         raise UsageError(f"`{name}`: an alias contains itself", hint="write the values out") from None
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, AttributeError, LookupError):
         raise UsageError(f"`{name}` holds a number or date that cannot be read", hint="put it in quotes") from None
 
 
-def parse_json(text: str, *, name: str) -> list[tuple[int, Any]]:
-    """The JSON values of a text, one or several (JSON lines), each with the line it starts on."""
-    decoder, values, position, line = json.JSONDecoder(), [], 0, 1
-    try:
-        while (start := _skip_space(text, position)) < len(text):
-            line += text.count("\n", position, start)
-            value, end = decoder.raw_decode(text, start)
-            json.dumps(value, ensure_ascii=False).encode()
-            values.append((line, value))
-            line, position = line + text.count("\n", start, end), end
-            if len(values) > 10_000:
-                raise UsageError(f"`{name}` holds more than 10000 JSON values", hint="split the file")
-    except json.JSONDecodeError as error:
-        hint = "check commas, quotes and brackets"
-        raise UsageError(f"`{name}`, line {error.lineno}: not valid JSON: {error.msg.lower()}", hint=hint) from None
-    except RecursionError:
-        raise UsageError(f"`{name}`, line {line}: nested too deep", hint="simplify the file") from None
-    except UnicodeEncodeError:  # half of a pair, `"\ud83d"`
-        raise UsageError(f"`{name}`, line {line}: an escape is no character", hint="check what follows `\\u`") from None
-    except ValueError:
-        raise UsageError(f"`{name}`, line {line}: a number is too long", hint="check the numbers") from None
-    if not values:
-        raise UsageError(f"`{name}` is empty", hint="write at least one value")
-    return values
+@dataclass
+class _Visit:
+    """A walk over the nodes of a text: what it is named in errors, and how many nodes were visited."""
 
-
-def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
+    name: str
+    text_keys: bool
+    nodes: int = 0
 
 
 def _check_depth(text: str, name: str) -> None:
@@ -127,15 +113,20 @@ def _check_depth(text: str, name: str) -> None:
             raise UsageError(f"`{name}`, line {line}: {what}", hint="simplify the file")
 
 
-def _lines(node: yaml.Node, location: Location, name: str, visited: list[int]) -> Iterator[tuple[Location, int]]:
-    visited[0] += 1
-    line = node.start_mark.line + 1
-    if visited[0] > NODES or len(location) > DEPTH:
+def _lines(node: yaml.Node, location: Location, visit: _Visit) -> Iterator[tuple[Location, int]]:
+    visit.nodes += 1
+    name, line = visit.name, node.start_mark.line + 1
+    if visit.nodes > NODES or len(location) > DEPTH:
         raise UsageError(f"`{name}`, line {line}: aliases expand to too many values", hint="write the values out")
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            require_text(node.value)
+        except UnreadableError as error:
+            raise UsageError(f"`{name}`, line {line}: {error.reason}", hint=error.hint) from None
+    elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield (*location, index), item.start_mark.line + 1
-            yield from _lines(item, (*location, index), name, visited)
+            yield from _lines(item, (*location, index), visit)
     elif isinstance(node, yaml.MappingNode):
         keys = set()
         for key, value in node.value:
@@ -143,7 +134,7 @@ def _lines(node: yaml.Node, location: Location, name: str, visited: list[int]) -
             merge = key.tag == "tag:yaml.org,2002:merge"
             if not isinstance(key, yaml.ScalarNode):
                 raise UsageError(f"{where}: a key must be text, not a list or mapping", hint="check colons and `?`")
-            if not merge and key.tag != "tag:yaml.org,2002:str":
+            if visit.text_keys and not merge and key.tag != "tag:yaml.org,2002:str":
                 raise UsageError(f"{where}: a key must be text, not `{key.value[:80]}`", hint="put the key in quotes")
             if key.value in keys:
                 raise UsageError(f"{where}: the key `{key.value[:80]}` is given twice", hint="keep one of them")
@@ -151,4 +142,4 @@ def _lines(node: yaml.Node, location: Location, name: str, visited: list[int]) -
             inner = location if merge else (*location, key.value)
             if not merge:
                 yield inner, key.start_mark.line + 1
-            yield from _lines(value, inner, name, visited)
+            yield from _lines(value, inner, visit)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from llrag_cli.errors import LlragError
-from llrag_cli.files.tensors import load_strictly, read_file
+from llrag_cli.files.guarded import UnreadableError, shortened
+from llrag_cli.files.records import parse_as
+from llrag_cli.files.tensors import load_strictly, read_file, read_metadata
 
 
 class EncoderConfig(BaseModel):
     """Sizes of a retrieval autoencoder; other keys of a checkpoint's config (training settings) are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    in_channels: int = Field(default=16, gt=0, description="channels of a latent frame")
-    spatial_h: int = Field(default=60, gt=0, description="height of a latent frame")
-    spatial_w: int = Field(default=104, gt=0, description="width of a latent frame")
-    latent_dim: int = Field(default=1024, gt=0, description="size of an embedding")
-    hidden_dims: tuple[int, ...] = Field(default=(64, 128, 256), min_length=1, description="features of each stage")
+    in_channels: int = Field(default=16, gt=0, le=4096, description="channels of a latent frame")
+    spatial_h: int = Field(default=60, gt=0, le=4096, description="height of a latent frame")
+    spatial_w: int = Field(default=104, gt=0, le=4096, description="width of a latent frame")
+    latent_dim: int = Field(default=1024, gt=0, le=2**16, description="size of an embedding")
+    hidden_dims: tuple[Annotated[int, Field(gt=0, le=2**13)], ...] = Field(
+        default=(64, 128, 256), min_length=1, max_length=12, description="features of each stage"
+    )
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -119,11 +123,12 @@ def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAut
         content: Mapping[str, Any] = {"model": read_file(path), "config": _metadata_config(path)}
     else:
         content = read_file(path)
+    hint = "expected the released retrieval encoder, or one trained by llrag"
     if not isinstance(content, Mapping) or "model" not in content or "config" not in content:
-        raise LlragError(
-            f"`{path}` is not a retrieval encoder: it lacks `model` or `config`",
-            hint="expected the released retrieval encoder, or one trained by llrag",
-        )
+        raise LlragError(f"`{path}` is not a retrieval encoder: it lacks `model` or `config`", hint=hint)
+    model = content["model"]
+    if not isinstance(model, Mapping) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+        raise LlragError(f"`{path}` is not a retrieval encoder: its `model` does not hold tensors", hint=hint)
     autoencoder = encoder_from(content["model"], content["config"], source=str(path))
     return autoencoder if device is None else autoencoder.to(device)
 
@@ -142,21 +147,28 @@ def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, sour
     except ValidationError as error:
         first = error.errors()[0]
         raise LlragError(
-            f"`{source}` has a bad `{'.'.join(map(str, first['loc']))}` in its config: {first['msg'].lower()}",
+            f"`{source}` has a bad `{'.'.join(map(str, first['loc'])) or 'type'}` in its config: "
+            f"{shortened(first['msg'].lower())}",
             hint="the file is damaged or of another kind",
         ) from None
-    autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(requires_grad=False)
-    load_strictly(autoencoder, {name: tensor.float() for name, tensor in state.items()}, source=source)
-    return autoencoder
+    with torch.device("meta"):  # nothing is allocated before the shapes are known to be right
+        autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(requires_grad=False)
+    load_strictly(autoencoder, dict(state), source=source)
+    if not all(tensor.isfinite().all() for tensor in autoencoder.state_dict().values()):
+        raise LlragError(f"`{source}` has values that are not finite", hint="the file is damaged; replace it")
+    return autoencoder.float()
 
 
 def _metadata_config(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        config = (file.metadata() or {}).get("config")
+    config = read_metadata(path).get("config")
     if config is None:
         raise LlragError(
             f"`{path}` has no `config` in its metadata", hint="it is no retrieval encoder, or was not written by llrag"
         )
-    return EncoderConfig.model_validate_json(config).model_dump()
+    try:
+        return parse_as(EncoderConfig, config, strict=False).model_dump()
+    except UnreadableError as error:
+        raise LlragError(
+            f"`{path}` has a bad `config` in its metadata: {error.reason}",
+            hint="the file is damaged or of another kind",
+        ) from None

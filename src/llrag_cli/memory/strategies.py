@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from typing_extensions import Self
 
 from llrag_cli.cache.tiers import Tier
-from llrag_cli.files.settings import Config
+from llrag_cli.files.settings import Config, require_kinds
 from llrag_cli.memory.candidates import Candidates, cosine_similarities, top
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class MemoryConfig(Config):
         return self
 
 
+MOST_RETRIEVED = 4096  # frames of a block
+
+
 class RetrievalMemory(MemoryConfig):
     """Common to all strategies that retrieve frames from the history."""
 
@@ -50,7 +53,9 @@ class RetrievalMemory(MemoryConfig):
     """What frames are compared with: the newest frame, or the last frame of a draft of the block."""
 
     window: int = Field(default=12, gt=0, description="frames attended, own block and retrieved ones included")
-    retrieved: int = Field(default=6, ge=0, description="K: frames retrieved from the history for each block")
+    retrieved: int = Field(
+        default=6, ge=0, le=MOST_RETRIEVED, description="K: frames retrieved from the history for each block"
+    )
     guard: int = Field(default=0, ge=0, description="R: newest evicted frames that are no candidates")
     keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
     encoder: str | None = Field(
@@ -87,6 +92,8 @@ def parse_memory(content: Any) -> MemoryConfig:
     """A memory configuration from raw content, discriminated by ``strategy``; raises pydantic's ValidationError."""
     if isinstance(content, MemoryConfig):
         return content
+    if isinstance(content, dict) and isinstance(name := content.get("strategy"), str) and name in STRATEGIES:
+        require_kinds(STRATEGIES[name], content)
     union: Any = Annotated[Union[tuple(STRATEGIES.values())], Field(discriminator="strategy")]  # noqa: UP007
     return TypeAdapter[MemoryConfig](union).validate_python(content)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import LlragError, closest
+from llrag_cli.files.guarded import reason_of
 from llrag_cli.parity.checkpoints import formats, manifest
 from llrag_cli.parity.checks import Check, Golden, read_json
 from llrag_cli.parity.generation import generation, lora, prompt_switch
@@ -34,11 +36,27 @@ KINDS: Mapping[str, Case] = {  # how a case is replayed whose JSON has a `kind`
 def replay(golden: Golden) -> Iterator[Check]:
     """Every check of every case in the folder, in order of names. Raises ``LlragError`` for an unknown `kind`."""
     files = [*sorted(golden.folder.glob("*.json")), *sorted(golden.folder.glob("*/*.json"))]
-    cases = [(file, about, case) for file in files if (case := _case(file, about := read_json(file))) is not None]
+    cases = []
+    for file in files:
+        with _reading(file):
+            about = read_json(file)
+            if (case := _case(file, about)) is not None:
+                cases.append((file, about, case))
     if not any(case is not _skip for _, _, case in cases):
         raise LlragError(f"`{golden.folder}` holds no golden case", hint="expected NAME.json beside NAME.safetensors")
     for file, about, case in cases:
-        yield from case(golden, file.stem, about, file.parent)
+        with _reading(file):
+            yield from case(golden, file.stem, about, file.parent)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raise what a case that is damaged or incomplete leads to as an ``LlragError`` that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        problem = f"`{file}` is not a golden case, or is damaged: {type(error).__name__}: {reason_of(error)}"
+        raise LlragError(problem, hint="fetch the golden vectors again") from error
 
 
 def _case(file: Path, about: Mapping[str, Any]) -> Case | None:

@@ -12,7 +12,6 @@ same frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from llrag_cli.cache.tiers import Tier
 from llrag_cli.errors import LlragError
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 from llrag_cli.files.tensors import read_file
 from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
 from llrag_cli.models.wan.transformer import WanBackbone
@@ -101,11 +101,13 @@ class Golden:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path, limit=64 * MEGABYTE), values=10**6)
     except FileNotFoundError:
         raise LlragError(f"no such file: `{path}`", hint="the folder of golden vectors is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise LlragError(f"`{path}` cannot be read as JSON: {error}", hint="fetch the golden vectors again") from None
+    except (OSError, UnreadableError) as error:
+        raise LlragError(
+            f"`{path}` cannot be read as JSON: {reason_of(error)}", hint="fetch the golden vectors again"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 

@@ -6,15 +6,18 @@ import glob
 import json
 import re
 import subprocess
-import tempfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
-from llrag_cli.files.durable import replace_text, replacing
-from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.durable import replace_text, replacing, require_own
+from llrag_cli.files.ffmpeg import ffmpeg, file_url
+from llrag_cli.files.guarded import UnreadableError, read_bytes
+from llrag_cli.files.paths import is_file_name
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.scenes.timeline import ShotSpan, Timeline
 
 MANIFEST = "export.json"
@@ -61,6 +64,8 @@ def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> Non
     allows to write next to them.
     """
     manifest = out / MANIFEST
+    for name in (MANIFEST, *names):
+        require_own(out / name)
     try:
         if (out / "run.json").exists():
             raise UsageError(f"`{out}` is a run folder", hint="choose another folder for the export")
@@ -81,12 +86,16 @@ def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> Non
 def _recorded(manifest: Path) -> list[str] | None:
     """Names of the files of an earlier export; None if there was none."""
     try:
-        names = json.loads(manifest.read_bytes())["files"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        return None  # a file of this name, but not ours
-    return [name for name in names if isinstance(name, str) and Path(name).name == name]
+        names = parse_as(_Manifest, read_bytes(manifest)).files
+    except (FileNotFoundError, UnreadableError):
+        return None  # none, or a file of this name that is not ours
+    return [name for name in names if isinstance(name, str) and is_file_name(name)]
+
+
+class _Manifest(Record):
+    """The content of ``export.json``."""
+
+    files: list[Any]
 
 
 def export_shots(
@@ -110,10 +119,10 @@ def export_shot(video: Path, file: ShotFile, out: Path, *, fps: int, crf: int = 
     with replacing(out / file.name, hint=ROOM) as partial:
         _run(
             out / file.name,
-            *(*seek, "-i", str(video), "-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"),
+            *(*seek, "-i", file_url(video), "-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"),
             *("-frames:v", str(len(file.frames)), "-vf", f"setpts=N/({fps}*TB)", "-r", str(fps)),
             *("-c:v", "libx264", "-crf", str(crf), "-preset", "medium", "-bf", "0", "-g", str(fps)),
-            *("-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4", str(partial)),
+            *("-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4", file_url(partial)),
         )
         _require_frames(partial, len(file.frames), target=out / file.name)
     return out / file.name
@@ -122,14 +131,13 @@ def export_shot(video: Path, file: ShotFile, out: Path, *, fps: int, crf: int = 
 def export_chapters(video: Path, timeline: Timeline, target: Path, *, frames_written: int | None = None) -> None:
     """Write the whole video as an ordinary mp4 that can be streamed, with a chapter per shot; no frame is encoded."""
     files = [file for file in shot_files(timeline, frames_written=frames_written) if file.frames]
-    with tempfile.TemporaryDirectory() as folder, replacing(target, hint=ROOM) as partial:
-        chapters = Path(folder) / "chapters.txt"
-        chapters.write_text(_ffmetadata(files, timeline.fps), encoding="utf-8", newline="\n")
+    with replacing(target, hint=ROOM) as partial:
         _run(
             target,
-            *("-fflags", "+discardcorrupt", "-i", str(video), "-f", "ffmetadata", "-i", str(chapters)),
+            *("-fflags", "+discardcorrupt", "-i", file_url(video), "-f", "ffmetadata", "-i", "pipe:0"),
             *("-map", "0:v:0", "-map_metadata", "0", "-map_chapters", "1", "-c", "copy"),
-            *("-movflags", "+faststart", "-f", "mp4", str(partial)),
+            *("-movflags", "+faststart", "-f", "mp4", file_url(partial)),
+            text=_ffmetadata(files, timeline.fps),
         )
         _require_frames(partial, sum(len(file.frames) for file in files), target=target)
 
@@ -147,7 +155,7 @@ def _ffmetadata(files: list[ShotFile], fps: int) -> str:
 def count_frames(video: Path) -> int:
     """How many whole frames the first track of a video file holds; nothing is decoded."""
     done = _ffmpeg(
-        *("-fflags", "+discardcorrupt", "-i", str(video), "-map", "0:v:0", "-c", "copy"),
+        *("-fflags", "+discardcorrupt", "-i", file_url(video), "-map", "0:v:0", "-c", "copy"),
         *("-progress", "pipe:1", "-f", "null", "-"),
     )
     counts = re.findall(r"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
@@ -165,23 +173,18 @@ def _require_frames(partial: Path, frames: int, *, target: Path) -> None:
         )
 
 
-def _run(target: Path, *arguments: str) -> None:
-    """Let ffmpeg write ``target``."""
-    done = _ffmpeg("-y", *arguments)
+def _run(target: Path, *arguments: str, text: str = "") -> None:
+    """Let ffmpeg write ``target``, with ``text`` as its standard input."""
+    done = _ffmpeg("-y", *arguments, text=text)
     if done.returncode:
         raise LlragError(f"`{target}` could not be written: {_reason(done)}", hint=ROOM)
 
 
-def _ffmpeg(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _ffmpeg(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [ffmpeg(), "-v", "error", *arguments]
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)  # bytes: `\n` stays `\n`
+    stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from llrag_cli.errors import (
     DamagedRunError,
@@ -22,11 +23,17 @@ from llrag_cli.errors import (
     RunExistsError,
     RunLockedError,
     UnwritableError,
+    UsageError,
+    WriteFailedError,
 )
-from llrag_cli.files.durable import replace_text
-from llrag_cli.runs.record import Count, Record, RunRecord, first_problem, parse_record
+from llrag_cli.files.durable import replace_text, require_own
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_lines
+from llrag_cli.memory.strategies import MOST_RETRIEVED
+from llrag_cli.runs.record import LARGEST, Count, RunRecord, parse_record
 
 LOCKS = ("run.lock", "run.owner")
+LARGEST_LOG = 64 * MEGABYTE  # bytes of `memory.jsonl`: a video of some days
 
 
 class RunFolder:
@@ -41,20 +48,29 @@ class RunFolder:
         self.latents = path / "latents.safetensors"
         self.commits = path / "commits.jsonl"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of a run, whether or not they exist, without those of the lock."""
+        return self.record, self.video, self.memory, self.latents, self.commits
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold an exclusive lock on the folder, which is created if needed; the OS releases it on exit."""
+        self.require_own_files()
         lock, owner = FileLock(self.path / "run.lock"), self.path / "run.owner"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            replace_text(owner, f"process {os.getpid()} on {platform.node()}")
         except Timeout:
             process = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
             raise RunLockedError(self.path, process) from None
         except OSError as error:
             lock.release()
             raise UnwritableError(self.path, _reason(error)) from error
+        except WriteFailedError:
+            lock.release()
+            raise
         try:
             yield
         finally:
@@ -67,6 +83,11 @@ class RunFolder:
             return
         raise RunExistsError(self.path) if self.record.exists() else FolderNotEmptyError(self.path)
 
+    def require_own_files(self) -> None:
+        """Raise an error if a file of the run is a link, or a pipe or device; the folder itself may be a link."""
+        for file in (*self.files, *(self.path / name for name in LOCKS)):
+            require_own(file)
+
     def require_writable(self) -> None:
         """Raise an error unless the folder can be written, or created; leaves nothing behind."""
         try:
@@ -78,7 +99,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of a run, and no others."""
-        for file in (self.record, self.video, self.memory, self.latents, self.commits):
+        for file in self.files:
             file.unlink(missing_ok=True)
 
     def write_record(self, record: RunRecord) -> None:
@@ -89,19 +110,21 @@ class RunFolder:
         """The content of ``run.json``; raises ``LlragError`` if this is not a run folder, or it cannot be read."""
         if not self.path.is_dir():
             raise NotARunError(self.path)
+        self.require_own_files()
         if not self.record.is_file():
             raise NotARunError(self.path, missing=self.record.name)
         try:
-            content = self.record.read_bytes()
-        except OSError as error:
-            raise DamagedRunError(self.record, _reason(error)) from error
+            content = read_bytes(self.record, limit=LARGEST)
+        except (OSError, UnreadableError) as error:
+            raise DamagedRunError(self.record, reason_of(error)) from error
         return parse_record(content, self.record)
 
     def blocks_committed(self) -> int:
         """How many blocks are committed, whether or not another process is writing the run."""
         try:
+            require_own(self.commits)
             return self.commits.read_bytes().count(b"\n")
-        except OSError:
+        except (OSError, UsageError):
             return 0
 
     def is_finished(self, record: RunRecord, *, seconds: float | None = None) -> bool:
@@ -137,9 +160,15 @@ class _MemoryLine(Record):
 
     block: Count
     frame: Count
-    retrieved: tuple[Frame, ...]
-    similarities: tuple[float, ...]
+    retrieved: tuple[Frame, ...] = Field(max_length=MOST_RETRIEVED)
+    similarities: tuple[Annotated[float, Field(ge=-2, le=2)], ...]
     sources: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.similarities) != len(self.retrieved):
+            raise ValueError(f"{len(self.retrieved)} frames are retrieved, with {len(self.similarities)} similarities")
+        return self
 
 
 def memory_line(block: int, memory: BlockMemory) -> bytes:
@@ -157,7 +186,9 @@ def memory_line(block: int, memory: BlockMemory) -> bytes:
 
 def parse_memory(content: bytes) -> tuple[BlockMemory, ...]:
     """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line."""
-    lines = [_MemoryLine.model_validate_json(line, strict=True) for line in content.split(b"\n")[:-1]]
+    lines = parse_lines(_MemoryLine, content)
+    if (wrong := next((n for n, line in enumerate(lines) if line.block != n), None)) is not None:
+        raise UnreadableError(f"it is of block {lines[wrong].block}, not {wrong}", line=wrong + 1)
     return tuple(BlockMemory(line.frame, line.retrieved, line.similarities, line.sources) for line in lines)
 
 
@@ -167,11 +198,9 @@ def read_run(folder: RunFolder) -> tuple[RunRecord, tuple[BlockMemory, ...]]:
     if not folder.memory.is_file():
         raise NotARunError(folder.path, missing=folder.memory.name)
     try:
-        return record, parse_memory(folder.memory.read_bytes())
-    except OSError as error:
-        raise DamagedRunError(folder.memory, _reason(error)) from error
-    except ValidationError as error:
-        raise DamagedRunError(folder.memory, first_problem(error)) from None
+        return record, parse_memory(read_bytes(folder.memory, limit=LARGEST_LOG))
+    except (OSError, UnreadableError) as error:
+        raise DamagedRunError(folder.memory, reason_of(error)) from None
 
 
 def unused_folder(parent: Path, name: str) -> Path:

@@ -14,13 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from llrag_cli.errors import DamagedRunError
 from llrag_cli.files.durable import AppendFile
-from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, parse_memory
-from llrag_cli.runs.record import Count, Record
+from llrag_cli.files.guarded import UnreadableError, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_lines
+from llrag_cli.runs.folder import LARGEST_LOG, BlockMemory, RunFolder, memory_line, parse_memory
+from llrag_cli.runs.record import Count
 
 HEADER = 4096  # bytes kept for the header of the latents' file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -141,8 +142,8 @@ def read_committed(folder: RunFolder, *, shape: tuple[int, int, int], dtype: tor
         start, line_start = commit.frames, commit.memory_bytes
     try:
         memory = parse_memory(lines)
-    except ValidationError:
-        raise DamagedRunError(folder.memory, "it has a line that is not a block") from None
+    except UnreadableError as error:
+        raise DamagedRunError(folder.memory, f"it has a line that is not a block: {reason_of(error)}") from None
     if len(memory) != len(commits):
         raise DamagedRunError(folder.memory, f"it has {len(memory)} blocks, {len(commits)} are committed")
     if not folder.video.exists() or folder.video.stat().st_size < video.bytes:
@@ -154,16 +155,16 @@ def read_committed(folder: RunFolder, *, shape: tuple[int, int, int], dtype: tor
 def _read_commits(file: Path) -> tuple[list[Commit], int]:
     """The complete lines of ``commits.jsonl``, and their length in bytes; none if the file does not exist."""
     try:
-        content = file.read_bytes()
+        content = read_bytes(file, limit=4 * LARGEST_LOG)
     except FileNotFoundError:
         return [], 0
-    except OSError as error:
-        raise DamagedRunError(file, (error.strerror or str(error)).lower()) from error
+    except (OSError, UnreadableError) as error:
+        raise DamagedRunError(file, reason_of(error)) from error
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        commits = [Commit.model_validate_json(line, strict=True) for line in whole.splitlines()]
-    except ValidationError:
-        raise DamagedRunError(file, "it has a line that is not a commit") from None
+        commits = parse_lines(Commit, whole)
+    except UnreadableError as error:
+        raise DamagedRunError(file, f"it has a line that is not a commit: {reason_of(error)}") from None
     lengths = [(0, 0), *((commit.frames, commit.memory_bytes) for commit in commits)]
     grows = all(before[0] < after[0] and before[1] < after[1] for before, after in pairwise(lengths))
     if [commit.block for commit in commits] != list(range(len(commits))) or not grows:

@@ -10,15 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import CollectionDiffersError, LlragError, UnwritableError
-from llrag_cli.files.durable import replace_text, replacing
-from llrag_cli.files.tensors import read_file
+from llrag_cli.files.durable import replace_text, replacing, require_own
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
+from llrag_cli.files.records import Record, parse_as
+from llrag_cli.files.tensors import damaged, read_file, read_metadata, require_floating
 
 RECORD = "collection.json"
+
+
+class CollectionRecord(Record):
+    """The content of ``collection.json``: the settings that all videos of a folder share, as far as they were given."""
+
+    config: dict[str, Any] | None = None
+    prompts_sha256: str | None = None
+    prompts: int | None = None
+    ratio: float | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    latent_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,18 +60,19 @@ class LatentFolder:
     def begin(self, common: Mapping[str, Any]) -> None:
         """Create the folder, or continue one with the same settings; other settings are an error."""
         record = self.path / RECORD
+        require_own(record)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if record.exists():
-                before = json.loads(record.read_text(encoding="utf-8"))
+                before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump(exclude_unset=True)
                 changed = sorted(key for key in common.keys() | before.keys() if common.get(key) != before.get(key))
                 if changed:
                     raise CollectionDiffersError(self.path, changed)
                 return
             text = json.dumps(common, indent=1, sort_keys=True) + "\n"
             replace_text(record, text, hint="free some space, or choose another folder")
-        except ValueError as error:
-            raise LlragError(f"`{record}` is damaged: {error}", hint="remove it") from None
+        except UnreadableError as error:
+            raise LlragError(f"`{record}` is damaged: {reason_of(error)}", hint="remove it") from None
         except OSError as error:
             raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
 
@@ -82,18 +96,33 @@ def read_latents(path: Path) -> LatentVideo:
     """One file of latents, ours or the original's, memory-mapped; a damaged or non-finite one is an error."""
     latents, about = _tensor(read_file(path), path), {}
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
+        try:
+            about = parse_json(read_metadata(path).get("about", "{}"))
+        except UnreadableError as error:
+            raise damaged(path, error) from None
+        if not isinstance(about, dict):
+            raise damaged(path, ValueError("`about` in its metadata is not an object"))
+    require_floating({"latents": latents}, source=str(path))
     if not torch.isfinite(latents).all():
         raise LlragError(f"`{path}` contains values that are not finite", hint="remove the file and collect it again")
     return LatentVideo(path, latents, about)
+
+
+def _plausible(latents: Tensor) -> bool:
+    """Whether there is a frame, and its sizes are those that an encoder can be trained on."""
+    return latents.numel() > 0 and max(latents.shape[-3:]) <= 4096
 
 
 def _tensor(content: Any, path: Path) -> Tensor:
     if isinstance(content, Mapping):
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
         content = tensors[0] if len(tensors) == 1 else content.get("latents")
-    if not isinstance(content, Tensor) or content.ndim not in (4, 5) or (content.ndim == 5 and len(content) != 1):
+    if (
+        not isinstance(content, Tensor)
+        or content.ndim not in (4, 5)
+        or (content.ndim == 5 and len(content) != 1)
+        or not _plausible(content)
+    ):
         raise LlragError(
             f"`{path}` does not contain the latents of a video", hint="expected a tensor [frames, C, H, W]"
         )

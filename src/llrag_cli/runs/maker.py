@@ -20,6 +20,7 @@ from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
 from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.records import first_problem
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import family_of
 from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
@@ -29,7 +30,6 @@ from llrag_cli.runs.progress import OnProgress, Progress
 from llrag_cli.runs.record import (
     RunRecord,
     differing,
-    first_problem,
     require_length,
     require_same,
 )

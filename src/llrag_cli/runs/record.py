@@ -8,27 +8,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 from typing_extensions import Self
 
 from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, reason_of
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.runs.statistics import ArchiveUse
 from llrag_cli.scenes.timeline import Timeline
 
 SCHEMA: Literal[3] = 3
 LONGEST = 10.0**7  # seconds of video
+LARGEST = 16 * MEGABYTE  # bytes of `run.json`
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Duration = Annotated[float, Field(ge=0, le=10.0**12)]
-
-
-class Record(BaseModel):
-    """Base of what is recorded: immutable, unknown keys, NaN and infinity are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunRecord(Record):
@@ -123,20 +120,18 @@ def require_length(seconds: float) -> None:
 def parse_record(text: str | bytes, path: Path) -> RunRecord:
     """The record in the text of the file ``path``; raises ``LlragError`` for a damaged one or another schema."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if isinstance(content, dict) and "config" in content:
             schema = content.get("schema_version", 1)
             if schema == 2:
                 text = json.dumps(_from_schema_2(content))
             elif type(schema) is int and schema != SCHEMA:
                 raise RunSchemaError(path, schema=schema, supported=SCHEMA)
-        return RunRecord.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise DamagedRunError(path, first_problem(error)) from None
-    except (LookupError, TypeError, AttributeError):
+        return parse_as(RunRecord, text)
+    except UnreadableError as error:
+        raise DamagedRunError(path, reason_of(error)) from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
         raise DamagedRunError(path, "it is not complete") from None
-    except (ValueError, RecursionError):
-        raise DamagedRunError(path, "not valid JSON") from None
 
 
 def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -162,15 +157,6 @@ def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
         shots[0] |= {"image": image, "given_blocks": 1}
     timeline = {"frames_per_block": backbone["frames_per_block"], "fps": content["fps"], "shots": shots}
     return {**content, "schema_version": SCHEMA, "timeline": timeline}
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem that validation found, with the name of its field."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    message = str(first["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"`{field}`: {message}" if field else message
 
 
 def differing(before: RunRecord, now: RunRecord) -> list[str]:

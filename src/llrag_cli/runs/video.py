@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
-from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.ffmpeg import ffmpeg, file_url
 from llrag_cli.runs.journal import VideoMark
 from llrag_cli.runs.mp4 import split_fragments
 
@@ -64,7 +64,7 @@ class VideoWriter:
         ffmpeg()
         scale = ["-vf", f"scale=iw*{self._upscale}:ih*{self._upscale}:flags=neighbor"] if self._upscale > 1 else []
         pipe: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
-            str(self.path),
+            file_url(self.path),
             (width, height),
             fps=self._fps,
             codec="libx264",
@@ -74,7 +74,7 @@ class VideoWriter:
             output_params=[
                 *scale,
                 *("-crf", str(self._crf), "-preset", "fast", "-tune", "zerolatency", "-g", str(2 * self._fps)),
-                *("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1"),
+                *("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1", "-f", "mp4"),
             ],
         )
         pipe.send(None)
@@ -180,7 +180,7 @@ def open_video(path: Path) -> OpenVideo:
 
     ffmpeg()
     unreadable = LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?")
-    raw = imageio_ffmpeg.read_frames(str(path))
+    raw = imageio_ffmpeg.read_frames(file_url(path))
     try:
         about = next(raw)
         (width, height), fps = about["size"], float(about["fps"])

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llrag_cli.errors import UsageError, closest
-from llrag_cli.files.yaml_lines import Document, parse_json, parse_yaml, read_text
+from llrag_cli.files.guarded import UnreadableError, json_values, shortened
+from llrag_cli.files.settings import require_kinds
+from llrag_cli.files.yaml_lines import Document, parse_yaml, read_text
 from llrag_cli.scenes import foreign
 from llrag_cli.scenes.schema import Location, Reference, Scene, Shot
 
@@ -50,7 +52,7 @@ def read_scenes(path: str | Path) -> tuple[Scene, ...]:
 
 
 def _from_json(text: str, path: Path) -> tuple[Scene, ...]:
-    values = parse_json(text, name=path.name)
+    values = _json_values(text, path)
     if all(foreign.is_switches(value) for _, value in values):
         lines = [(_at(path, line), value) for line, value in values]
         return tuple(_build(foreign.from_switches(value, where=at), at) for at, value in lines)
@@ -64,6 +66,18 @@ def _from_json(text: str, path: Path) -> tuple[Scene, ...]:
         if isinstance(content.get("prompts"), list):
             return (_build(foreign.from_scope(content, where=where), where),)
     return (_own(Document(content, _lines_of_json(text)), path),)
+
+
+def _json_values(text: str, path: Path) -> list[tuple[int, Any]]:
+    """The JSON values of a text, at least one, each with the line it starts on."""
+    try:
+        values = list(json_values(text))
+    except UnreadableError as error:
+        where = f"`{path.name}`" if error.line is None else _at(path, error.line)
+        raise UsageError(f"{where}: {error.reason}", hint=error.hint) from None
+    if not values:
+        raise UsageError(f"`{path.name}` is empty", hint="write at least one value")
+    return values
 
 
 def _at(path: Path, line: int) -> str:
@@ -82,13 +96,13 @@ def parse_then(text: str) -> Shot:
     """A shot in the short form: ``8s: it stops and looks up``, or ``cut 6s: a frozen lake``."""
     match = THEN.fullmatch(text)
     if match is None:
-        raise UsageError(f"`{text}` is not `SECONDS: PROMPT`", hint=THEN_HINT)
+        raise UsageError(f"`{shortened(text)}` is not `SECONDS: PROMPT`", hint=THEN_HINT)
     try:
         seconds = float(match["seconds"])
     except ValueError:
-        raise UsageError(f"`{match['seconds']}` is not a number of seconds", hint=THEN_HINT) from None
+        raise UsageError(f"`{shortened(match['seconds'])}` is not a number of seconds", hint=THEN_HINT) from None
     shot = {"prompt": match["prompt"], "seconds": seconds, "cut": match["cut"] is not None}
-    return _validated(Shot, shot, Document(None), f"`{text}`")
+    return _validated(Shot, shot, Document(None), f"`{shortened(text)}`")
 
 
 def scene_from_prompts(prompt: str, seconds: float, then: Iterable[str] = ()) -> Scene:
@@ -146,6 +160,7 @@ def _exists(path: Path, *, folders: bool) -> bool:
 
 def _validated(model: type[Model], content: dict[str, Any], document: Document, where: str) -> Model:
     try:
+        require_kinds(model, content)
         return model.model_validate(content)
     except ValidationError as error:
         errors = error.errors(include_url=False)

@@ -5,14 +5,14 @@ Headers alone are read, so that a scene can be checked before any work.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.files.durable import require_own
+from llrag_cli.files.headers import read_header
 
 LATENTS = "latents.safetensors"  # of a run
-LONGEST_HEADER = 10**6  # bytes
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -47,17 +47,16 @@ def latent_frames_of(path: Path, config: RunConfig) -> int:
 
 def _of_run(folder: Path, config: RunConfig) -> int:
     file = folder / LATENTS
+    for each in (folder / "run.json", file):
+        require_own(each)
     if not (folder / "run.json").is_file() or not file.is_file():
         raise UsageError(
             f"`{folder}` is not a run: it has no `run.json` and `{LATENTS}`",
             hint="a reference is a picture, a clip, or the folder of a finished run",
         )
     try:
-        with file.open("rb") as opened:
-            size = min(int.from_bytes(opened.read(8), "little"), LONGEST_HEADER)
-            frames, *shape = json.loads(opened.read(size))["latents"]["shape"]
-        frames = int(frames)
-    except (OSError, ValueError, KeyError, TypeError):
+        frames, *shape = read_header(file, whole=False).entries["latents"].shape
+    except (OSError, ValueError, KeyError):
         raise UsageError(f"`{file}` cannot be read", hint="is the run finished and undamaged?") from None
     wanted = [config.backbone.height, config.backbone.width]
     if shape[1:] != wanted:

@@ -287,7 +287,7 @@ def one_shot(
         remember="all",
         sink="shot-1",
         image=image,
-        given_blocks=given_blocks or (image is not None),
+        given_blocks=given_blocks or int(image is not None),
     )
     return Timeline(
         frames_per_block=config.backbone.frames_per_block,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from llrag_cli.evaluation.canvas import Canvas, Style, wrap
 from llrag_cli.evaluation.leave_return.study import Study
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS
 from llrag_cli.evaluation.places import full_prompt
+from llrag_cli.files.image import open_image
 
 SCENES = 6  # the first ones of the pool, whatever they show, with their first seed
 CELL, GAP, MARGIN, LABEL = 128, 12, 28, 236  # pixels
@@ -39,6 +38,6 @@ def sheet(study: Study) -> bytes:
             )
         for shot in ABOUT:
             file = study.picture(number, 0, shot)
-            picture = Image.open(file).convert("RGB") if file.exists() else None
+            picture = open_image(file) if file.exists() else None
             canvas.picture(left[shot], top, picture, width=CELL, height=CELL, missing="not made")
     return canvas.png()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
@@ -20,6 +20,7 @@ from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS, SECONDS, Condition, Trip, trips
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
 from llrag_cli.evaluation.study_plan import (
+    POOL_SIZE,
     SEED_STRIDE,
     Key,
     Pool,
@@ -27,6 +28,7 @@ from llrag_cli.evaluation.study_plan import (
     require_memory_of_sprites,
     weights_digests,
 )
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.presets import with_settings
 
 SCHEMA = 1
@@ -44,8 +46,31 @@ class Row(StudyRow):
     @classmethod
     def parse(cls, line: str) -> Self:
         """As ``StudyRow.parse``."""
-        content = json.loads(line)
-        return cls(**{**content, "of_a": Shares(**content["of_a"]), "of_b": Shares(**content["of_b"])})
+        found = parse_as(_RowRecord, line)
+        shares = {name: Shares(**getattr(found, name).model_dump()) for name in ("of_a", "of_b")}
+        return cls(**{**dict(found), **shares})
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _SharesRecord(Record):
+    """As ``Shares``."""
+
+    wall: Share
+    color: Share
+    shape: Share
+
+
+class _RowRecord(Record):
+    """A line of ``rows.jsonl``, as ``Row``."""
+
+    scene: int = Field(ge=1, le=POOL_SIZE)
+    seed: int = Field(ge=0, lt=SEED_STRIDE)
+    shot: Literal[(*GIVEN, *CONDITIONS)]  # type: ignore[valid-type]
+    of_a: _SharesRecord
+    of_b: _SharesRecord
+    retrieved_of_a: Share | None
 
 
 class Made(NamedTuple):

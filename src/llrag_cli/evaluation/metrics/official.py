@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 from transformers.utils import logging
 
-from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError
+from llrag_cli.errors import InvalidMetricModelError, LlragError, MissingMetricModelError, UsageError
 from llrag_cli.evaluation.metrics.consistency import MappingTable
 from llrag_cli.evaluation.metrics.features import TOGETHER
 from llrag_cli.evaluation.metrics.inputs import Backend, Features, Flow
 from llrag_cli.files.tensors import read_file
+from llrag_cli.files.yaml_lines import parse_yaml, read_text
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -171,9 +171,9 @@ def read_mapping(path: Path) -> MappingTable:
     if not path.exists():
         raise MissingMetricModelError(path)
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = parse_yaml(read_text(path, kind="mapping table"), name=path.name, text_keys=False).content
         pairs = sorted((float(score), float(mapped)) for score, mapped in table.items())
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError):
+    except (UsageError, AttributeError, TypeError, ValueError, OverflowError):
         pairs = []
     if not pairs or pairs[0][0] != 0 or pairs[-1][0] != 1:
         raise InvalidMetricModelError(f"`{path}` is not a mapping table")

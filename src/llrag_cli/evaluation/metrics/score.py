@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llrag_cli.errors import UsageError
 from llrag_cli.evaluation.metrics.clips import clip_length, clips_of
 from llrag_cli.evaluation.metrics.inputs import Backend, Clip, Video, clip_inputs
 from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.world.consistency import Consistency, Look, consistency, look
 from llrag_cli.world.sprites import SIZE
 
+SMALLEST = 16  # pixels along a side, as optical flow needs
 SPRITE_EVERY = 4  # video frames between those that sprites are read from
 
 
@@ -42,6 +44,11 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
     def observed() -> Iterator[Tensor]:
         nonlocal count
         for frame in frames:
+            if min(frame.shape[1:]) < SMALLEST:
+                raise UsageError(
+                    f"a video of {frame.shape[2]}x{frame.shape[1]} pixels cannot be scored",
+                    hint=f"width and height are at least {SMALLEST} pixels",
+                )
             if sprites and count % SPRITE_EVERY == 0:
                 looks.append(look(_sprite_size(frame)))
             count += 1

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
@@ -18,7 +19,8 @@ from llrag_cli.evaluation.returning.judge import Measures, Reference, looked_at,
 from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, MOMENTS, Plan, windows
 from llrag_cli.evaluation.returning.returns import Return, returns
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
-from llrag_cli.evaluation.study_plan import SEED_STRIDE, Key
+from llrag_cli.evaluation.study_plan import POOL_SIZE, SEED_STRIDE, Key
+from llrag_cli.files.records import Record, parse_as
 from llrag_cli.scenes.timeline import one_shot
 from llrag_cli.world.consistency import Look
 
@@ -36,9 +38,33 @@ class Row(StudyRow):
     @classmethod
     def parse(cls, line: str) -> Self:
         """As ``StudyRow.parse``."""
-        content = json.loads(line)
-        windows = tuple(Measures(**each) for each in content["windows"])
-        return cls(**{**content, "whole": Measures(**content["whole"]), "windows": windows})
+        found = parse_as(_RowRecord, line)
+        windows = tuple(Measures(**dict(each)) for each in found.windows)
+        return cls(**{**dict(found), "whole": Measures(**dict(found.whole)), "windows": windows})
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _MeasuresRecord(Record):
+    """As ``Measures``."""
+
+    color: Share | None
+    identity: Share | None
+    size: Annotated[float, Field(ge=0)] | None
+    tint: Annotated[float, Field(ge=0)]
+    presence: Share | None
+
+
+class _RowRecord(Record):
+    """A line of ``rows.jsonl``, as ``Row``."""
+
+    scene: int = Field(ge=1, le=POOL_SIZE)
+    seed: int = Field(ge=0, lt=SEED_STRIDE)
+    shot: Literal[(AGAIN, *CONDITIONS)]  # type: ignore[valid-type]
+    whole: _MeasuresRecord
+    windows: tuple[_MeasuresRecord, ...] = Field(max_length=1000)
+    retrieved_of_a: Share | None
 
 
 class Study(StudyFolder[Row]):

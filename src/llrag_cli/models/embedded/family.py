@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
+from llrag_cli.errors import UsageError
 from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.family import LoadedModels, TransformerSizes
 from llrag_cli.models.reading import PromptReading
@@ -39,7 +40,13 @@ class EmbeddedFamily:
         return described()
 
     def require_settings(self, config: RunConfig) -> None:
-        """As ``Family.require_settings``: none are needed."""
+        """As ``Family.require_settings``: none are needed, and files that would not be read are refused."""
+        for setting in ("lora", "base"):
+            if getattr(config.backbone, setting) is not None:
+                raise UsageError(
+                    f"`backbone.{setting}` is set, but the embedded model does not read it",
+                    hint=f"leave out `backbone.{setting}`, or use a backbone of another family",
+                )
 
     def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
         """As ``Family.files``: backbone and retrieval encoder can be others than the bundled ones."""

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import DamagedFileError, LlragError
+from llrag_cli.files.guarded import UnreadableError, parse_json, read_bytes, reason_of
+from llrag_cli.files.records import read_shards
 
 ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_VAE = "Wan2.1_VAE.pth"
@@ -74,7 +75,7 @@ class WanBase:
             return None
         key = "num_heads" if self.original else "num_attention_heads"
         heads = _json(file).get(key)
-        if not isinstance(heads, int) or heads < 1:
+        if type(heads) is not int or not 1 <= heads <= 1024:
             raise DamagedFileError(file, f"it has no `{key}`", kind="a model configuration")
         return heads
 
@@ -108,10 +109,7 @@ def _shards(folder: Path, *names: str) -> list[Path]:
     for name in names:
         index = folder / f"{name}.index.json"
         if index.exists():
-            try:
-                return [folder / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
-            except (KeyError, AttributeError):
-                raise DamagedFileError(index, "it has no `weight_map`", kind="an index of shards") from None
+            return [folder / shard for shard in sorted(read_shards(index))]
     return [_either(folder, *names)]
 
 
@@ -122,6 +120,9 @@ def _either(folder: Path, *names: str) -> Path:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedFileError(file, str(error), kind="JSON") from None
+        content = parse_json(read_bytes(file))
+    except (OSError, UnreadableError) as error:
+        raise DamagedFileError(file, reason_of(error), kind="JSON") from None
+    if not isinstance(content, dict):
+        raise DamagedFileError(file, "it is not an object", kind="JSON")
+    return content

@@ -36,6 +36,9 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 )
 
 
+_EXPECTED = "expected `generator`, `generator_ema`, `model` or the tensors themselves"
+
+
 def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "checkpoint") -> State:
     """A generator's tensors under their original names (``blocks.0.self_attn.q.weight``).
 
@@ -43,6 +46,8 @@ def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "che
     with ``ema`` the EMA entry must be there.
     """
     wanted = "generator_ema" if ema else "generator"
+    if not isinstance(content, Mapping):
+        raise LlragError(f"`{source}` is not a generator checkpoint: it holds no tensors by name", hint=_EXPECTED)
     if wanted in content:
         state = content[wanted]
     elif "generator" in content or "generator_ema" in content:
@@ -56,7 +61,7 @@ def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "che
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LlragError(
             f"`{source}` is not a generator checkpoint: its keys are {name_some(content)}",
-            hint="expected `generator`, `generator_ema`, `model` or the tensors themselves",
+            hint=_EXPECTED,
         )
     return {_plain(name): tensor for name, tensor in state.items()}
 
@@ -86,8 +91,10 @@ def transformer_config(state: State, *, head_dim: int | None = None, heads: int 
     """
     patch = state["patch_embedding.weight"]  # [dim, in, 1, 2, 2]
     dim = patch.shape[0]
+    if heads and dim % heads:
+        raise LlragError(f"{dim} channels cannot be divided among {heads} heads", hint="check the model's config.json")
     size = dim // heads if heads else head_dim or 128
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    layers = layers_of(state)
     patch_size = tuple(patch.shape[2:])
     return {
         "patch_size": patch_size,
@@ -104,6 +111,12 @@ def transformer_config(state: State, *, head_dim: int | None = None, heads: int 
     }
 
 
+def layers_of(state: State) -> int:
+    """How many layers a transformer has, by the names of its tensors."""
+    numbers = {match[1] for name in state if (match := re.match(r"blocks\.(\d{1,6})\.", name))}
+    return max((int(number) for number in numbers), default=-1) + 1
+
+
 def transformer_arguments(shape: ModelShape) -> dict[str, Any]:
     """Arguments of ``WanTransformer3DModel`` for a shape."""
     return {**shape.model_dump(exclude={"vae_base_dim"}), "out_channels": shape.in_channels}
@@ -111,9 +124,15 @@ def transformer_arguments(shape: ModelShape) -> dict[str, Any]:
 
 def lora_state(content: Mapping[str, Any], *, source: str = "LoRA") -> State:
     """A LoRA's tensors as ``blocks.0.self_attn.q.lora_A.weight``, from ``{'generator_lora': ...}`` or bare."""
-    state = content.get("generator_lora", content)
+    state = content.get("generator_lora", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise LlragError(f"`{source}` is not a LoRA: it holds no tensors", hint="expected `lora_A` and `lora_B`")
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-    wrong = [name for name in plain if not re.search(r"\.lora_[AB]\.weight$", name)]
+    wrong = [
+        name
+        for name, tensor in plain.items()
+        if not re.search(r"\.lora_[AB]\.weight$", name) or not isinstance(tensor, Tensor) or tensor.ndim != 2
+    ]
     if wrong:
         raise LlragError(
             f"`{source}` is not a LoRA: it holds {name_some(wrong)}", hint="expected `lora_A` and `lora_B`"
@@ -133,6 +152,9 @@ def merge_lora(state: State, lora: State, *, alpha: float, source: str = "LoRA")
         down, up = lora.get(f"{target}.lora_A.weight"), lora.get(f"{target}.lora_B.weight")
         if weight not in state or down is None or up is None:
             raise LlragError(f"`{source}` does not fit the model at `{target}`", hint="it belongs to another backbone")
+        if up.shape[1] != down.shape[0] or not down.numel():
+            problem = f"`{source}` has factors of {list(up.shape)} and {list(down.shape)} at `{target}`"
+            raise LlragError(problem, hint="it is damaged")
         delta = up.float() @ down.float() * (alpha / down.shape[0])
         if delta.shape != state[weight].shape:
             raise LlragError(
@@ -164,6 +186,12 @@ def require_text_to_video(state: State, *, source: str) -> None:
     """Raise an error unless a state dict is a transformer that reads and writes latent frames, guided by text alone."""
     required = ("patch_embedding.weight", "head.head.weight", "text_embedding.0.weight", "time_embedding.0.weight")
     require_tensors(state, (*required, "blocks.0.ffn.0.weight"), source=source, model="a Wan generator")
+    axes = {name: 5 if name.startswith("patch") else 2 for name in (*required, "blocks.0.ffn.0.weight")}
+    wrong = [name for name, count in axes.items() if state[name].ndim != count or not state[name].numel()]
+    count, named = layers_of(state), {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    if wrong or len(named) != count:
+        what = f"its `{wrong[0]}` has the shape {list(state[wrong[0]].shape)}" if wrong else "its layers have gaps"
+        raise UnsupportedModelError(source, what, hint="use a text-to-video model of the kind of Wan2.1-T2V-1.3B")
     config = transformer_config(state)
     reads, writes, patch = config["in_channels"], config["out_channels"], config["patch_size"]
     reason = None

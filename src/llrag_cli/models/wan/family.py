@@ -84,7 +84,13 @@ class WanFamily:
         self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
     ) -> TransformerSizes:
         """As ``Family.transformer_sizes``; those of Wan2.1-T2V-1.3B if the checkpoint is not downloaded yet."""
-        from llrag_cli.models.wan.checkpoints import diffusers_name, kept_exact, peek, transformer_config
+        from llrag_cli.models.wan.checkpoints import (
+            diffusers_name,
+            kept_exact,
+            peek,
+            require_text_to_video,
+            transformer_config,
+        )
 
         item = dtype.itemsize
         if shape is not None:
@@ -94,6 +100,7 @@ class WanFamily:
         if file is None or not file.exists():
             return replace(WAN_1_3B, weights=WAN_1_3B.weights * item, item=item)
         state = peek(file, ema=config.backbone.ema)
+        require_text_to_video(state, source=str(file))
         arguments = transformer_config(state, heads=1)
         dim = arguments["attention_head_dim"]
         base = files.get("backbone.base")

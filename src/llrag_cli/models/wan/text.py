@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import LlragError, LlragWarning
@@ -115,8 +114,8 @@ def _read_embedding(file: Path | None) -> Tensor | None:
     if file is None or not file.exists():
         return None
     try:
-        return load_file(file)["embedding"]
-    except (SafetensorError, KeyError, OSError):  # an incomplete file of an interrupted run: written again
+        return read_file(file)["embedding"]
+    except (LlragError, KeyError):  # an incomplete file of an interrupted run: written again
         return None
 
 

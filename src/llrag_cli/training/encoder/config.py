@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -15,8 +16,10 @@ from llrag_cli.presets import presets_folder
 class EncoderTraining(Config):
     """Sizes, data, loss and optimiser; defaults are LongLive-RAG's. Latents tell their own channels and size."""
 
-    latent_dim: int = Field(default=1024, gt=0, description="size of an embedding")
-    hidden_dims: tuple[int, ...] = Field(default=(64, 128, 256), min_length=1, description="features of each stage")
+    latent_dim: int = Field(default=1024, gt=0, le=2**16, description="size of an embedding")
+    hidden_dims: tuple[Annotated[int, Field(gt=0, le=2**13)], ...] = Field(
+        default=(64, 128, 256), min_length=1, max_length=12, description="features of each stage"
+    )
     chunk: int = Field(default=8, ge=1, description="latent frames of a training example, from one video")
     chunks_per_video: int = Field(default=1, ge=1, description="examples drawn from each video in an epoch")
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of the videos held out; at least one is")

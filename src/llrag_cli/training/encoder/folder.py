@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from llrag_cli.errors import TrainingExistsError, UnwritableError
+from llrag_cli.errors import LlragError, TrainingExistsError, UnwritableError
 from llrag_cli.files.durable import replacing
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, json_values, read_bytes, reason_of
 
 
 class TrainingFolder:
@@ -46,4 +46,15 @@ class TrainingFolder:
         """The epochs so far."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        try:
+            content = read_bytes(self.metrics, limit=64 * MEGABYTE)
+            found = [record for _, record in json_values(content, most=10**6, finite=False)]  # a loss may overflow
+        except (OSError, UnreadableError) as error:
+            problem = f"`{self.metrics}` is damaged: {reason_of(error)}"
+            raise LlragError(problem, hint="start the training over, or restore the file") from None
+        if not all(isinstance(record, dict) for record in found):
+            raise LlragError(
+                f"`{self.metrics}` is damaged: it holds a line that is not an epoch",
+                hint="start the training over, or restore the file",
+            )
+        return found

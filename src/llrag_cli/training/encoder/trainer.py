@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from llrag_cli.errors import LlragError, TrainingDiffersError, UsageError
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
+from llrag_cli.files.guarded import reason_of
 from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.training.encoder.config import EncoderTraining
@@ -228,14 +229,24 @@ class EncoderTrainer:
         if not isinstance(state, Mapping) or not {"model", "optimizer", "epoch", "settings"} <= state.keys():
             raise LlragError(f"`{self.folder.state}` is not the state of a training", hint="replace the training")
         now, before = self._settings(), state["settings"]
+        if not isinstance(before, Mapping):
+            raise LlragError(f"`{self.folder.state}` is not the state of a training", hint="replace the training")
         changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if changed:
             raise TrainingDiffersError(self.folder.out, changed[0], before.get(changed[0]))
-        self.accelerator.unwrap_model(self.objective).autoencoder.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epochs_done, self.best, self.best_epoch = state["epoch"], state["best"], state["best_epoch"]
+        try:
+            self.accelerator.unwrap_model(self.objective).autoencoder.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.epochs_done, self.best, self.best_epoch = state["epoch"], float(state["best"]), state["best_epoch"]
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"`{self.folder.state}` is damaged: {reason_of(error)}"
+            raise LlragError(problem, hint="replace the training") from error
+        epochs = len(self.folder.records())
+        if not all(type(count) is int and 0 <= count <= epochs for count in (self.epochs_done, self.best_epoch)):
+            problem = f"`{self.folder.state}` is after epoch {self.epochs_done}, its metrics are of {epochs}"
+            raise LlragError(problem, hint="replace the training")
 
     def _settings(self) -> dict[str, Any]:
         """Settings that must be the same for a training to be resumed; it may become longer."""
