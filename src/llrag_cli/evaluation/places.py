@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from llrag_cli.world.sprites import VERBS, Scene, Sprite, random_scene
+from llrag_cli.world.sprites import VERBS, Motion, Scene, Sprite, random_scene
 
 Place = tuple[frozenset[Sprite], str, str]
 
@@ -40,10 +40,8 @@ def unlike(scene: Scene, rng: random.Random) -> Scene:
 
 def still_scene(rng: random.Random, *, unseen: bool) -> Scene:
     """A random scene whose one or two objects are always in view."""
-    scene = random_scene(rng, unseen=unseen)
-    while scene.motion == "pan":
-        scene = random_scene(rng, unseen=unseen)
-    return scene
+    motion: Motion = rng.choice(("bounce", "orbit"))
+    return random_scene(rng, unseen=unseen, count=rng.choice((1, 1, 2)), motion=motion)
 
 
 def place_of(scene: Scene) -> Place:
