@@ -40,7 +40,10 @@ def test_pools_are_fixed_and_disjoint() -> None:
     places = [frozenset([*trip.first.sprites, trip.first.wall, trip.first.pattern]) for p in POOLS for trip in trips(p)]
     assert len(places) == len({*places}) == 2 * POOL_SIZE
     assert full_prompt(trips("search")[1].first) == "a small yellow cross bounces around on a dotted green wall"
-    assert full_prompt(trips("confirm")[0].first) == "a small red cross goes round on a plain green wall"
+    assert (
+        full_prompt(trips("confirm")[0].first)
+        == "a small yellow cross and a small red cross go round on a plain green wall"
+    )
 
 
 @pytest.mark.parametrize("pool", POOLS)
