@@ -38,7 +38,7 @@ class LatentSpace:
 
 
 LATENT_SPACES: Mapping[str, LatentSpace] = {  # by family; all else that a family is, is in models/
-    "tiny": LatentSpace(channels=8, spatial_ratio=8, temporal_ratio=4),
+    "tiny": LatentSpace(channels=8, spatial_ratio=16, temporal_ratio=4),
     "wan": LatentSpace(channels=16, spatial_ratio=8, temporal_ratio=4),
 }
 
@@ -206,7 +206,7 @@ class ModelShape(Config):
 
 
 EMBEDDED_SHAPE = ModelShape(  # of the embedded model
-    num_layers=6,
+    num_layers=8,
     num_attention_heads=4,
     attention_head_dim=32,
     ffn_dim=512,

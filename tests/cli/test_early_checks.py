@@ -52,6 +52,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "engine": (("generate", "--prompts", "prompts.txt", "--engine", "slurm"), "unknown engine `slurm`"),
     "engine of bench": (("bench", "--engine", "local:0"), "unknown engine `local:0`"),
     "unwritable folder of bench": (("bench", "--out", "file/bench"), "`file/bench` cannot be written"),
+    "pool of bench leave-and-return": (("bench", "leave-and-return", "--pool", "serach"), "unknown pool `serach`"),
+    "pool of bench returning": (("bench", "returning", "--pool", "serach"), "unknown pool `serach`"),
+    "condition of bench returning": (("bench", "returning", "--condition", "nearst"), "unknown condition `nearst`"),
+    "seconds of bench returning": (("bench", "returning", "--seconds", "0"), "a scene cannot go on for 0 seconds"),
+    "unwritable folder of bench returning": (("bench", "returning", "--out", "file/r"), "`file/r` cannot be written"),
     "engine for one prompt": (("generate", "x", "--engine", "local:2"), "the engine `local:2` generates many videos"),
     "archive": (("generate", "x", "--archive", "dsk"), "unknown archive `dsk`"),
     "archive without retrieval": (("generate", "x", "--no-rag", "--archive", "disk"), "`--archive` applies to"),
@@ -59,6 +64,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "dtype": (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`"),
     "device": (("generate", "x", "--device", "warp"), "unknown device `warp`"),
     "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
+    "scene of demo": (("demo", "--scene", "no.yaml"), "`no.yaml`"),
+    "setting of demo": (("demo", "--set", "memory.retreived=3"), "unknown setting `memory.retreived`"),
+    "demo without retrieval": (("demo", "--set", "memory.retrieved=0"), "there is nothing to compare"),
+    "folder of demo": (("demo", "--out", "notes"), "`notes` exists and is not empty"),
+    "run folder for demo": (("demo", "--out", "used"), "`used` exists and is not empty"),
+    "unwritable folder of demo": (("demo", "--out", "file/demo"), "cannot be written: not a directory"),
     "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
 }
 
@@ -95,7 +106,7 @@ def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> 
 
 
 def test_valid_sizes_are_named(outcomes: dict[str, Outcome]) -> None:
-    assert "multiples of 16 pixels, for example 64x64" in outcomes["size"].stderr
+    assert "multiples of 32 pixels, for example 128x128" in outcomes["size"].stderr
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ PAGES = {
     "llrag download metrics": ("download", "metrics"),
     "llrag doctor": ("doctor",),
     "llrag extend": ("extend",),
+    "llrag demo": ("demo",),
     "llrag export": ("export",),
     "llrag collect": ("collect",),
     "llrag train-encoder": ("train-encoder",),

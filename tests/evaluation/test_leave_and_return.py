@@ -16,13 +16,16 @@ from torch import Tensor
 from conftest import Llrag
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
-from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of, wall_by_vote
+from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.picture import ABOUT, sheet
 from llrag_cli.evaluation.leave_return.report import SHOTS, rows_csv, summary
 from llrag_cli.evaluation.leave_return.study import GIVEN, Plan, Row, Study, first_shots, return_shot
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, POOL_SIZE, POOLS, full_prompt, trips
-from llrag_cli.models.embedded.text import tokenize
+from llrag_cli.evaluation.leave_return.trips import CONDITIONS, trips
+from llrag_cli.evaluation.places import full_prompt
+from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.presets import load_config
+from llrag_cli.world.checker import wall_color
 from llrag_cli.world.sprites import PATTERNS, WALL_COLORS, Scene, Sprite, clip, held_out
 
 FEW = ("sampler.steps=[1000]",)
@@ -36,8 +39,11 @@ def pipeline() -> Pipeline:
 def test_pools_are_fixed_and_disjoint() -> None:
     places = [frozenset([*trip.first.sprites, trip.first.wall, trip.first.pattern]) for p in POOLS for trip in trips(p)]
     assert len(places) == len({*places}) == 2 * POOL_SIZE
-    assert full_prompt(trips("search")[1].first) == "a small yellow circle bounces around on a dotted pink wall"
-    assert full_prompt(trips("confirm")[0].first) == "a small red cross goes round on a plain green wall"
+    assert full_prompt(trips("search")[1].first) == "a small yellow cross bounces around on a dotted green wall"
+    assert (
+        full_prompt(trips("confirm")[0].first)
+        == "a small yellow cross and a small red cross go round on a plain green wall"
+    )
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -95,7 +101,7 @@ def test_a_missing_object_is_wrong() -> None:
 def test_a_wall_is_known_behind_a_large_object(wall: str, pattern: str) -> None:
     color = "blue" if wall != "blue" else "red"
     scene = Scene((Sprite(color, "square", "large"),), wall, pattern, "bounce")  # type: ignore[arg-type]
-    assert {wall_by_vote(frame) for frame in clip(scene, 8, random.Random(1))[0]} == {wall}
+    assert {wall_color(frame) for frame in clip(scene, 8, random.Random(1))[0]} == {wall}
 
 
 def test_conditions_share_the_first_shots_and_the_noise(pipeline: Pipeline) -> None:

@@ -89,7 +89,7 @@ def test_the_page_holds_everything_and_trusts_no_prompt(make: Make) -> None:
     root, _ = make(3)
     page = (root / "report.html").read_text(encoding="utf-8")
     data = data_of(page)
-    assert page.count("<script") == 2 and "<!--" not in page and "alert(1)</script>" not in page
+    assert page.count("<script") == 3 and "<!--" not in page and "alert(1)</script>" not in page
     assert data["videos"][0]["prompt"] == PROMPT
     assert len(data["videos"]) == 2 and page.count('class="chart"') == 3
     assert all(
@@ -215,7 +215,7 @@ def test_curves_stay_inside_the_axes_and_higher_is_up() -> None:
 
 def test_every_page_has_one_base_and_allows_no_network() -> None:
     pages = [file for file in TEMPLATES.glob("*.html") if file.name not in ("base.html", "parts.html")]
-    assert {page.name for page in pages} == {"report.html", "memory.html", "training.html", "sheet.html"}
+    assert {page.name for page in pages} == {"report.html", "memory.html", "training.html", "sheet.html", "demo.html"}
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert text.startswith('{% extends "base.html" %}') and "http" not in text and "|safe" not in text

@@ -86,7 +86,7 @@ def test_the_embedded_model_is_measured_with_its_weights(llrag: Llrag) -> None:
         "bench", "speed", "--blocks", "1", "--warmup", "1", "--set", "sampler.steps=[1000]", "--dtype", "float32"
     )
     assert done.returncode == 0, done.stderr
-    assert "tiny, loaded weights, " in done.stdout and ", 64x64, float32 on cpu" in done.stdout
+    assert "tiny, loaded weights, " in done.stdout and ", 128x128, float32 on cpu" in done.stdout
     assert "1 blocks of 3 latent frames after 1" in done.stdout
     assert "nearest / none: " in done.stdout and "share: clean pass" in done.stdout
     assert "warning: block times are stable only after 7 blocks; the warm-up has 1" in done.stderr

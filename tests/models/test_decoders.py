@@ -18,7 +18,7 @@ from llrag_cli.models.wan.vae import WanDecoder
 
 def tiny_decoder() -> TinyDecoder:
     torch.manual_seed(0)
-    return TinyDecoder(TinyVAE(TinyVAEConfig(latent_channels=4, fine=8, coarse=16)))
+    return TinyDecoder(TinyVAE(TinyVAEConfig(latent_channels=4, sharp=8, fine=8, coarse=16)))
 
 
 def wan_decoder() -> WanDecoder:
@@ -44,7 +44,8 @@ def decoded(decoder: Decoder, latents: Tensor, sizes: list[int]) -> Tensor:
 def test_a_stream_equals_the_whole(make: Make, sizes: list[int]) -> None:
     decoder, latents = make(), latents_of(0, frames=9, side=4)
     whole = decoder.stream().decode(latents)
-    assert whole.shape == (1, 4 * (9 - 1) + 1, 3, 32, 32)
+    side = 4 * decoder.spatial_ratio
+    assert whole.shape == (1, 4 * (9 - 1) + 1, 3, side, side)
     torch.testing.assert_close(decoded(decoder, latents, sizes), whole, atol=1e-5, rtol=0)
 
 
@@ -62,7 +63,7 @@ def test_encoding_in_groups_equals_diffusers_at_once(frames: int) -> None:
 
 @pytest.mark.parametrize("frames", [1, 5, 29, 33, 61, 65, 93])
 def test_the_embedded_vae_encodes_in_parts_what_it_encodes_at_once(frames: int) -> None:
-    decoder, video = tiny_decoder(), video_of(0, frames=frames)
+    decoder, video = tiny_decoder(), video_of(0, frames=frames, side=32)
     with torch.no_grad():
         whole = decoder.vae.encode(video)
     latents = decoder.encode(video)
@@ -86,7 +87,7 @@ def test_streams_in_turns_give_what_each_gives_alone(make: Make) -> None:
     for turn in range(2):
         for number, stream in enumerate(streams):
             frames[number].append(stream.decode(parts[number][turn]))
-            decoder.encode(torch.zeros(1, 5, 3, 16, 16))
+            decoder.encode(torch.zeros(1, 5, 3, 32, 32))
     for own, expected in zip(frames, alone, strict=True):
         assert torch.equal(torch.cat(own, dim=1), expected)
 

@@ -91,7 +91,7 @@ def test_any_number_of_frames_makes_a_block(frames: int) -> None:
     config = load_config("tiny", memory="none", settings=[f"backbone.frames_per_block={frames}"])
     assert config.latent_frames(3) % frames == 0
     assert config.video_frames(config.latent_frames(3)) >= 24
-    assert (config.width, config.height) == (64, 64)
+    assert (config.width, config.height) == (128, 128)
 
 
 def test_complete_weights_lack_nothing(weights: Path) -> None:

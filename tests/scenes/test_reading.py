@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llrag_cli.errors import UsageError
 from llrag_cli.files.yaml_lines import parse_yaml
-from llrag_cli.models.embedded.text import tokenize
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.presets import load_config
 from llrag_cli.scenes.example import example_scene
 from llrag_cli.scenes.reading import parse_then, read_scene, scene_from_prompts

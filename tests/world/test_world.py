@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llrag_cli.models.embedded.text import tokenize
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.world.checker import judge, objects, wall_color
 from llrag_cli.world.sprites import (
     MOTIONS,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llrag_cli.cli.bench_leave_and_return import bench_leave_and_return
+from llrag_cli.cli.bench_returning import bench_returning
 from llrag_cli.cli.bench_score import bench_score
 from llrag_cli.cli.bench_speed import bench_speed
 from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seconds, Set
@@ -25,6 +26,7 @@ bench_app = typer.Typer(invoke_without_command=True)
 bench_app.command("score")(bench_score)
 bench_app.command("speed")(bench_speed)
 bench_app.command("leave-and-return")(bench_leave_and_return)
+bench_app.command("returning")(bench_returning)
 
 
 @bench_app.callback()

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,6 @@ def warn(text: str) -> None:
     _stderr.print(Text("warning: ", style="yellow").append(text, style="default"))
 
 
-def warn_of_unknown_words(words: Iterable[str]) -> None:
-    """Name the words of a prompt that the embedded model does not know."""
-    for word in words:
-        warn(f"`{word}` is outside the vocabulary of the embedded model and is ignored")
-
-
 @contextmanager
 def library_warnings() -> Iterator[None]:
     """Print the library's warnings as the command line's own."""
@@ -128,15 +122,20 @@ def _stopped(resume_with: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def generation(description: str, *, blocks: int, frame_rate: int, folder: Path) -> Iterator[Any]:
-    """A live line on stderr while a video is generated; yields the function to call with each ``Progress``."""
+def generation(
+    description: str, *, blocks: int, frame_rate: int, folder: Path, resume_with: str | None = None
+) -> Iterator[Any]:
+    """A live line on stderr while a video is generated; yields the function to call with each ``Progress``.
+
+    ``resume_with`` names the command that continues after Ctrl-C, if it is not the one that resumes the run.
+    """
     numbers = _Numbers(table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=8),
         numbers,
     )
-    resume_with = f"`llrag generate --resume {shlex.quote(str(folder))}`"
+    resume_with = resume_with or f"`llrag generate --resume {shlex.quote(str(folder))}`"
     with _stopped(resume_with), rich.progress.Progress(*columns, console=_stderr, transient=False) as display:
         task = display.add_task(description, total=blocks, state=None, frame_rate=frame_rate)
 

@@ -20,6 +20,7 @@ from llrag_cli.cli.options import (
     archive_settings,
     encoder_settings,
 )
+from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.errors import UsageError
 
 
@@ -107,6 +108,8 @@ def continue_run(
     wanted = record.opening_with(**opening).model_copy(update={**changes, "config": requested})
     require_same(record, wanted, path)
 
+    if prompt is not None:
+        require_understood(config, [prompt])
     total = seconds or record.seconds + (added or 0.0)
     if total < record.seconds:
         raise RunLengthError(path, recorded=record.seconds, requested=total)
@@ -139,7 +142,7 @@ def continue_run(
             how = Execution(offload=offload, attention=attention, compile=compile_)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         if prompt is not None:
-            console.warn_of_unknown_words(pipeline.text.unknown_words(prompt))
+            show_readings(config, [prompt])
         blocks = config.latent_frames(total) // config.backbone.frames_per_block
         with console.generation(config.label, blocks=blocks, frame_rate=config.backbone.fps, folder=path) as update:
             record = resume_video(pipeline, folder, seconds=total, prompt=prompt, cut=cut, on_progress=update)

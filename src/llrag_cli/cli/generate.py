@@ -29,6 +29,7 @@ from llrag_cli.cli.options import (
     configuration,
     given,
 )
+from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.cli.scenes import (
     Footage,
     Pins,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 # parameters that describe shots, and the options of those that are named otherwise
 _OF_SHOTS = ("scene", "then", "video", "references", "pins", "takes")
+MANY_PROMPTS = 8  # of more, only those are shown that are not understood completely
 _OPTIONS = {"references": "reference", "pins": "pin"}
 
 
@@ -195,6 +197,8 @@ def generate(
         config.require_framewise()
         open_image(image)
     timeline = None if asked is None else planned(asked, config, file=scene)
+    if preset is not None:  # otherwise the default is chosen below
+        require_understood(config, texts if timeline is None else timeline.prompts)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)
     if where is not None:
@@ -209,6 +213,8 @@ def generate(
         if preset is None and (default := default_backbone()) != "tiny":
             config = configured(default)
             timeline = None if asked is None else planned(asked, config, file=scene)
+        known = texts if timeline is None else timeline.prompts
+        require_understood(config, known)
         how = Execution(offload=offload, attention=attention, compile=compile_)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
@@ -237,9 +243,8 @@ def generate(
         budget.require()
         _warn_if_not_exact(config, budget.config)
         config = budget.config
-        known = texts if timeline is None else timeline.prompts
         pipeline = Pipeline.load(config, device=device, dtype=dtype, how=how, prompts=known)
-    console.warn_of_unknown_words(dict.fromkeys(word for line in known for word in pipeline.text.unknown_words(line)))
+    show_readings(config, known, only_incomplete=len(known) > MANY_PROMPTS)
     work: list[str | Scene] = [*texts] if asked is None else [asked]
     plain: dict[str, Any] = (
         {"seconds": seconds, "image": image} if asked is None else {}

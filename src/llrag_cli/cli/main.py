@@ -14,6 +14,7 @@ import typer
 from llrag_cli.cli import console
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.collect import collect
+from llrag_cli.cli.demo import demo
 from llrag_cli.cli.doctor import doctor
 from llrag_cli.cli.download import download_app
 from llrag_cli.cli.evaluate_encoder import evaluate_encoder
@@ -71,6 +72,7 @@ def root(
 
 app.command()(generate)
 app.command()(extend)
+app.command()(demo)
 app.command()(storyboard)
 app.command()(export)
 app.command()(inspect)

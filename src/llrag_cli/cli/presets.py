@@ -49,10 +49,11 @@ def show(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Print every setting of one preset, as a file that --backbone reads."""
+    """Print every setting of one preset, as a file that --backbone reads, and what it can draw."""
     import yaml
 
     from llrag_cli.cli import console
+    from llrag_cli.models.family import family_of
 
     config = configuration(name, rag=rag, memory=memory, encoder=encoder, settings=settings or ())
     content = config.model_dump(mode="json")
@@ -61,6 +62,8 @@ def show(
         return
     del content["name"]
     console.result(yaml.safe_dump(content, sort_keys=False).rstrip())
+    for line in family_of(config).vocabulary():
+        console.result(f"# {line}")
 
 
 @presets_app.command("strategies")

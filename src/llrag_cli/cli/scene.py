@@ -67,6 +67,7 @@ def check(
     from rich.table import Table
 
     from llrag_cli.cli import console
+    from llrag_cli.cli.prompts import require_understood, show_readings
     from llrag_cli.cli.scenes import planned, scene_configuration
     from llrag_cli.formatting import human
     from llrag_cli.scenes.reading import read_scenes
@@ -77,6 +78,7 @@ def check(
         name, strategy, changes = scene_configuration(scene, backbone, memory, settings or ())
         config = configuration(name, memory=strategy, settings=changes)
         timeline = planned(scene, config, file=file)
+        require_understood(config, timeline.prompts)
         needs = memory_needs(config, timeline, takes=scene.takes)
         if as_json:
             results.append(content_of(scene, config, timeline, needs))
@@ -99,6 +101,7 @@ def check(
             pinned = ", pinned" if any(each.name == reference and each.pinned for each in timeline.references) else ""
             console.result(f"reference {reference}: {len(span)} latent frames{pinned}")
         console.result("; ".join(f"{what} {human(size)}" for what, size in needs.items()))
+        show_readings(config, timeline.prompts)
     if as_json:
         console.result_json(results[0] if len(results) == 1 else results)
 

@@ -30,6 +30,7 @@ def storyboard(
     """
     from llrag_cli.cli import console
     from llrag_cli.cli.generate import slug
+    from llrag_cli.cli.prompts import require_understood, show_readings
     from llrag_cli.cli.scenes import planned, scene_configuration
     from llrag_cli.runs.folder import RunFolder, unused_folder
     from llrag_cli.scenes.reading import read_scene
@@ -44,6 +45,7 @@ def storyboard(
         scene.model_dump() | {"shots": [shot.model_dump() | {"seconds": 0.01} for shot in scene.shots]}
     )
     timeline = plan_timeline(brief, config)
+    require_understood(config, timeline.prompts)
     root = out or unused_folder(Path("runs"), f"{slug(scene.title or file.stem)}-storyboard")
     folder = RunFolder(root / "run")
     folder.require_writable()
@@ -65,6 +67,7 @@ def storyboard(
         )
         budget.require()
         pipeline = Pipeline.load(budget.config, device=device, dtype=dtype, prompts=timeline.prompts)
+    show_readings(config, timeline.prompts)
     fps = config.backbone.fps
     with console.generation("storyboard", blocks=timeline.blocks, frame_rate=fps, folder=folder.path) as update:
         record = make_video(

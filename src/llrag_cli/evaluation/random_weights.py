@@ -31,10 +31,6 @@ class RandomText:
         """As ``TextEncoder.encode``."""
         return self._embedding.expand(len(prompts), -1, -1)
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Always none."""
-        return []
-
 
 def random_pipeline(
     config: RunConfig, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, how: Execution

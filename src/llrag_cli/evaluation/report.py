@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from llrag_cli.evaluation.charts import Chart, Curve, line_chart
 from llrag_cli.evaluation.grid import Case, Grid, memory_title
@@ -21,7 +18,7 @@ from llrag_cli.evaluation.metrics.registry import METRICS, NOT_MEASURED, Series,
 from llrag_cli.evaluation.rendition import renditions
 from llrag_cli.evaluation.results import MIN_PROMPTS, as_csv, is_significant, verdict
 from llrag_cli.evaluation.run import Scored
-from llrag_cli.evaluation.thumbnails import thumbnails
+from llrag_cli.evaluation.thumbnails import thumbnail_url, thumbnails
 from llrag_cli.files.durable import replace_text
 from llrag_cli.files.html import data_url, render
 from llrag_cli.formatting import counted
@@ -269,7 +266,7 @@ def _player(video: Scored, run: Run, source: str) -> dict[str, Any]:
         "title": memory_title(video.case.memory),
         "source": source,
         "metrics": video.scores.metrics,
-        "thumbnails": {frame: _thumbnail_url(picture) for frame, picture in pictures.items()},
+        "thumbnails": {frame: thumbnail_url(picture) for frame, picture in pictures.items()},
         "blocks": [
             {
                 "time": config.second_of(block.frame),
@@ -282,10 +279,3 @@ def _player(video: Scored, run: Run, source: str) -> dict[str, Any]:
             if block.retrieved
         ],
     }
-
-
-def _thumbnail_url(picture: Tensor) -> str:
-    """A picture [h, w, 3] in [0, 1] as a data URL."""
-    file = BytesIO()
-    Image.fromarray((255 * picture).round().byte().numpy()).save(file, format="WEBP", quality=60, method=6)
-    return data_url(file.getvalue(), "image/webp")

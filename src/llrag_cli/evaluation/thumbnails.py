@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import require_own
+from llrag_cli.files.html import data_url
 from llrag_cli.files.image import open_image
 from llrag_cli.runs.video import open_video, read_frames
 from llrag_cli.scenes.sources import is_picture, is_run
@@ -49,6 +51,13 @@ def reference_thumbnails(timeline: Timeline, frames: Collection[int], config: Ru
             continue
         pictures |= {span[number]: picture for number, picture in found.items()}
     return pictures
+
+
+def thumbnail_url(picture: Tensor) -> str:
+    """A picture [h, w, 3] in [0, 1] as a data URL."""
+    file = BytesIO()
+    Image.fromarray((255 * picture).round().byte().numpy()).save(file, format="WEBP", quality=60, method=6)
+    return data_url(file.getvalue(), "image/webp")
 
 
 def _of_reference(reference: ReferenceSpan, frames: Collection[int], config: RunConfig) -> dict[int, Tensor]:

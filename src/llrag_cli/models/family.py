@@ -17,6 +17,7 @@ from llrag_cli.errors import MissingWeightsError
 if TYPE_CHECKING:
     import torch
 
+    from llrag_cli.models.reading import PromptReading
     from llrag_cli.models.text import TextEncoder
     from llrag_cli.models.vae import Decoder
 
@@ -80,6 +81,14 @@ class Family(Protocol):
     @property
     def text_length(self) -> int:
         """Rows of a prompt's embedding."""
+        ...
+
+    def read_prompt(self, prompt: str) -> PromptReading | None:
+        """What the models make of a prompt; None where they take any text."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """What can be drawn, in a few lines; nothing where they take any text."""
         ...
 
     def require_settings(self, config: RunConfig) -> None:

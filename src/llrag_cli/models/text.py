@@ -14,7 +14,3 @@ class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [B, length, D]; rows after a prompt's own tokens are zero."""
         ...
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that mean nothing to this encoder."""
-        ...

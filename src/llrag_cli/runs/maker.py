@@ -22,6 +22,7 @@ from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, Run
 from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.files.records import first_problem
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.family import family_of
 from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal, read_committed
@@ -170,7 +171,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: float, seed: int) -> RunRecord:
     backbone = pipeline.config.backbone
-    unknown = [word for shot in timeline.shots for word in pipeline.text.unknown_words(shot.prompt)]
+    readings = [family_of(pipeline.config).read_prompt(prompt) for prompt in timeline.prompts]
+    unknown = [word for reading in readings if reading is not None for word in reading.ignored]
     try:
         return RunRecord(
             status="running",

@@ -1,12 +1,4 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id);
-const make = (tag, text, className) => {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
-};
 const number = value => value === null || value === undefined ? "–" : value.toFixed(Math.abs(value) < 2 ? 4 : 2).replace("-", "−");
 
 let players = [];
@@ -39,48 +31,26 @@ function show(index) {
   tick();
 }
 
-// Videos follow the first one; what each block retrieved is shown below its video.
+// What each block retrieved is shown below its video.
 function tick() {
   if (!players.length) return;
-  const lead = players[0].video, time = lead.currentTime;
+  const time = keepInStep(players.map(({ video }) => video));
   $("clock").textContent = `${time.toFixed(1)} s`;
   $("seek").value = time;
   for (const player of players) {
-    const gap = player.video.currentTime - time;
-    if (player !== players[0]) {
-      if (Math.abs(gap) > 0.08) player.video.currentTime = time;
-      player.video.playbackRate = lead.paused ? 1 : Math.min(1.1, Math.max(0.9, 1 - gap));
-    }
-    const blocks = player.entry.blocks;
-    let at = -1;
-    for (let i = 0; i < blocks.length && blocks[i].time <= time; i++) at = i;
+    const blocks = player.entry.blocks, at = blocks.findLastIndex(block => block.time <= time);
     if (at === player.shown) continue;
     player.shown = at;
-    player.retrieved.replaceChildren(...(at < 0 ? [] : blocks[at].frames).map(frame => {
-      const figure = make("figure"), image = make("img");
-      image.src = player.entry.thumbnails[frame.frame] || "data:,";
-      image.alt = `retrieved from ${frame.time.toFixed(1)} s`;
-      figure.append(image, make("figcaption", `${frame.time.toFixed(1)} s · ${frame.cosine.toFixed(2)}`));
-      return figure;
-    }));
+    player.retrieved.replaceChildren(...pictures(at < 0 ? [] : blocks[at].frames, player.entry.thumbnails, frame => ({
+      alt: `retrieved from ${frame.time.toFixed(1)} s`,
+      caption: `${frame.time.toFixed(1)} s · ${frame.cosine.toFixed(2)}`,
+    })));
   }
 }
 
-function toggle() {
-  if (!players.length) return;
-  if (!players[0].video.paused) {
-    for (const { video } of players) video.pause();
-    $("play").textContent = "Play";
-    return;
-  }
-  const from = players[0].video.ended ? 0 : players[0].video.currentTime;
-  for (const { video } of players) video.currentTime = from;
-  Promise.all(players.map(({ video }) => video.play())).then(() => { $("play").textContent = "Pause"; });
-}
-
-$("play").addEventListener("click", toggle);
+$("play").addEventListener("click", () => toggle(players.map(({ video }) => video)));
 $("seek").addEventListener("input", event => {
-  for (const { video } of players) video.currentTime = Number(event.target.value);
+  seek(players.map(({ video }) => video), Number(event.target.value));
   tick();
 });
 data.videos.forEach((choice, index) => $("choice").append(new Option(choice.title, index)));

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llrag_cli.world.checker import Seen, objects, wall_color, wall_tint
-from llrag_cli.world.sprites import SIZE
+from llrag_cli.world.checker import Seen, in_units, objects, wall_color, wall_tint
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Consistency:
 
 
 def look(frame: Tensor) -> Look:
-    """Read a frame [3, 64, 64] in [0, 1]."""
+    """Read a frame [3, H, W] in [0, 1]."""
+    frame = in_units(frame)
     wall = wall_color(frame)
     red, green, blue = wall_tint(frame, wall=wall).tolist()
     return Look(wall, (red, green, blue), tuple(objects(frame, wall=wall)))
@@ -49,8 +48,6 @@ def look(frame: Tensor) -> Look:
 
 def looks(frames: Tensor) -> list[Look]:
     """Read frames [F, 3, H, W] in [0, 1]."""
-    if frames.shape[-1] != SIZE:
-        frames = F.interpolate(frames, size=(SIZE, SIZE), mode="area")
     return [look(frame) for frame in frames]
 
 
@@ -78,7 +75,7 @@ def consistency(seen: Sequence[Look], *, reference: int, stretch: range) -> Cons
 
 def sprite_metrics(frames: Iterable[Tensor]) -> dict[str, float | None]:
     """``Consistency`` of a video's frames [3, H, W] in [0, 1] after their first third; names start with ``sprite_``."""
-    seen = [look(F.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]) for frame in frames]
+    seen = [look(frame) for frame in frames]
     third = max(1, len(seen) // 3)
     judged = consistency(seen, reference=third, stretch=range(third, len(seen)))
     return {f"sprite_{name}": value for name, value in asdict(judged).items()}

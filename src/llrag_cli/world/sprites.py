@@ -4,7 +4,8 @@ Coloured shapes on a patterned wall: they bounce, orbit, or pass by while the ca
 panorama that closes on itself, so that objects that left the view return. Every attribute can be read
 back from pixels (``world/checker.py``), and every scene can be captioned, in full or in part.
 
-Frames are 64x64 at 8 frames a second. Random generators are arguments; nothing here has a state.
+A frame is 64 units wide and high, drawn at 128x128 pixels, 8 frames a second. Random generators are arguments; nothing
+here has a state.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-SIZE = 64  # pixels, height and width of a frame
+SIZE = 64  # height and width of a frame in units, in which everything here is measured
+PIXELS = 128  # height and width of a drawn frame
 FPS = 8
-SPEED = 2.0  # pixels a frame, of a panning camera
+SPEED, SLOW = 2.0, 1.1  # units a frame, of a panning camera
+GAP = 0.85  # bouncing objects turn back at this share of the sum of their radii
 
 Motion = Literal["bounce", "orbit", "pan"]
 
@@ -43,7 +46,7 @@ WALL_COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PATTERNS = ("plain", "striped", "dotted")
-SIZES: dict[str, float] = {"small": 12.0, "large": 16.0}  # radius in pixels
+SIZES: dict[str, float] = {"small": 12.0, "large": 16.0}  # radius in units
 MOTIONS: tuple[Motion, ...] = ("bounce", "orbit", "pan")
 
 
@@ -57,14 +60,18 @@ class Sprite:
 
     @property
     def radius(self) -> float:
-        """In pixels."""
+        """In units."""
         return SIZES[self.size]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Content of a video. ``lap`` is the circumference of the panorama in pixels, ``shaded`` whether its brightness
-    varies with position (pan only)."""
+    """Content of a video.
+
+    For a panning camera: ``lap`` is the circumference of the panorama and ``spacing`` the distance between neighbours,
+    both in units, where None spreads them over the lap; ``speed`` is the camera's, in units a frame; ``shaded`` says
+    whether brightness varies with position.
+    """
 
     sprites: tuple[Sprite, ...]
     wall: str
@@ -72,6 +79,8 @@ class Scene:
     motion: Motion
     lap: int = 160
     shaded: bool = True
+    spacing: float | None = None
+    speed: float = SPEED
 
 
 def held_out(sprite: Sprite, wall: str) -> bool:
@@ -80,12 +89,19 @@ def held_out(sprite: Sprite, wall: str) -> bool:
     return digest[0] % 10 == 0
 
 
-def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
-    """A scene of one to four sprites of different colours; all (``unseen``) or none of them are held out."""
-    motion = rng.choice(MOTIONS)
+LAPS = {1: 160, 2: 160, 3: 256, 4: 320}  # by the number of objects
+
+
+def random_scene(
+    rng: random.Random, *, unseen: bool = False, count: int | None = None, motion: Motion | None = None
+) -> Scene:
+    """A scene of sprites of different colours; all (``unseen``) or none of them are held out of training.
+
+    Without ``count`` there are one to three, or up to four that pass by; fewer where not so many are held out.
+    """
+    moving: Motion = rng.choice(MOTIONS) if motion is None else motion
     wall, pattern = rng.choice(tuple(WALL_COLORS)), rng.choice(PATTERNS)
-    lap = rng.choice((160, 256, 320)) if motion == "pan" else 160
-    count = {160: 2, 256: 3, 320: 4}[lap] if motion == "pan" else rng.choice((1, 1, 2))
+    count = count or rng.choice((1, 2, 2, 3, 3, 4) if moving == "pan" else (1, 1, 2, 2, 3))
     kinds = [
         (color, shape)
         for color in OBJECT_COLORS
@@ -95,17 +111,30 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
     sprites: list[Sprite] = []
     while kinds and len(sprites) < count:
         color, shape = rng.choice(kinds)
-        sprites.append(Sprite(color, shape, rng.choice(tuple(SIZES))))
+        room = moving == "pan" or count < 3  # three in one view are small
+        sprites.append(Sprite(color, shape, rng.choice(tuple(SIZES)) if room else "small"))
         kinds = [kind for kind in kinds if kind[0] != color]
     if not sprites:  # nothing is held out on this wall
-        return random_scene(rng, unseen=unseen)
-    return Scene(tuple(sprites), wall, pattern, motion, lap)
+        return random_scene(rng, unseen=unseen, count=count, motion=motion)
+    if moving != "pan":
+        return Scene(tuple(sprites), wall, pattern, moving)
+    speed = rng.choice((SPEED, SLOW)) if len(sprites) < 3 else SPEED  # so that three are seen within five seconds
+    spacing = rng.uniform(44, 58)
+    return Scene(tuple(sprites), wall, pattern, moving, LAPS[len(sprites)], spacing=spacing, speed=speed)
 
 
-def drawn_scenes(count: int, *, unseen: bool = True, seed: int = 2024) -> list[Scene]:
-    """Random scenes in which every sprite (or, not ``unseen``, no sprite) was held out of training."""
+def drawn_scenes(count: int, *, unseen: bool = True, objects: int | None = None, seed: int = 2024) -> list[Scene]:
+    """Random scenes in which every sprite (or, not ``unseen``, no sprite) was held out of training.
+
+    With ``objects`` all have so many.
+    """
     rng = random.Random(seed)
-    return [random_scene(rng, unseen=unseen) for _ in range(count)]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_scene(rng, unseen=unseen, count=objects)
+        if objects is None or len(scene.sprites) == objects:
+            scenes.append(scene)
+    return scenes
 
 
 # --- captions ---------------------------------------------------------------------------------------
@@ -138,6 +167,7 @@ VERBS: dict[Motion, tuple[tuple[str, str], ...]] = {  # one, several
     "orbit": (("goes round", "go round"), ("orbits", "orbit"), ("is orbiting", "are orbiting")),
     "pan": (("passes by", "pass by"), ("slides past", "slide past"), ("is passing by", "are passing by")),
 }
+SLOWLY = ("slowly", "slowly", "gently")
 PLACES = ("on", "on", "in front of", "over", "against")
 
 
@@ -159,6 +189,8 @@ def caption(scene: Scene, rng: random.Random, *, keep: float = 1.0) -> str:
     named = [noun(sprite) for sprite in scene.sprites if mentioned()] or [noun(scene.sprites[0])]
     subject = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
     verb = f" {rng.choice(VERBS[scene.motion])[len(named) > 1]}" if mentioned() else ""
+    if verb and scene.motion == "pan" and scene.speed == SLOW and mentioned():
+        verb += f" {rng.choice(SLOWLY)}"
     pattern = [word(scene.pattern)] if rng.random() < 0.85 * keep else []
     color = [word(scene.wall)] if mentioned() else []
     place = f" {rng.choice(PLACES)} a {' '.join([*pattern, *color, word('wall')])}" if pattern or color else ""
@@ -185,6 +217,8 @@ def prompt(scene: Scene) -> str:
     nouns = [f"{'an' if s.color[0] in 'aeiou' else 'a'} {s.color} {s.shape}" for s in scene.sprites]
     subject = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
     verb = VERBS[scene.motion][0][len(nouns) > 1]
+    if scene.motion == "pan" and scene.speed == SLOW:
+        verb += " slowly"
     return f"{subject} {verb} on a {scene.pattern} {scene.wall} wall"
 
 
@@ -193,7 +227,7 @@ def prompt(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Track:
-    """Positions in pixels: centres [T, O, 2] as (x, y), and the camera's x [T]."""
+    """Positions in units: centres [T, O, 2] as (x, y), and the camera's x [T]."""
 
     centers: Tensor
     camera: Tensor
@@ -211,30 +245,62 @@ def move(scene: Scene, frames: int, rng: random.Random) -> Track:
         angle = start + 2 * math.pi * time[:, None] / period + phase  # [T, O]
         centers = SIZE / 2 + distance * torch.stack((angle.cos(), angle.sin()), dim=-1)
         return Track(centers, torch.zeros(frames))
-    tracks = []
-    for sprite in scene.sprites:
-        low, high = sprite.radius, SIZE - sprite.radius
+    return Track(_bounce(scene, frames, rng), torch.zeros(frames))
+
+
+def _bounce(scene: Scene, frames: int, rng: random.Random) -> Tensor:
+    """Centres [T, O, 2] of objects of equal mass that rebound from the edges and from each other."""
+    radii = [sprite.radius for sprite in scene.sprites]
+    while True:
+        places = [[rng.uniform(radius, SIZE - radius) for _ in range(2)] for radius in radii]
+        pairs = [(i, j) for j in range(len(radii)) for i in range(j)]
+        if all(math.dist(places[i], places[j]) > GAP * (radii[i] + radii[j]) for i, j in pairs):
+            break
+    velocities = []
+    for _ in radii:
         heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.0, 2.0)
-        axes = []
-        for direction in (math.cos(heading), math.sin(heading)):
-            travelled = rng.uniform(0, 2 * (high - low)) + speed * direction * time
-            folded = torch.remainder(travelled, 2 * (high - low))
-            axes.append(low + torch.minimum(folded, 2 * (high - low) - folded))  # a triangle wave: elastic walls
-        tracks.append(torch.stack(axes, dim=-1))
-    return Track(torch.stack(tracks, dim=1), torch.zeros(frames))
+        velocities.append([speed * math.cos(heading), speed * math.sin(heading)])
+    centers = []
+    for _ in range(frames):
+        centers.append([tuple(place) for place in places])
+        for place, velocity, radius in zip(places, velocities, radii, strict=True):
+            for axis in range(2):
+                place[axis] += velocity[axis]
+                low, high = radius, SIZE - radius
+                if not low <= place[axis] <= high:
+                    place[axis] = 2 * (low if place[axis] < low else high) - place[axis]
+                    velocity[axis] = -velocity[axis]
+        for i, j in pairs:
+            apart = [places[j][axis] - places[i][axis] for axis in range(2)]
+            gap = math.hypot(*apart)
+            if 0 < gap < GAP * (radii[i] + radii[j]):
+                normal = [each / gap for each in apart]
+                closing = sum((velocities[i][axis] - velocities[j][axis]) * normal[axis] for axis in range(2))
+                for axis in range(2) if closing > 0 else ():  # an elastic collision
+                    velocities[i][axis] -= closing * normal[axis]
+                    velocities[j][axis] += closing * normal[axis]
+    return torch.tensor(centers)
 
 
 def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
-    """A camera over a closed panorama; sometimes it pauses or turns back, so returns are irregular."""
-    velocity = torch.full_like(time, SPEED)
+    """A camera over a closed panorama; sometimes it pauses or turns back, so returns are irregular.
+
+    Objects that are not spread over the lap come in their order, the first of them from the beginning on.
+    """
+    velocity = torch.full_like(time, scene.speed)
     if rng.random() < 0.5:  # in legs: forward, pause, back
-        at = rng.randint(16, 48)
+        at = rng.randint(40, 72)
         while at < len(time):
-            velocity[at:] = rng.choice((SPEED, SPEED, -SPEED, 0.0))
+            velocity[at:] = rng.choice((scene.speed, scene.speed, -scene.speed, 0.0))
             at += rng.randint(16, 64)
-    camera = rng.uniform(0, scene.lap) + rng.choice((-1, 1)) * velocity.cumsum(0)
-    spacing = scene.lap / len(scene.sprites)
-    places = [(i * spacing + rng.uniform(-4, 4), SIZE / 2 + rng.uniform(-12, 12)) for i in range(len(scene.sprites))]
+    direction = rng.choice((-1, 1))
+    if scene.spacing is None:
+        begin, spacing, jitter = rng.uniform(0, scene.lap), scene.lap / len(scene.sprites), 4.0
+    else:  # the first object is behind the middle of the first frame, or a little ahead
+        begin, spacing, jitter = direction * rng.uniform(-12, 20), direction * scene.spacing, 2.0
+    camera = begin + direction * velocity.cumsum(0)
+    heights = [SIZE / 2 + rng.uniform(-12, 12) for _ in scene.sprites]
+    places = [(i * spacing + rng.uniform(-jitter, jitter), height) for i, height in enumerate(heights)]
     centers = torch.tensor(places)[None].repeat(len(time), 1, 1)
     ahead = torch.remainder(centers[..., 0] - camera[:, None] + scene.lap / 2, scene.lap) - scene.lap / 2
     centers[..., 0] = SIZE / 2 + ahead  # view coordinates: 0..64 is visible
@@ -245,7 +311,7 @@ def _pan(scene: Scene, time: Tensor, rng: random.Random) -> Track:
 
 
 def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """Signed distance in pixels to the outline of a shape, negative inside."""
+    """Signed distance in units to the outline of a shape, negative inside."""
     if shape == "circle":
         return (x.square() + y.square()).sqrt() - radius
     if shape == "square":
@@ -260,13 +326,14 @@ def distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
-    """Draw a track: frames [T, 3, 64, 64] in [0, 1], and the coverage of each pixel by shape, [T, 4, 64, 64]."""
-    axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
+def render(scene: Scene, track: Track, *, size: int = PIXELS) -> tuple[Tensor, Tensor]:
+    """Draw a track: frames [T, 3, size, size] in [0, 1], and each pixel's coverage by shape, [T, 4, size, size]."""
+    scale = size / SIZE  # pixels of a unit; outlines are antialiased over one pixel
+    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
     along = x + track.camera[:, None, None]  # the wall moves with the panorama
-    frames = _wall(scene, along, y.expand(len(track.camera), SIZE, SIZE))  # [T, 3, H, W]
-    cover = torch.zeros(len(frames), len(SHAPES), SIZE, SIZE)
+    frames = _wall(scene, along, y.expand(len(track.camera), size, size), scale)  # [T, 3, H, W]
+    cover = torch.zeros(len(frames), len(SHAPES), size, size)
     for index, sprite in enumerate(scene.sprites):
         center = track.centers[:, index]
         reach = sprite.radius + 2
@@ -275,22 +342,22 @@ def render(scene: Scene, track: Track) -> tuple[Tensor, Tensor]:
             continue
         place = center[seen]
         outline = distance(sprite.shape, x - place[:, 0, None, None], y - place[:, 1, None, None], sprite.radius)
-        alpha = (0.5 - outline).clamp(0, 1)[:, None]  # [t, 1, H, W], antialiased
+        alpha = (0.5 - scale * outline).clamp(0, 1)[:, None]  # [t, 1, H, W]
         color = torch.tensor(OBJECT_COLORS[sprite.color]).view(1, 3, 1, 1) / 255
-        frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, SIZE, SIZE), alpha)
+        frames[seen] = torch.lerp(frames[seen], color.expand(len(alpha), 3, size, size), alpha)
         covered = cover[seen] * (1 - alpha)  # later sprites hide earlier ones
         covered[:, SHAPES.index(sprite.shape)] += alpha[:, 0]
         cover[seen] = covered
     return frames, cover
 
 
-def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
+def _wall(scene: Scene, along: Tensor, y: Tensor, scale: float) -> Tensor:
     base = torch.tensor(WALL_COLORS[scene.wall]).view(1, 3, 1, 1) / 255
     if scene.pattern == "striped":
-        ink = (6 * torch.sin(2 * math.pi * along / 32)).clamp(-1, 1).expand_as(y)
+        ink = (6 * scale * torch.sin(2 * math.pi * along / 32)).clamp(-1, 1).expand_as(y)
     elif scene.pattern == "dotted":
         dx, dy = torch.remainder(along, 16) - 8, torch.remainder(y, 16) - 8
-        ink = (4.0 - (dx.square() + dy.square()).sqrt()).clamp(-1, 1)
+        ink = (scale * (4.0 - (dx.square() + dy.square()).sqrt())).clamp(-1, 1)
     else:
         ink = torch.zeros_like(y)
     place = 0.10 * torch.sin(2 * math.pi * along / scene.lap) if scene.motion == "pan" and scene.shaded else 0.0
@@ -298,6 +365,6 @@ def _wall(scene: Scene, along: Tensor, y: Tensor) -> Tensor:
     return (base * light[:, None]).clamp(0, 1)
 
 
-def clip(scene: Scene, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """A video of the scene: frames [T, 3, 64, 64] in [0, 1] and coverage by shape [T, 4, 64, 64]."""
-    return render(scene, move(scene, frames, rng))
+def clip(scene: Scene, frames: int, rng: random.Random, *, size: int = PIXELS) -> tuple[Tensor, Tensor]:
+    """A video of the scene: frames [T, 3, size, size] in [0, 1] and coverage by shape [T, 4, size, size]."""
+    return render(scene, move(scene, frames, rng), size=size)

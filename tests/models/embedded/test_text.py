@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from llrag_cli.models.embedded.text import CONCEPTS, TinyText, tokenize
+from llrag_cli.models.embedded.text import TinyText
+from llrag_cli.models.embedded.vocabulary import CONCEPTS, tokenize
 
 
 def ids(text: str) -> list[int]:
@@ -20,7 +21,7 @@ def test_unknown_words_are_named_once_and_left_out() -> None:
 
 
 def test_no_word_has_two_meanings() -> None:
-    words = [word for line in CONCEPTS for word in line.split()]
+    words = [word for _, line in CONCEPTS for word in line.split()]
     assert len(words) == len(set(words))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llrag_cli.models.embedded.text import TinyText, tokenize
+from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.training.embedded.dataset import make_clips
 from llrag_cli.training.embedded.scene_clips import (
     CUTS,

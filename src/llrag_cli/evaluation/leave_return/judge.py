@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from llrag_cli.world.checker import WALL_LIGHTS, Seen, objects
-from llrag_cli.world.sprites import OBJECT_COLORS, WALL_COLORS, Scene
+from llrag_cli.world.checker import Seen, in_units, objects, wall_color
+from llrag_cli.world.sprites import Scene
 
 STRIDE = 4  # every fourth frame is judged
 
@@ -48,25 +47,11 @@ def shares_of(scene: Scene, seen: Sequence[Look]) -> Shares:
 
 
 def looked_at(frames: Tensor) -> list[Look]:
-    """The content of the judged frames of a shot [T, 3, 64, 64] in [0, 1]."""
+    """The content of the judged frames of a shot [T, 3, H, W] in [0, 1]."""
     return [_look(frame) for frame in frames[::STRIDE]]
 
 
 def _look(frame: Tensor) -> Look:
-    wall = wall_by_vote(frame)
+    frame = in_units(frame)
+    wall = wall_color(frame)
     return Look(wall, tuple(objects(frame, wall=wall)))
-
-
-def wall_by_vote(frame: Tensor) -> str:
-    """The wall that most pixels of a frame [3, H, W] in [0, 1] are a shade of.
-
-    Pixels that are nearer to an object's colour have no vote. The median pixel, which ``checker.wall_color`` goes by,
-    is of another hue where a large object hides much of a striped wall.
-    """
-    walls = list(WALL_COLORS)
-    shades = torch.tensor([WALL_COLORS[name] for name in walls])[:, None] * torch.tensor(WALL_LIGHTS)[None, :, None]
-    palette = torch.cat([torch.tensor([*OBJECT_COLORS.values()]).float(), shades.flatten(0, 1)]) / 255  # [n, 3]
-    nearest = torch.cdist(frame.flatten(1).T, palette).argmin(dim=1)
-    votes = (nearest - len(OBJECT_COLORS)).div(len(WALL_LIGHTS), rounding_mode="floor")  # negative: of an object
-    counts = torch.bincount(votes[votes >= 0], minlength=len(walls))
-    return walls[int(counts.argmax())]

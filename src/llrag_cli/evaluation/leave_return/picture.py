@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llrag_cli.evaluation.canvas import Canvas, Style, wrap
 from llrag_cli.evaluation.leave_return.study import Study
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, full_prompt
+from llrag_cli.evaluation.leave_return.trips import CONDITIONS
+from llrag_cli.evaluation.places import full_prompt
 from llrag_cli.files.image import open_image
 
 SCENES = 6  # the first ones of the pool, whatever they show, with their first seed

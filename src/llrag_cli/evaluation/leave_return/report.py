@@ -10,7 +10,7 @@ from typing import Any
 from llrag_cli.evaluation.leave_return.study import SCHEMA, Row
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS
 from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
-from llrag_cli.evaluation.statistics import interval
+from llrag_cli.evaluation.study import estimate, listed
 from llrag_cli.formatting import counted
 
 MEASURES: Mapping[str, str] = {"wall": "wall colour", "color": "object colours", "shape": "shapes"}
@@ -58,8 +58,7 @@ def summary(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
 def _shares(rows: Sequence[Row], shot: str, value: Callable[[Row, str], float]) -> dict[str, dict[str, float]]:
     mine = sorted((row for row in rows if row.shot == shot), key=lambda row: row.key)
     scenes = [row.scene for row in mine]
-    found = {measure: interval([value(row, measure) for row in mine], clusters=scenes) for measure in MEASURES}
-    return {measure: dict(zip(("mean", "low", "high"), each, strict=True)) for measure, each in found.items()}
+    return {measure: estimate([value(row, measure) for row in mine], scenes=scenes) for measure in MEASURES}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -73,13 +72,13 @@ def sentence(content: Mapping[str, Any]) -> str:
     with_memory, without = (_percentages(shots[name]["of_a"]) for name in ("memory", "none"))
     parts = [f"its {name} in {value}" for value, name in zip(with_memory, MEASURES.values(), strict=True)]
     told = (
-        f"Back at place A under a prompt that names nothing of it, memory of A brings back {_listed(parts)} of frames, "
-        f"against {_listed(without)} without memory"
+        f"Back at place A under a prompt that names nothing of it, memory of A brings back {listed(parts)} of frames, "
+        f"against {listed(without)} without memory"
     )
     if content["scenes"] < MIN_PROMPTS:
         return f"{told} ({counted(content['scenes'], 'scene')}, too few for a conclusion)."
     verdicts = [f"{_compared(gaps[name])} {title}" for name, title in BASELINES.items()]
-    return f"{told}; by 95 % intervals over {content['scenes']} scenes it is {_listed(verdicts)}."
+    return f"{told}; by 95 % intervals over {content['scenes']} scenes it is {listed(verdicts)}."
 
 
 def _percentages(shares: Shares) -> list[str]:
@@ -95,13 +94,8 @@ def _compared(gaps: Shares) -> str:
         return "not distinguishable from"
     if len(better) == len(MEASURES):
         return "better in all three than"
-    clauses = [f"{word} in {_listed(names)}" for word, names in (("better", better), ("worse", worse)) if names]
-    return f"{_listed(clauses)} than"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    clauses = [f"{word} in {listed(names)}" for word, names in (("better", better), ("worse", worse)) if names]
+    return f"{listed(clauses)} than"
 
 
 def rows_csv(rows: Sequence[Row]) -> str:

@@ -1,58 +1,51 @@
-"""Generate and judge the shots: one row for each scene, seed and condition, appended to a file as it is finished."""
+"""Generate and judge the shots: one row for each scene, seed and condition."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, POOL_SIZE, SECONDS, Condition, Pool, Trip, trips
-from llrag_cli.files.durable import AppendFile, replace_text, replacing, require_own
-from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
+from llrag_cli.evaluation.leave_return.trips import CONDITIONS, SECONDS, Condition, Trip, trips
+from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
+from llrag_cli.evaluation.study_plan import (
+    POOL_SIZE,
+    SEED_STRIDE,
+    Key,
+    Pool,
+    require_counts,
+    require_memory_of_sprites,
+    weights_digests,
+)
 from llrag_cli.files.records import Record, parse_as
-from llrag_cli.memory.strategies import RetrievalMemory
-from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
-from llrag_cli.models.family import family_of
 from llrag_cli.presets import with_settings
 
 SCHEMA = 1
-SEED_STRIDE = 1000  # between scenes, so that no two share their noise
 GIVEN = ("A", "B")  # shots that all conditions share, and that are judged as well
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(StudyRow):
     """One shot of one video, judged: shot C under a condition, or one of the shots before it."""
 
-    scene: int  # from 1
-    seed: int  # of the scene, from 0
-    shot: str  # name of a condition, `A` or `B`
     of_a: Shares  # what it shows of place A
     of_b: Shares  # what it shows of place B
     retrieved_of_a: float | None  # share of the frames it retrieved that are of A; None: there were none
 
-    @property
-    def key(self) -> tuple[int, int, str]:
-        """What the row is of."""
-        return self.scene, self.seed, self.shot
-
     @classmethod
-    def parse(cls, line: str) -> Row:
-        """A row from a line of the file."""
+    def parse(cls, line: str) -> Self:
+        """As ``StudyRow.parse``."""
         found = parse_as(_RowRecord, line)
         shares = {name: Shares(**getattr(found, name).model_dump()) for name in ("of_a", "of_b")}
         return cls(**{**dict(found), **shares})
@@ -80,18 +73,6 @@ class _RowRecord(Record):
     retrieved_of_a: Share | None
 
 
-class _SettingsRecord(Record):
-    """The content of ``settings.json``, as ``Plan.settings``."""
-
-    schema_: int = Field(alias="schema")
-    pool: str
-    scenes: int
-    seeds: int
-    seconds: list[float]
-    config: dict[str, Any]
-    weights: dict[str, str]
-
-
 class Made(NamedTuple):
     """A shot of a batch of videos: frames [B, T, 3, H, W] in [0, 1], and of each retrieved frame whether it is of A."""
 
@@ -109,19 +90,8 @@ class Plan:
     config: RunConfig
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scenes <= POOL_SIZE or not 1 <= self.seeds <= SEED_STRIDE:
-            raise UsageError(
-                f"cannot study {self.scenes} scenes with {self.seeds} seeds",
-                hint=f"a pool has {POOL_SIZE} scenes, and there are 1 to {SEED_STRIDE} seeds",
-            )
-        if not family_of(self.config).shows_sprites:
-            raise UsageError("leaving and returning is judged in the sprite world", hint="leave `backbone` as it is")
-        memory = self.config.memory
-        if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
-            raise UsageError(
-                f"the memory strategy `{memory.strategy}` retrieves nothing",
-                hint="set `memory.strategy` to one that retrieves, and `memory.retrieved` to more than 0",
-            )
+        require_counts(self.scenes, self.seeds)
+        require_memory_of_sprites(self.config, judged="leaving and returning is")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -133,7 +103,7 @@ class Plan:
             "seeds": self.seeds,
             "seconds": list(SECONDS),
             "config": self.config.model_dump(mode="json"),
-            "weights": weights_digests(),
+            "weights": weights_digests(self.config),
         }
 
     @property
@@ -141,7 +111,7 @@ class Plan:
         """The scenes: the first ones of the pool."""
         return trips(self.pool)[: self.scenes]
 
-    def row_keys(self) -> Iterator[tuple[int, int, str]]:
+    def row_keys(self) -> Iterator[Key]:
         """All rows."""
         for scene in range(1, self.scenes + 1):
             for shot in (*GIVEN, *CONDITIONS):
@@ -149,82 +119,23 @@ class Plan:
                     yield scene, seed, shot
 
 
-class Study:
-    """A folder with ``settings.json``, ``rows.jsonl`` and a picture of each row, which it continues."""
+class Study(StudyFolder[Row]):
+    """The folder of a plan, with a picture of the middle frame of each shot."""
 
     def __init__(self, root: Path, plan: Plan) -> None:
-        self.root, self.plan = root, plan
-        self.rows = self._read()
+        self.plan = plan
+        super().__init__(root, Row, settings=plan.settings, keys=[*plan.row_keys()])
 
-    def _read(self) -> list[Row]:
-        """The finished rows of the folder; raises if it was begun under another plan."""
-        file = reading = self.root / "settings.json"
-        for each in (file, self._file):
-            require_own(each)
-        if not file.exists():
-            return []
-        try:
-            found = parse_as(_SettingsRecord, read_bytes(file)).model_dump(by_alias=True)
-            reading = self._file
-            rows = [Row.parse(line.decode(errors="replace")) for line in self._lines()]
-        except (OSError, UnreadableError) as error:
-            problem = f"`{self.root}` cannot be continued: `{reading.name}`: {reason_of(error)}"
-            raise LlragError(problem, hint="choose another folder") from None
-        wanted = self.plan.settings
-        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
-            raise UsageError(
-                f"`{self.root}` was begun with other settings: {', '.join(f'`{name}`' for name in differing)} differ",
-                hint="choose another folder, or the settings in its settings.json",
-            )
-        return rows
-
-    @property
-    def _file(self) -> Path:
-        return self.root / "rows.jsonl"
-
-    def picture(self, scene: int, seed: int, shot: str) -> Path:
-        """The file with the middle frame of a row's shot."""
-        return self.root / "pictures" / f"{scene:02d}-seed{seed}-{shot}.png"
-
-    def missing(self) -> list[tuple[int, int, str]]:
-        """The rows still to make."""
-        done = {row.key for row in self.rows}
-        return [key for key in self.plan.row_keys() if key not in done]
-
-    def run(self, pipeline: Pipeline, on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
-        """Make the missing rows, and return all."""
-        missing = self.missing()
-        if not missing:
-            return self.rows
-        try:
-            (self.root / "pictures").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnwritableError(self.root, (error.strerror or str(error)).lower()) from error
-        replace_text(self.root / "settings.json", json.dumps(self.plan.settings, indent=1) + "\n")
-        whole = sum(len(line) for line in self._lines())  # what a crash has left of a line is dropped
-        with AppendFile(self._file, length=whole) as file:
-            for scene, trip in enumerate(self.plan.trips, start=1):
-                keys = [key for key in missing if key[0] == scene]
-                for row, picture in rows_of(pipeline, trip, keys):
-                    with replacing(self.picture(*row.key)) as partial:
-                        picture.save(partial, format="PNG")
-                    file.append(json.dumps(asdict(row)).encode() + b"\n")
-                    self.rows.append(row)
-                    on_row(row)
-        return self.rows
-
-    def _lines(self) -> list[bytes]:
-        content = read_bytes(self._file, limit=16 * MEGABYTE) if self._file.exists() else b""
-        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    def make(self, pipeline: Pipeline, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:
+        """As ``StudyFolder.make``."""
+        return rows_of(pipeline, self.plan.trips[keys[0][0] - 1], keys)
 
 
-def rows_of(pipeline: Pipeline, trip: Trip, keys: Sequence[tuple[int, int, str]]) -> Iterator[tuple[Row, Image.Image]]:
+def rows_of(pipeline: Pipeline, trip: Trip, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:
     """Rows of one scene and their pictures; the seeds are generated as one batch.
 
     Shots A and B are generated once, and replayed for each condition.
     """
-    if not keys:
-        return
     scene, seeds = keys[0][0], sorted({seed for _, seed, _ in keys})
     noise = [SEED_STRIDE * (scene - 1) + seed for seed in seeds]
     given, latents = first_shots(pipeline, trip, noise)
@@ -235,12 +146,12 @@ def rows_of(pipeline: Pipeline, trip: Trip, keys: Sequence[tuple[int, int, str]]
                 yield _row(trip, key, made.frames[place], made.of_a[place])
 
 
-def _row(trip: Trip, key: tuple[int, int, str], frames: Tensor, of_a: Sequence[bool]) -> tuple[Row, Image.Image]:
+def _row(trip: Trip, key: Key, frames: Tensor, of_a: Sequence[bool]) -> tuple[Row, Image.Image]:
     seen = looked_at(frames)
     share = sum(of_a) / len(of_a) if of_a else None
-    pixels = (255 * frames[len(frames) // 2].permute(1, 2, 0)).round().byte().numpy()
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return Row(*key, shares_of(trip.first, seen), shares_of(trip.second, seen), share), picture
+    return Row(*key, shares_of(trip.first, seen), shares_of(trip.second, seen), share), image_of(
+        frames[len(frames) // 2]
+    )
 
 
 def first_shots(pipeline: Pipeline, trip: Trip, seeds: Sequence[int]) -> tuple[dict[str, Made], Tensor]:
@@ -253,7 +164,7 @@ def first_shots(pipeline: Pipeline, trip: Trip, seeds: Sequence[int]) -> tuple[d
             latents.append(block.latents)
             frames[timeline.shot_at(block.index).name].append(block.frames)
     nothing: list[list[bool]] = [[] for _ in seeds]
-    return {name: Made(_whole(parts), nothing) for name, parts in frames.items()}, torch.cat(latents, dim=1)
+    return {name: Made(unit_range(parts), nothing) for name, parts in frames.items()}, torch.cat(latents, dim=1)
 
 
 def return_shot(pipeline: Pipeline, trip: Trip, condition: Condition, seeds: Sequence[int], latents: Tensor) -> Made:
@@ -272,15 +183,4 @@ def return_shot(pipeline: Pipeline, trip: Trip, condition: Condition, seeds: Seq
             frames.append(block.frames)
             for video, chosen in enumerate(block.retrieved):
                 of_a[video] += [timeline.name_of(frame) == "A" for frame in chosen]
-    return Made(_whole(frames), of_a)
-
-
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    """Frames of a shot, from [-1, 1] to [0, 1]."""
-    return ((torch.cat([*parts], dim=1) + 1) / 2).clamp(0, 1)
-
-
-def weights_digests() -> dict[str, str]:
-    """The SHA-256 of each file of the embedded model."""
-    files = sorted(EMBEDDED.bundled_encoder.parent.glob("*.safetensors"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return Made(unit_range(frames), of_a)

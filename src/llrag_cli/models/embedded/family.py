@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.family import LoadedModels, TransformerSizes
+from llrag_cli.models.reading import PromptReading
 from llrag_cli.models.weights import encoder_file
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = 8 * 2**20  # bytes of the transformer, for a plan
+WEIGHTS = 11 * 2**20  # bytes of the transformer, for a plan
 
 
 class EmbeddedFamily:
@@ -27,17 +29,19 @@ class EmbeddedFamily:
     shows_sprites = True
     bundled_encoder = Path(__file__).parent / "weights" / "encoder.safetensors"
     gpu_dtype = "float32"
+    text_length = LENGTH
 
-    @property
-    def text_length(self) -> int:
-        """As ``Family.text_length``."""
-        from llrag_cli.models.embedded.text import TinyTextConfig
+    def read_prompt(self, prompt: str) -> PromptReading:
+        """As ``Family.read_prompt``."""
+        return read_prompt(prompt)
 
-        return TinyTextConfig().length
+    def vocabulary(self) -> list[str]:
+        """As ``Family.vocabulary``."""
+        return described()
 
     def require_settings(self, config: RunConfig) -> None:
         """As ``Family.require_settings``: none are needed, and files that would not be read are refused."""
-        for setting in ("weights", "lora", "base"):
+        for setting in ("lora", "base"):
             if getattr(config.backbone, setting) is not None:
                 raise UsageError(
                     f"`backbone.{setting}` is set, but the embedded model does not read it",
@@ -45,8 +49,11 @@ class EmbeddedFamily:
                 )
 
     def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """As ``Family.files``: the retrieval encoder alone can be another than the bundled one."""
-        return encoder_file(config, folder, bundled=self.bundled_encoder)
+        """As ``Family.files``: backbone and retrieval encoder can be others than the bundled ones."""
+        files = encoder_file(config, folder, bundled=self.bundled_encoder)
+        if config.backbone.weights is not None:
+            files["backbone.weights"] = folder / config.backbone.weights
+        return files
 
     def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
         """As ``Family.missing``."""
@@ -91,7 +98,7 @@ class EmbeddedFamily:
         from llrag_cli.models.embedded.vae import TinyDecoder
         from llrag_cli.models.wan.checkpoints import cast
 
-        transformer, text, vae = load_embedded()
+        transformer, text, vae = load_embedded(self.files(config, folder).get("backbone.weights"))
         cast(transformer, dtype)
         return LoadedModels(transformer, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device)))
 

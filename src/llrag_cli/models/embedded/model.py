@@ -49,10 +49,10 @@ def weights_folder() -> Path:
     return Path(__file__).parent / "weights"
 
 
-def load_embedded() -> tuple[WanTransformer3DModel, TinyText, TinyVAE]:
-    """The embedded transformer, text encoder and VAE, in float32 on the CPU."""
+def load_embedded(backbone: Path | None = None) -> tuple[WanTransformer3DModel, TinyText, TinyVAE]:
+    """The embedded transformer, text encoder and VAE, in float32 on the CPU; the first two of ``backbone`` if given."""
     folder = weights_folder()
-    transformer, text = load_backbone(folder / "backbone.safetensors")
+    transformer, text = load_backbone(backbone or folder / "backbone.safetensors")
     return transformer, text, load_vae(folder / "vae.safetensors")
 
 

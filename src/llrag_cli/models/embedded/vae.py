@@ -14,18 +14,22 @@ from torch import Tensor, nn
 
 TIME = 4  # video frames in each latent frame but the first
 ENCODED_TOGETHER = 8  # latent frames, which bounds the memory of encoding a long video
-PATCH = 4  # pixels folded into channels before the first convolution
+PATCH = 4  # pixels folded into channels before the first convolution, and after the last
+REDUCE = 2  # the encoder sees frames averaged to half the size; the decoder draws the outlines
 
 
 class TinyVAEConfig(BaseModel):
-    """Sizes of the embedded VAE; it shrinks space by 8 and time by 4."""
+    """Sizes of the embedded VAE; it shrinks space by 16 and time by 4."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     latent_channels: int = Field(default=8, gt=0, description="channels of a latent frame")
-    fine: int = Field(default=64, gt=0, description="features at a quarter of the resolution")
-    coarse: int = Field(default=128, gt=0, description="features at an eighth of the resolution")
+    sharp: int = Field(default=32, gt=0, description="features at a quarter of the resolution, decoder only")
+    fine: int = Field(default=64, gt=0, description="features at an eighth of the resolution")
+    coarse: int = Field(default=128, gt=0, description="features at a sixteenth of the resolution")
     encoder_blocks: tuple[int, int] = Field(default=(1, 2), description="residual blocks, fine then coarse")
-    decoder_blocks: tuple[int, int] = Field(default=(3, 3), description="residual blocks, coarse then fine")
+    decoder_blocks: tuple[int, int, int] = Field(
+        default=(3, 3, 2), description="residual blocks, coarse, fine, then sharp"
+    )
 
 
 class Residual(nn.Module):
@@ -44,7 +48,7 @@ class Residual(nn.Module):
 
 
 class TinyVAE(nn.Module):
-    """Video [B, T, 3, H, W] in [-1, 1] to latent frames [B, n, C, H/8, W/8] and back, T = 4(n-1)+1."""
+    """Video [B, T, 3, H, W] in [-1, 1] to latent frames [B, n, C, H/16, W/16] and back, T = 4(n-1)+1."""
 
     mean: Tensor
     std: Tensor
@@ -52,7 +56,7 @@ class TinyVAE(nn.Module):
     def __init__(self, config: TinyVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TinyVAEConfig()
-        fine, coarse, channels = config.fine, config.coarse, config.latent_channels
+        sharp, fine, coarse, channels = config.sharp, config.fine, config.coarse, config.latent_channels
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(PATCH),
             nn.Conv2d(3 * (TIME + 1) * PATCH**2, fine, 1),
@@ -69,9 +73,12 @@ class TinyVAE(nn.Module):
             nn.Conv2d(coarse, 4 * fine, 1),
             nn.PixelShuffle(2),
             *(Residual(fine) for _ in range(config.decoder_blocks[1])),
-            nn.GroupNorm(8, fine),
+            nn.Conv2d(fine, 4 * sharp, 1),
+            nn.PixelShuffle(2),
+            *(Residual(sharp) for _ in range(config.decoder_blocks[2])),
+            nn.GroupNorm(8, sharp),
             nn.SiLU(),
-            nn.Conv2d(fine, 3 * TIME * PATCH**2, 3, padding=1),
+            nn.Conv2d(sharp, 3 * TIME * PATCH**2, 3, padding=1),
             nn.PixelShuffle(PATCH),
         )
         self.register_buffer("mean", torch.zeros(channels))  # of raw latents, per channel
@@ -82,14 +89,18 @@ class TinyVAE(nn.Module):
 
         ``before`` [B, 1, 3, H, W] is the frame that came before T = 4n frames; without it these open the video.
         """
+        return self.posterior_of_reduced(reduce(video), None if before is None else reduce(before))
+
+    def posterior_of_reduced(self, video: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As ``posterior``, of frames [B, T, 3, H/2, W/2] at half the size."""
         batch, frames = video.shape[:2]
         if before is None:
             _require_whole_groups(frames)
             before = video[:, :1]
             video = torch.cat((before.expand(-1, TIME - 1, -1, -1, -1), video), dim=1)  # the first stands for four
-        whole = video.unflatten(1, (-1, TIME))  # [B, n, 4, 3, H, W]
-        lead = torch.cat((before[:, None], whole[:, :-1, -1:]), dim=1)  # [B, n, 1, 3, H, W]
-        stacked = torch.cat((lead, whole), dim=2).flatten(2, 3).flatten(0, 1)  # [B*n, 15, H, W]
+        whole = video.unflatten(1, (-1, TIME))  # [B, n, 4, 3, H/2, W/2]
+        lead = torch.cat((before[:, None], whole[:, :-1, -1:]), dim=1)  # [B, n, 1, 3, H/2, W/2]
+        stacked = torch.cat((lead, whole), dim=2).flatten(2, 3).flatten(0, 1)  # [B*n, 15, H/2, W/2]
         mean, logvar = self.encoder(stacked).unflatten(0, (batch, -1)).chunk(2, dim=2)
         return mean, logvar.clamp(-12, 4)
 
@@ -101,8 +112,11 @@ class TinyVAE(nn.Module):
 
     def encode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Normalised latents [B, n, C, h, w] (unit variance per channel) of video [B, T, 3, H, W], after ``before``."""
-        mean, _ = self.posterior(video, before)
-        return (mean - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return self.normalized(self.posterior(video, before)[0])
+
+    def normalized(self, raw: Tensor) -> Tensor:
+        """Latents of unit variance per channel, of raw ones."""
+        return (raw - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
         """Frames [B, T, 3, H, W] in [-1, 1] of normalised latents [B, n, C, h, w].
@@ -116,6 +130,11 @@ class TinyVAE(nn.Module):
         return (frames if before is not None else frames[:, TIME - 1 :]).clamp(-1, 1)
 
 
+def reduce(video: Tensor) -> Tensor:
+    """Frames [B, T, 3, H, W] averaged to [B, T, 3, H/2, W/2]."""
+    return F.avg_pool2d(video.flatten(0, 1), REDUCE).unflatten(0, video.shape[:2])
+
+
 def _require_whole_groups(frames: int) -> None:
     if (frames - 1) % TIME:
         raise ValueError(f"a video of {frames} frames is not 4(n-1)+1 long")
@@ -124,7 +143,7 @@ def _require_whole_groups(frames: int) -> None:
 class TinyDecoder:
     """The weights of the embedded VAE."""
 
-    spatial_ratio = 8
+    spatial_ratio = 16
     temporal_ratio = TIME
     reach = 1
 

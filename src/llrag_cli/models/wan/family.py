@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from llrag_cli.files.tensors import State
+    from llrag_cli.models.reading import PromptReading
 
 # Wan2.1-T2V-1.3B with weights of one byte, for plans made before anything is downloaded
 WAN_1_3B = TransformerSizes(
@@ -38,6 +39,14 @@ class WanFamily:
     bundled_encoder = None
     gpu_dtype = "bfloat16"
     text_length = TEXT_LENGTH
+
+    def read_prompt(self, prompt: str) -> PromptReading | None:
+        """As ``Family.read_prompt``: any text."""
+        return None
+
+    def vocabulary(self) -> list[str]:
+        """As ``Family.vocabulary``."""
+        return []
 
     def require_settings(self, config: RunConfig) -> None:
         """As ``Family.require_settings``: transformer and base, and the encoder if one is used."""

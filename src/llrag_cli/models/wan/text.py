@@ -61,10 +61,6 @@ class Umt5TextEncoder:
         hidden: Tensor = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return hidden * tokens.attention_mask[..., None].to(hidden.dtype)
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """None: its tokenizer splits any word into pieces it knows."""
-        return []
-
 
 class WanText:
     """Wan's prompts as embeddings: from memory, from the cache on disk, or from the text encoder.
@@ -105,10 +101,6 @@ class WanText:
             del encoder
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """None, as ``Umt5TextEncoder``."""
-        return []
 
     def _file(self, prompt: str) -> Path | None:
         if self.cache is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llrag_cli.config import LATENT_SPACES
 from llrag_cli.models.embedded.vae import TIME, TinyVAE
-from llrag_cli.world.sprites import Scene, Sprite, clip, random_scene
+from llrag_cli.world.sprites import SIZE, Scene, Sprite, clip, random_scene
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,18 @@ class LatentClips:
 
 
 @torch.no_grad()
+def encode_drawn(vae: TinyVAE, video: Tensor) -> Tensor:
+    """Latents [B, n, C, h, w] of frames [B, T, 3, 64, 64] in [0, 1], drawn at the size that the encoder sees."""
+    return vae.normalized(vae.posterior_of_reduced(video * 2 - 1)[0])
+
+
+def latent_cover(cover: Tensor) -> Tensor:
+    """Coverage of each latent pixel [F, 4, h, w] as bytes, of coverage [T, 4, 64, 64], T = 4(F-1)+1."""
+    whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (-1, TIME))
+    return (F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte()
+
+
+@torch.no_grad()
 def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentClips:
     """Render and encode clips of ``frames`` latent frames; the same seed gives the same clips."""
     rng = random.Random(seed)
@@ -39,12 +51,11 @@ def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentCli
         videos = []
         for _ in range(min(together, count - len(scenes))):
             scene = random_scene(rng)
-            video, cover = clip(scene, LATENT_SPACES["tiny"].video_frames(frames), rng)
-            whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (frames, TIME))
-            shapes.append((F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte())
+            video, cover = clip(scene, LATENT_SPACES["tiny"].video_frames(frames), rng, size=SIZE)
+            shapes.append(latent_cover(cover))
             videos.append(video)
             scenes.append(scene)
-        latents.append(vae.encode(torch.stack(videos) * 2 - 1).half())
+        latents.append(encode_drawn(vae, torch.stack(videos)).half())
     return LatentClips(torch.cat(latents), torch.stack(shapes), scenes)
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from llrag_cli.engine.pipeline import Pipeline
@@ -29,6 +28,7 @@ NAMES = {
     "all_colors": "all prompted colours are visible",
     "shape": "most sightings of prompted colours show the right shape",
     "share_visible": "share of frames that show a prompted object",
+    "kept": "of the prompted objects are there with their shape over the whole video",
 }
 
 
@@ -49,14 +49,16 @@ def main(
     rag: Annotated[bool, typer.Option("--rag/--no-rag")] = True,
     unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Held out of training, or used in it")] = True,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    objects: Annotated[int | None, typer.Option(min=1, max=4, help="Objects of each prompt; default: mixed")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Backbone in place of the embedded one")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
     """Generate videos of prompts and print how often they show what was prompted."""
-    torch.set_num_threads(2)
-    config = load_config("tiny", memory=None if rag else "none", settings=settings or ())
+    named = [] if weights is None else [f"backbone.weights={weights.absolute()}"]
+    config = load_config("tiny", memory=None if rag else "none", settings=[*named, *(settings or ())])
     pipeline = Pipeline.load(config, device="cpu")
-    scenes = drawn_scenes(count, unseen=unseen)
+    scenes = drawn_scenes(count, unseen=unseen, objects=objects)
     with tempfile.TemporaryDirectory() as scratch:
         verdicts = evaluate(pipeline, scenes, out or Path(scratch), seconds=seconds, seed=seed)
     if as_json:

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.config import LATENT_SPACES
-from llrag_cli.models.embedded.vae import TIME, TinyVAE
+from llrag_cli.models.embedded.vae import TinyVAE
+from llrag_cli.training.embedded.dataset import encode_drawn, latent_cover
 from llrag_cli.world.sprites import (
     OBJECT_COLORS,
     PATTERNS,
     SHAPES,
+    SIZE,
     WALL_COLORS,
     WORDS,
     Scene,
@@ -195,12 +196,15 @@ def switch_video(
     """
     goes_on = change not in ("everything", "motion") and not (change == "objects" and rng.random() < 0.3)
     if not goes_on:
-        parts = [render(before, move(before, at, rng)), render(after, move(after, frames - at, rng))]
+        parts = [
+            render(before, move(before, at, rng), size=SIZE),
+            render(after, move(after, frames - at, rng), size=SIZE),
+        ]
     else:
         most = before if len(before.sprites) >= len(after.sprites) else after
         track = move(most, frames, rng)
         parts = [
-            render(scene, Track(track.centers[part, : len(scene.sprites)], track.camera[part]))
+            render(scene, Track(track.centers[part, : len(scene.sprites)], track.camera[part]), size=SIZE)
             for scene, part in ((before, slice(0, at)), (after, slice(at, frames)))
         ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -220,11 +224,11 @@ def cut_videos(
     first, other, last = scenes
     track = move(first, lengths[0] + lengths[2] + 240, rng)
     shots = [
-        render(first, later_track(track, first=0, last=lengths[0], back=False)),
-        render(other, move(other, lengths[1], rng)),
+        render(first, later_track(track, first=0, last=lengths[0], back=False), size=SIZE),
+        render(other, move(other, lengths[1], rng), size=SIZE),
     ]
     if change in ("everything", "objects"):
-        return [*shots, render(last, move(last, lengths[2], rng))]
+        return [*shots, render(last, move(last, lengths[2], rng), size=SIZE)]
     if first.motion == "pan" and rng.random() < 0.75:  # what has been in view comes into view again
         spare = max(0, lengths[0] - lengths[2])
         begin = rng.randint(0, spare)
@@ -232,13 +236,7 @@ def cut_videos(
     else:
         begin = lengths[0] + rng.randrange(240)
         again = later_track(track, first=begin, last=begin + lengths[2], back=False)
-    return [*shots, render(last, again)]
-
-
-def _latent_cover(cover: Tensor) -> Tensor:
-    """Coverage of each latent pixel [F, 4, h, w] as bytes, of coverage [T, 4, H, W], T = 4(F-1)+1."""
-    whole = torch.cat((cover[:1].expand(TIME, -1, -1, -1), cover[1:])).unflatten(0, (-1, TIME))
-    return (F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte()
+    return [*shots, render(last, again, size=SIZE)]
 
 
 @torch.no_grad()
@@ -268,8 +266,8 @@ def make_scene_clips(vae: TinyVAE, kind: Kind, *, shots: tuple[int, ...], count:
         content, change, videos = make()
         scenes.append(content)
         changes.append(change)
-        latents.append(torch.cat([vae.encode(video[None] * 2 - 1)[0] for video, _ in videos]).half())
-        shapes.append(torch.cat([_latent_cover(cover) for _, cover in videos]))
+        latents.append(torch.cat([encode_drawn(vae, video[None])[0] for video, _ in videos]).half())
+        shapes.append(torch.cat([latent_cover(cover) for _, cover in videos]))
     return SceneClips(kind, shots, torch.stack(latents), torch.stack(shapes), scenes, changes)
 
 

@@ -30,12 +30,20 @@ def setup(threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2) 
 
 
 @app.command()
-def vae(out: Out, steps: Steps = 580, seed: Seed = 0) -> None:
+def vae(
+    out: Out,
+    steps: Steps = 580,
+    seed: Seed = 0,
+    clips: Annotated[int, typer.Option(min=512, help="Clips of three latent frames")] = 5000,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Keep the encoder of this VAE, and so its latents; train the decoder alone")
+    ] = None,
+) -> None:
     """Train the VAE."""
     from llrag_cli.training.embedded.train_vae import train_vae
 
     out.mkdir(parents=True, exist_ok=True)
-    train_vae(out / "vae.safetensors", steps=steps, seed=seed)
+    train_vae(out / "vae.safetensors", steps=steps, seed=seed, clips=clips, encoder=encoder)
 
 
 @app.command()

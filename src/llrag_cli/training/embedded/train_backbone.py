@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from llrag_cli.memory.history import average_pool
 from llrag_cli.models.embedded.model import new_transformer
-from llrag_cli.models.embedded.text import TinyText, tokenize
+from llrag_cli.models.embedded.text import TinyText
+from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.training.embedded.dataset import LatentClips
 from llrag_cli.training.embedded.optim import optimizers
 from llrag_cli.training.embedded.scene_clips import SceneClips, return_caption, switch_captions
@@ -33,8 +35,11 @@ NOISY_STREAMS = 2
 SWITCH_COPIES = (4, 2, 1, 1)  # noisy copies of the blocks after a switch: its first blocks show what was learned
 CUT_COPIES = ((1, 1, 0), (4, 2, 1, 1))  # of the second and the third shot
 SCENE_ROWS = 18  # about, of a clip
-PROBED_LAYER = 3  # of six; the shapes are predicted from its tokens
+TURNS = ("opening", "clip")  # what the steps train on, in turns
+TURNS_WITH_SCENES = ("opening", "clip", "opening", "scenes", "clip")
+PROBED_LAYER = 4  # of eight; the shapes are predicted from its tokens
 PROBE_WEIGHT = 1.0
+OUTPUTS = ("attn1.to_out", "attn2.to_out", "ffn.net.2")  # of the residual branches of a layer
 TRAIN_SHIFT = 3.0  # sigmas are drawn uniformly, then shifted towards noise
 
 
@@ -148,13 +153,15 @@ class Lessons:
 
     def draw(self, step: int, text: TinyText, rng: random.Random) -> tuple[str, Batch]:
         """The batch of a step, and what it is called."""
-        if self.scenes and step % 2 == 0:
-            scenes = self.scenes[step // 2 % len(self.scenes)]
+        turns = TURNS_WITH_SCENES if self.scenes else TURNS
+        turn = turns[step % len(turns)]
+        if turn == "scenes":
+            scenes = self.scenes[step // len(turns) % len(self.scenes)]
             chosen = self._chosen(scenes, max(1, self._rows // SCENE_ROWS))
             return scenes.kind, scene_batch(scenes, chosen, text, rng)
-        if (step // 2 if self.scenes else step) % 2 == 0:
-            return "opening", opening_batch(self.openings, self._chosen(self.openings, self._rows), text, rng)
-        return "clip", clip_batch(self.clips, self._chosen(self.clips, self.batch), text, rng)
+        if turn == "opening":
+            return turn, opening_batch(self.openings, self._chosen(self.openings, self._rows), text, rng)
+        return turn, clip_batch(self.clips, self._chosen(self.clips, self.batch), text, rng)
 
     def _chosen(self, data: LatentClips | SceneClips, size: int) -> Tensor:
         return self._decks[id(data)].draw(size)
@@ -177,15 +184,15 @@ def train_backbone(
 ) -> None:
     """Train transformer and text encoder together; averaged weights are written to ``out``.
 
-    Steps alternate between ``batch`` whole clips and as many tokens of opening blocks alone, where the prompt is
-    the only information. With ``scenes`` every other step trains on clips with a switch or with cuts. Learning rates
+    Steps take turns (``TURNS``) between ``batch`` whole clips and as many tokens of opening blocks alone, where the
+    prompt is the only information; with ``scenes`` also clips with a switch or with cuts. Learning rates
     are constant for the share ``flat`` of the steps, and then fall linearly. Training ends after ``minutes``, if they
     are over before the steps are; the learning rates fall accordingly.
     """
     transformer, text = new_transformer(seed=seed), TinyText()
     model = nn.ModuleDict({"transformer": transformer, "text": text})
     if resume is not None:
-        model.load_state_dict(load_file(resume))  # from half precision to float32
+        model.load_state_dict(grown(load_file(resume), model))
     forced = TeacherForced(transformer)
     probe = ShapeProbe(transformer)
     optims = optimizers(nn.ModuleDict({**model, "probe": probe.read}), matrix_lr=matrix_lr, other_lr=other_lr)
@@ -222,6 +229,34 @@ def train_backbone(
             saved = time.monotonic()
             _save(average, out)
     _save(average, out)
+
+
+def grown(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights in float32, of a model with fewer layers and words, as those of a larger one that computes the same.
+
+    New layers are spread among the old ones: each is a copy of the one before it, whose outputs are zero. Embeddings of
+    new words are as the larger model has them.
+    """
+    own = model.state_dict()
+    weights = {name: value.float() for name, value in weights.items()}
+    layer = re.compile(r"transformer\.blocks\.(\d+)\.(.*)")
+    old = 1 + max(int(found[1]) for name in weights if (found := layer.match(name)))
+    new = 1 + max(int(found[1]) for name in own if (found := layer.match(name)))
+    source = [index * old // new for index in range(new)]
+    result = {}
+    for name, value in own.items():
+        found = layer.match(name)
+        if found:
+            index = int(found[1])
+            theirs = weights[f"transformer.blocks.{source[index]}.{found[2]}"]
+            copied = index > 0 and source[index] == source[index - 1]
+            result[name] = torch.zeros_like(theirs) if copied and found[2].startswith(OUTPUTS) else theirs
+        elif weights[name].shape == value.shape:
+            result[name] = weights[name]
+        else:
+            result[name] = value.clone()
+            result[name][: len(weights[name])] = weights[name]
+    return result
 
 
 def _save(average: dict[str, Tensor], out: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llrag_cli.models.embedded.vae import TIME, TinyVAE
@@ -55,10 +55,47 @@ def reconstruction(vae: TinyVAE, video: Tensor, *, generator: torch.Generator) -
     return frames, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: int = 5000) -> None:
-    """Train the VAE and write its weights, with the statistics of its latents, to ``out``."""
+def differences(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Between neighbouring pixels of frames [..., H, W], down and across."""
+    return frames[..., 1:, :] - frames[..., :-1, :], frames[..., 1:] - frames[..., :-1]
+
+
+def distortion(frames: Tensor, video: Tensor, cover: Tensor) -> Tensor:
+    """How far frames are from a video [B, T, 3, H, W], weighted towards objects, whose cover is [B, T, 1, H, W].
+
+    Absolute differences, of pixels and of neighbouring pixels, keep outlines crisp where a squared error averages them.
+    """
+    near = F.max_pool2d(cover.flatten(0, 1), 13, 1, 6).view_as(cover)
+    weight = 1 + 5 * near  # objects and their outlines are small, but matter most
+    error = frames - video
+    down, across = differences(error)
+    edges = (down.abs() * weight[..., 1:, :]).mean() + (across.abs() * weight[..., 1:]).mean()
+    return ((0.5 * error.square() + 0.4 * error.abs()) * weight).mean() + 0.4 * edges
+
+
+def keep_encoder(vae: TinyVAE, file: Path) -> None:
+    """Take the encoder and the statistics of another VAE, and what its decoder's first layers have in common."""
+    own = vae.state_dict()
+    theirs = {name: value.float() for name, value in load_file(file).items()}
+    coarse, fine, _ = vae.config.decoder_blocks
+    common = {f"decoder.{number}." for number in range(3 + coarse + fine)}
+    for name, value in theirs.items():
+        if not name.startswith("decoder.") or any(name.startswith(part) for part in common):
+            own[name].copy_(value)
+    vae.encoder.requires_grad_(requires_grad=False)
+
+
+def train_vae(
+    out: Path, *, steps: int, seed: int = 0, size: int = 12, clips: int = 5000, encoder: Path | None = None
+) -> None:
+    """Train the VAE and write its weights, with the statistics of its latents, to ``out``.
+
+    With ``encoder`` the latents stay those of that VAE, and only a decoder is trained.
+    """
     torch.manual_seed(seed)
     vae = TinyVAE()
+    if encoder is not None:
+        keep_encoder(vae, encoder)
     data, held = snippets(clips, frames=9, seed=seed), snippets(64, frames=9, seed=seed + 1)
     optims = optimizers(vae, matrix_lr=4e-3, other_lr=2e-3)
     rates = [group["lr"] for optim in optims for group in optim.param_groups]
@@ -71,10 +108,9 @@ def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: in
         for group, rate in zip([g for o in optims for g in o.param_groups], rates, strict=True):
             group["lr"] = rate * factor
         frames, divergence = reconstruction(vae, video, generator=generator)
-        near = F.max_pool2d(cover.flatten(0, 1), 7, 1, 3).view_as(cover)
-        weight = 1 + 5 * near  # objects and their outlines are small, but matter most
-        error = frames - video
-        loss = ((error.square() + 0.15 * error.abs()) * weight).mean() + BOTTLENECK * divergence
+        loss = distortion(frames, video, cover)
+        if encoder is None:
+            loss = loss + BOTTLENECK * divergence
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optim in optims:
@@ -86,8 +122,8 @@ def train_vae(out: Path, *, steps: int, seed: int = 0, size: int = 32, clips: in
             logger.info("step %d loss %.4f kl %.3f %s", step, loss.item(), divergence.item(), _quality(vae, held))
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
-            _save(vae, average, data, out)
-    _save(vae, average, data, out)
+            _save(vae, average, data, out, measure=encoder is None)
+    _save(vae, average, data, out, measure=encoder is None)
     vae.load_state_dict(average)
     logger.info("average weights: %s", _quality(vae, held))
 
@@ -101,12 +137,13 @@ def _quality(vae: TinyVAE, held: tuple[Tensor, Tensor]) -> str:
 
 
 @torch.no_grad()
-def _save(vae: TinyVAE, average: dict[str, Tensor], data: tuple[Tensor, Tensor], out: Path) -> None:
-    """Write the averaged weights in half precision, with per-channel statistics of their latents."""
+def _save(vae: TinyVAE, average: dict[str, Tensor], data: tuple[Tensor, Tensor], out: Path, *, measure: bool) -> None:
+    """Write the averaged weights in half precision; ``measure``: with per-channel statistics of their latents."""
     final = TinyVAE(vae.config)
     final.load_state_dict(average)
-    mean, _ = final.posterior(data[0][:512].float() / 127.5 - 1)
-    final.mean.copy_(mean.mean(dim=(0, 1, 3, 4)))
-    final.std.copy_(mean.std(dim=(0, 1, 3, 4)))
+    if measure:
+        mean, _ = final.posterior(data[0][:512].float() / 127.5 - 1)
+        final.mean.copy_(mean.mean(dim=(0, 1, 3, 4)))
+        final.std.copy_(mean.std(dim=(0, 1, 3, 4)))
     tensors = {name: value.half().contiguous() for name, value in final.state_dict().items()}
     save_file(tensors, out, metadata={"config": vae.config.model_dump_json()})

@@ -1,0 +1,104 @@
+"""``llrag bench returning``: does a scene that comes back stay as it was?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llrag_cli.cli.options import BackboneName, Json, Seconds, Set
+from llrag_cli.cli.studies import (
+    Out,
+    PoolName,
+    Scenes,
+    Seeds,
+    difference,
+    run_study,
+    share,
+    show_study,
+    study_table,
+    write_results,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def bench_returning(
+    scenes: Scenes = 24,
+    seeds: Seeds = 1,
+    pool: PoolName = "search",
+    seconds: Annotated[float, typer.Option(help="How long the scene goes on after its return", **Seconds)] = 60.0,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Memory to measure: native, nearest, random, first or times; repeatable, all by default",
+        ),
+    ] = None,
+    out: Out = Path("returning"),
+    backbone: BackboneName = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Return to a scene after two others and go on: does retrieval keep the scene as it was?
+
+    Runs on the embedded model. Scenes C, A and B and 6 s of A again are generated
+    from full prompts and joined. From there A goes on under a caption that leaves
+    most of it out, with the plain window, with the nearest frames, and under three
+    controls. The continuation is compared with A's own frames. Writes results.json,
+    results.csv and sheet.png.
+    """
+    from dataclasses import asdict
+
+    from llrag_cli.cli import console
+    from llrag_cli.cli.options import configuration
+    from llrag_cli.evaluation.returning.plan import CONDITIONS, Plan
+    from llrag_cli.evaluation.study_plan import require_pool
+    from llrag_cli.runs.folder import RunFolder
+
+    config = configuration(backbone, settings=settings or ())
+    plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config)
+    RunFolder(out).require_writable()
+    with console.working("loading"):
+        from llrag_cli.evaluation.returning.picture import sheet
+        from llrag_cli.evaluation.returning.report import rows_csv, summary
+        from llrag_cli.evaluation.returning.study import Study
+
+        study = Study(out, plan)
+    run_study(study, config)
+    results = summary(study.rows, plan.settings)
+    content = {**results, "rows": [asdict(row) for row in study.rows]}
+    count = plan.latent_frames(seconds)
+    table = rows_csv(study.rows, count=count, seconds=config.second_of(count))
+    write_results(out, content, rows=table, picture=sheet(study))
+    if as_json:
+        console.result_json(content)
+    else:
+        show_study(_tables(results), results["sentence"], out=out)
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    """Means and differences, with their intervals."""
+    from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS
+    from llrag_cli.evaluation.returning.report import MEASURES
+    from llrag_cli.formatting import counted
+
+    headings = [measure.title for measure in MEASURES.values()]
+    title = (
+        f"compared with A's own frames, {counted(results['scenes'], 'scene')}, {counted(results['videos'], 'video')} "
+        "of each condition; of size error and wall tint less is better"
+    )
+    means = study_table(title, (*headings, "retrieved from A"))
+    for name, entry in results["conditions"].items():
+        about = "A's given return" if name == AGAIN else CONDITIONS[name].about
+        known = entry["retrieved_of_a"]
+        cells = [share(entry["whole"][measure], digits=3) for measure in MEASURES]
+        means.add_row(f"{name}: {about}", *cells, "-" if known is None else f"{known:.2f}")
+    gaps = study_table("paired differences", headings)
+    for gap in results["differences"]:
+        cells = [difference(gap[measure], digits=3) for measure in MEASURES]
+        gaps.add_row(f"{gap['condition']} minus {gap['minus']}", *cells)
+    return [means, gaps]
