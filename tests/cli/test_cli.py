@@ -47,7 +47,7 @@ def test_prompts_from_a_file_as_json(llrag: Llrag, tmp_path: Path) -> None:
         "all/002-a-white-cross-passes-by-a-purple-dragon",
     ]
     assert records[1]["unknown_words"] == ["dragon"]
-    assert "`dragon` is outside the vocabulary" in done.stderr
+    assert "understood: white cross, passes by, purple · ignored: dragon\n" in done.stderr
     assert records[0]["config"]["memory"] == {"strategy": "none", "window": 12, "sink": 1, "recache": "keep"}
 
 
@@ -98,7 +98,7 @@ def test_an_invalid_archive_is_one_sentence(
 
 def test_a_budget_that_costs_exactness_is_a_warning(llrag: Llrag, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llrag_cli.planning.free_disk", lambda folder: 10**6)
-    done = llrag("generate", PROMPT, "--seconds", "30", "--memory-budget", "16MB", "--out", "run", "--json")
+    done = llrag("generate", PROMPT, "--seconds", "30", "--memory-budget", "19MB", "--out", "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["archive"]["tier"] == "host-int8"
     assert "no exact archive fits: the archive is kept in eight bits (`host-int8`)" in done.stderr
@@ -185,8 +185,8 @@ def test_an_existing_run_is_kept_unless_forced(llrag: Llrag, tmp_path: Path) -> 
         (("generate", "x", "--backbone", "tinny"), "unknown preset `tinny`", "did you mean `tiny`?"),
         (("generate", "x", "--set", "memory.sinks=1"), "unknown setting `memory.sinks`", "did you mean `memory.sink`?"),
         (("generate", "x", "--backbone", "no.yaml"), "no such file: `no.yaml`", "a bundled preset, or a YAML file"),
-        (("generate", "x", "--device", "cuda:7"), "unknown device `cuda:7`", "this machine has `cpu`"),
-        (("generate", "x", "--device", "meta"), "the device `meta` computes nothing", "use `cpu`"),
+        (("generate", "a circle", "--device", "cuda:7"), "unknown device `cuda:7`", "this machine has `cpu`"),
+        (("generate", "a circle", "--device", "meta"), "the device `meta` computes nothing", "use `cpu`"),
         (("generate", "x", "--device", "warp"), "unknown device `warp`", "`auto`, `cpu`, `cuda`"),
         (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`", "did you mean `float"),
         (("generate", "x", "--out", "a-file/run"), "`a-file/run` cannot be written: not a directory", "--out"),

@@ -144,7 +144,7 @@ def test_lines_with_a_hash_are_comments(tmp_path: Path) -> None:
 
 def test_another_size_is_generated_and_compared_by_average_pooling(llrag: Llrag, tmp_path: Path) -> None:
     few = ("--set", "sampler.steps=[1000]", "--seconds", "0:09", "--json")
-    done = llrag("generate", "a red circle", "--size", "128x96", "--out", "run", *few)
+    done = llrag("generate", "a red circle", "--size", "256x192", "--out", "run", *few)
     assert done.returncode == 0, done.stderr
     assert "at 128x96 frames are compared by average pooling (`memory.keys=average`)" in " ".join(done.stderr.split())
     record = json.loads(done.stdout)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from llrag_cli.config import RunConfig
 
 
 def require_understood(config: RunConfig, prompts: Iterable[str]) -> None:
@@ -14,7 +17,7 @@ def require_understood(config: RunConfig, prompts: Iterable[str]) -> None:
 
     for prompt in prompts:
         reading = family_of(config).read_prompt(prompt)
-        if reading is not None and not reading.understood:
+        if prompt and reading is not None and not reading.understood:  # references have no prompt
             raise UsageError(
                 f"`{config.name}` understands nothing of `{prompt if len(prompt) <= 80 else prompt[:77] + '...'}`",
                 hint="it draws coloured shapes on a wall: `llrag presets show tiny` has its words; "
@@ -27,7 +30,7 @@ def show_readings(config: RunConfig, prompts: Iterable[str], *, only_incomplete:
     from llrag_cli.cli import console
     from llrag_cli.models.family import family_of
 
-    for prompt in dict.fromkeys(prompts):
+    for prompt in dict.fromkeys(filter(None, prompts)):
         reading = family_of(config).read_prompt(prompt)
         if reading is not None and not (only_incomplete and reading.complete):
             console.note(reading.sentence())
