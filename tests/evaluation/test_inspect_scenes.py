@@ -236,7 +236,7 @@ def test_pictures_of_references(tmp_path: Path) -> None:
     timeline = TIMELINE.model_copy(update={"references": spans, "shots": (span("a", 0, 5, "start"),)})
     pictures = reference_thumbnails(timeline, range(-15, 3), CONFIG)
     assert {*pictures} == {*range(-15, -6)}  # not of files that are gone or damaged
-    assert pictures[-15].shape == (64, 64, 3) and pictures[-15][..., 0].min() > 0.99 > pictures[-15][..., 1].max()
+    assert pictures[-15].shape == (120, 120, 3) and pictures[-15][..., 0].min() > 0.99 > pictures[-15][..., 1].max()
     shown = [round((255 * float(pictures[frame].mean()) - 10) / 4) for frame in range(-12, -6)]
     assert shown == [0, 4, 8, 0, 8, 16]  # of the run at 8 frames a second, of the clip at 16
 

@@ -15,7 +15,7 @@ from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.world.consistency import Consistency, Look, consistency, look
 from llrag_cli.world.sprites import SIZE
 
-SMALLEST = 16  # pixels along a side, as optical flow needs
+SMALLEST = 16  # pixels along a side, as the offline optical flow needs
 SPRITE_EVERY = 4  # video frames between those that sprites are read from
 
 
@@ -44,7 +44,7 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
     def observed() -> Iterator[Tensor]:
         nonlocal count
         for frame in frames:
-            if min(frame.shape[1:]) < SMALLEST:
+            if backend.kind == "offline" and min(frame.shape[1:]) < SMALLEST:
                 raise UsageError(
                     f"a video of {frame.shape[2]}x{frame.shape[1]} pixels cannot be scored",
                     hint=f"width and height are at least {SMALLEST} pixels",
