@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import random
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
+
+if TYPE_CHECKING:
+    from llrag_cli.training.embedded.dataset import LatentClips
+    from llrag_cli.training.embedded.scene_clips import SceneClips
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
@@ -80,6 +84,22 @@ def scenes(
             save_scene_clips(clips, out / f"scenes-{name}.safetensors")
 
 
+def _clips(out: Path) -> tuple[LatentClips, LatentClips]:
+    """Whole clips, and opening blocks."""
+    from llrag_cli.training.embedded.dataset import load_clips
+
+    return load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
+
+
+def _scenes(out: Path) -> list[SceneClips]:
+    """The clips with switches and cuts, in the turns in which they are trained on."""
+    from llrag_cli.training.embedded.scene_clips import load_scene_clips
+
+    turns = ("switch-3", "cut", "switch-6", "cut")
+    by_name = {name: load_scene_clips(out / f"scenes-{name}.safetensors") for name in sorted(set(turns))}
+    return [by_name[name] for name in turns]
+
+
 @app.command()
 def backbone(
     out: Out,
@@ -94,17 +114,12 @@ def backbone(
     gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
 ) -> None:
     """Train transformer and text encoder by teacher forcing."""
-    from llrag_cli.training.embedded.dataset import load_clips
-    from llrag_cli.training.embedded.scene_clips import load_scene_clips
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
-    turns = ("switch-3", "cut", "switch-6", "cut") if scenes else ()
-    by_name = {name: load_scene_clips(out / f"scenes-{name}.safetensors") for name in sorted(set(turns))}
     train_backbone(
-        load_clips(out / "clips.safetensors"),
-        load_clips(out / "openings.safetensors"),
+        *_clips(out),
         out / "backbone.safetensors",
-        scenes=[by_name[name] for name in turns],
+        scenes=_scenes(out) if scenes else (),
         steps=steps,
         batch=batch,
         seed=seed,
@@ -113,6 +128,34 @@ def backbone(
         matrix_lr=6e-3 if gentle else 1e-2,
         other_lr=1.5e-3 if gentle else 2e-3,
         flat=0.1 if gentle else 0.4,
+    )
+
+
+@app.command()
+def distil(
+    out: Out,
+    teacher: Annotated[Path, typer.Option(help="Weights to distil")],
+    student: Annotated[Path | None, typer.Option(help="Start from these weights; default: the teacher's")] = None,
+    steps: Steps = 600,
+    batch: Annotated[int, typer.Option(min=1, help="Clips per step")] = 2,
+    scenes: Annotated[bool, typer.Option("--scenes/--no-scenes", help="Also on switches and cuts")] = True,
+    minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Distil a trained backbone to four steps by distribution matching; writes student.safetensors."""
+    from llrag_cli.training.embedded.distil import distil as train
+    from llrag_cli.training.embedded.train_backbone import Lessons
+
+    generator = torch.Generator().manual_seed(seed)
+    lessons = Lessons(*_clips(out), _scenes(out) if scenes else (), batch=batch, generator=generator)
+    train(
+        lessons.draw,
+        out / "student.safetensors",
+        teacher_weights=teacher,
+        student_weights=student,
+        steps=steps,
+        minutes=minutes,
+        seed=seed,
     )
 
 
