@@ -7,13 +7,13 @@ from pathlib import Path
 from llrag_cli.errors import LlragError
 
 
-def file_url(path: Path) -> str:
+def file_url(path: str | Path) -> str:
     """A path as ffmpeg takes it, for reading and writing.
 
     It is absolute and names the protocol: the colon of a relative ``pink:7/video.mp4`` would end the name of a
     protocol, and a leading dash would make it an option.
     """
-    return f"file:{path.absolute()}"
+    return f"file:{Path(path).absolute()}"
 
 
 def ffmpeg() -> str:
