@@ -206,6 +206,7 @@ def test_hangups_stay_ignored(tmp_path: Path) -> None:
 def test_a_second_signal_interrupts_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     from llrag_cli.signals import interrupts
 
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
     now = [100.0]
     monkeypatch.setattr("llrag_cli.signals.time.monotonic", lambda: now[0])
     with interrupts() as received:
@@ -217,3 +218,5 @@ def test_a_second_signal_interrupts_again_after_a_while(monkeypatch: pytest.Monk
             os.kill(os.getpid(), signal.SIGTERM)
     assert received == [signal.SIGTERM, signal.SIGHUP, signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    for number, handler in before.items():  # under nohup SIGHUP is ignored
+        signal.signal(number, handler)

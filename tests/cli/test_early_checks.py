@@ -146,7 +146,7 @@ def test_another_size_is_generated_and_compared_by_average_pooling(llrag: Llrag,
     few = ("--set", "sampler.steps=[1000]", "--seconds", "0:09", "--json")
     done = llrag("generate", "a red circle", "--size", "256x192", "--out", "run", *few)
     assert done.returncode == 0, done.stderr
-    assert "at 128x96 frames are compared by average pooling (`memory.keys=average`)" in " ".join(done.stderr.split())
+    assert "at 256x192 frames are compared by average pooling (`memory.keys=average`)" in " ".join(done.stderr.split())
     record = json.loads(done.stdout)
     assert record["latent_shape"] == [8, 12, 16]
     assert (record["seconds"], record["config"]["memory"]["keys"]) == (9, "average")

@@ -31,11 +31,11 @@ def require_pool(name: str) -> Pool:
 
 
 def require_counts(scenes: int, seeds: int) -> None:
-    """Raise ``UsageError`` unless a pool has so many scenes, and there is at least one seed."""
-    if not 1 <= scenes <= POOL_SIZE or seeds < 1:
+    """Raise ``UsageError`` unless a pool has so many scenes, and a scene so many seeds."""
+    if not 1 <= scenes <= POOL_SIZE or not 1 <= seeds <= SEED_STRIDE:
         raise UsageError(
             f"cannot study {scenes} scenes with {seeds} seeds",
-            hint=f"a pool has {POOL_SIZE} scenes, and there is at least 1 seed",
+            hint=f"a pool has {POOL_SIZE} scenes, and there are 1 to {SEED_STRIDE} seeds",
         )
 
 
