@@ -5,7 +5,7 @@
     pipeline = Pipeline.load("tiny")
     with pipeline.start("a red circle bounces around on a plain gray wall", seconds=10) as session:
         for block in session:
-            print(block.start, block.retrieved, block.frames.shape)  # frames [1, t, 3, 64, 64] in [-1, 1]
+            print(block.start, block.retrieved, block.frames.shape)  # frames [1, t, 3, 128, 128] in [-1, 1]
 
 Names are imported when they are first used, so importing the package is cheap.
 """

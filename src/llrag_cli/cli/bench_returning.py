@@ -45,11 +45,11 @@ def bench_returning(
 ) -> None:
     """Return to a scene after two others and go on: does retrieval keep the scene as it was?
 
-    Runs on the embedded model. Scenes C, A and B and 6 s of A again are generated
-    from full prompts and joined. From there A goes on under a caption that leaves
-    most of it out, with the plain window, with the nearest frames, and under three
-    controls. The continuation is compared with A's own frames. Writes results.json,
-    results.csv and sheet.png.
+    Runs on the embedded model. Scenes C, A and B and 6 s of A again are
+    generated from full prompts and joined. From there A goes on under a
+    caption that leaves most of it out: with the plain window, with the nearest
+    frames, and under three controls. The continuation is compared with A's own
+    frames. Writes results.json, results.csv and sheet.png.
     """
     from dataclasses import asdict
 

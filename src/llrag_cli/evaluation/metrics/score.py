@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from llrag_cli.errors import UsageError
@@ -13,7 +12,6 @@ from llrag_cli.evaluation.metrics.clips import clip_length, clips_of
 from llrag_cli.evaluation.metrics.inputs import Backend, Clip, Video, clip_inputs
 from llrag_cli.evaluation.metrics.registry import metrics_of
 from llrag_cli.world.consistency import Consistency, Look, consistency, look
-from llrag_cli.world.sprites import SIZE
 
 SMALLEST = 16  # pixels along a side, as the offline optical flow needs
 SPRITE_EVERY = 4  # video frames between those that sprites are read from
@@ -50,7 +48,7 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
                     hint=f"width and height are at least {SMALLEST} pixels",
                 )
             if sprites and count % SPRITE_EVERY == 0:
-                looks.append(look(_sprite_size(frame)))
+                looks.append(look(frame))
             count += 1
             yield frame
 
@@ -67,11 +65,6 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
     for metric in metrics:
         values[metric.name] = metric.compute(video)
     return Scores(count, clips, values, per_clip)
-
-
-def _sprite_size(frame: Tensor) -> Tensor:
-    """A frame [3, H, W] of an enlarged sprite video in its own size, [3, 64, 64]."""
-    return torch.nn.functional.interpolate(frame[None], size=(SIZE, SIZE), mode="area")[0]
 
 
 def _sprite_consistency(looks: list[Look]) -> Consistency:
