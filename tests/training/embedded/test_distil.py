@@ -13,16 +13,16 @@ from llrag_cli.sampling.schedule import FlowMatchSchedule
 from llrag_cli.training.embedded.dataset import make_clips
 from llrag_cli.training.embedded.distil import (
     MOST,
-    SHIFT,
-    STEPS,
-    Network,
+    SCHEDULE,
     correction,
     critic_loss,
     distil,
     sampled,
     student_sigmas,
 )
-from llrag_cli.training.embedded.train_backbone import Lessons
+from llrag_cli.training.embedded.lessons import Lessons
+from llrag_cli.training.embedded.network import Network, Teacher
+from llrag_cli.world.sprites import random_scene
 
 WEIGHTS = weights_folder() / "backbone.safetensors"
 
@@ -30,7 +30,8 @@ WEIGHTS = weights_folder() / "backbone.safetensors"
 @pytest.fixture(scope="module")
 def lessons() -> Lessons:
     vae = load_vae(weights_folder() / "vae.safetensors")
-    clips, openings = make_clips(vae, count=2, frames=15, seed=0), make_clips(vae, count=12, frames=3, seed=1)
+    clips = make_clips(vae, random_scene, count=2, frames=15, seed=0)
+    openings = make_clips(vae, random_scene, count=12, frames=3, seed=1)
     return Lessons(clips, openings, (), batch=1, generator=torch.Generator().manual_seed(0))
 
 
@@ -40,9 +41,9 @@ def random_numbers(seed: int = 0) -> torch.Generator:
 
 def test_the_student_samples_as_the_real_presets_do() -> None:
     sampler = load_config("self-forcing", memory="none").sampler
-    assert (tuple(sampler.steps), sampler.shift, sampler.warp) == (STEPS, SHIFT, True)
-    schedule = FlowMatchSchedule(steps=STEPS, shift=SHIFT)
-    assert student_sigmas() == pytest.approx([float(schedule.sigma(step)) for step in schedule.steps], abs=1e-6)
+    real = FlowMatchSchedule(steps=sampler.steps, shift=sampler.shift, warp=sampler.warp)
+    assert torch.equal(SCHEDULE.steps, real.steps)
+    assert student_sigmas() == pytest.approx([float(real.sigma(step)) for step in real.steps], abs=1e-6)
 
 
 @pytest.mark.parametrize("last", range(4))
@@ -57,8 +58,8 @@ def test_only_the_last_step_has_a_gradient(lessons: Lessons, last: int) -> None:
 
 
 def test_where_critic_and_teacher_agree_nothing_is_corrected(lessons: Lessons) -> None:
-    teacher, critic = Network.of(WEIGHTS), Network.of(WEIGHTS)
-    _, batch = lessons.draw(0, teacher.text, random.Random(0))
+    teacher, critic = Teacher(Network.of(WEIGHTS), 1.0), Network.of(WEIGHTS)
+    _, batch = lessons.draw(0, critic.text, random.Random(0))
     blocks = batch.latents[:, batch.clean :]
     toward, gap = correction(teacher, critic, batch, blocks, generator=random_numbers())
     assert gap == 0 and (toward == 0).all()
@@ -78,7 +79,15 @@ def test_the_critic_learns_the_blocks_of_the_student(lessons: Lessons) -> None:
 
 
 def test_a_few_steps_are_trained_and_kept(lessons: Lessons, tmp_path: Path) -> None:
-    distil(lessons.draw, tmp_path / "student.safetensors", teacher_weights=WEIGHTS, steps=3, critic_steps=1)
+    distil(
+        Network.of(WEIGHTS),
+        lessons.draw,
+        tmp_path / "student.safetensors",
+        teacher_weights=WEIGHTS,
+        guidance=2.0,
+        steps=3,
+        critic_steps=1,
+    )
     before, after = load_file(WEIGHTS), load_file(tmp_path / "student.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -10,7 +10,9 @@ import torch
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
 from llrag_cli.models.embedded.vocabulary import tokenize
-from llrag_cli.training.embedded.dataset import make_clips
+from llrag_cli.training.embedded.dataset import crowded_scene, joined, make_clips
+from llrag_cli.training.embedded.lessons import Lessons
+from llrag_cli.training.embedded.network import Network, Teacher
 from llrag_cli.training.embedded.scene_clips import (
     CUTS,
     SWITCHES,
@@ -25,7 +27,7 @@ from llrag_cli.training.embedded.scene_clips import (
 )
 from llrag_cli.training.embedded.train_backbone import train_backbone
 from llrag_cli.world.checker import judge
-from llrag_cli.world.sprites import WORDS, held_out, vague_caption
+from llrag_cli.world.sprites import WORDS, held_out, random_scene, vague_caption
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,14 @@ def test_clips_are_read_back(clips: tuple[SceneClips, SceneClips], tmp_path: Pat
 def test_a_few_steps_on_everything(clips: tuple[SceneClips, SceneClips], tmp_path: Path) -> None:
     """Training runs, and what it writes has the names and shapes of the released weights."""
     vae = TinyVAE().eval()
-    plain, openings = (make_clips(vae, count=count, frames=frames, seed=0) for count, frames in ((1, 15), (20, 3)))
+    plain = make_clips(vae, random_scene, count=1, frames=15, seed=0)
+    openings = joined([make_clips(vae, scene, count=10, frames=3, seed=0) for scene in (random_scene, crowded_scene)])
+    assert len(openings.scenes) == len(openings.latents) == 20
     out = tmp_path / "backbone.safetensors"
-    train_backbone(plain, openings, out, scenes=clips, steps=4, batch=1)
-    train_backbone(plain, openings, out, scenes=clips, steps=1, batch=1, resume=out)
+
+    def lessons(*, native: bool = False) -> Lessons:
+        return Lessons(plain, openings, clips, batch=1, generator=torch.Generator().manual_seed(0), native=native)
+
+    train_backbone(lessons(), out, steps=4)
+    train_backbone(lessons(native=True), out, steps=1, resume=out, teacher=Teacher(Network.of(out), 2.0))
     assert TinyText().config.length == 24

@@ -10,18 +10,23 @@ from diffusers import WanTransformer3DModel
 from conftest import SHAPE
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.models.wan.transformer import WanBackbone
-from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, random_contexts, row_of
+from llrag_cli.training.embedded.teacher_forcing import TeacherForced, lay_out, native_contexts, random_contexts, row_of
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, seed: int) -> None:
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, seed: int, native: bool) -> None:
     """The flow of all blocks in parallel equals that of a rollout over the same latents, under any strategy."""
     torch.manual_seed(seed)
     blocks, timestep = 6, torch.tensor(700.0)
     clean, noisy = torch.randn(2, 18, *SHAPE), torch.randn(2, 18, *SHAPE)
     prompt = torch.randn(2, 5, 8)
     keys = F.normalize(torch.randn(18, 4), dim=-1)
-    contexts = random_contexts(random.Random(seed), keys, block=3, window=8, sink=1, retrieved=3, guard=1)
+    rng = random.Random(seed)
+    if native:
+        contexts = native_contexts(rng, 18, block=3, window=8, sink=1)
+    else:
+        contexts = random_contexts(rng, keys, block=3, window=8, sink=1, retrieved=3, guard=1)
     rows = torch.cat((clean, noisy), dim=1).unflatten(1, (2 * blocks, 3))
     times = torch.cat((torch.zeros(2, blocks), torch.full((2, blocks), 700.0)), dim=1)
     layout = lay_out([[row_of(context) for context in contexts] * 2] * 2, block=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,9 +41,16 @@ def latent_cover(cover: Tensor) -> Tensor:
     return (F.avg_pool2d(whole.mean(dim=1), 8) * 255).round().byte()
 
 
+def crowded_scene(rng: random.Random) -> Scene:
+    """A scene of two or three objects that are all in view."""
+    return random_scene(rng, count=rng.choice((2, 3, 3)), motion=rng.choice(("bounce", "orbit")))
+
+
 @torch.no_grad()
-def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentClips:
-    """Render and encode clips of ``frames`` latent frames; the same seed gives the same clips."""
+def make_clips(
+    vae: TinyVAE, draw: Callable[[random.Random], Scene], *, count: int, frames: int, seed: int
+) -> LatentClips:
+    """Render and encode clips of ``frames`` latent frames of scenes from ``draw``; a seed gives the same clips."""
     rng = random.Random(seed)
     latents, shapes = [], []
     scenes: list[Scene] = []
@@ -50,13 +58,19 @@ def make_clips(vae: TinyVAE, *, count: int, frames: int, seed: int) -> LatentCli
     while len(scenes) < count:
         videos = []
         for _ in range(min(together, count - len(scenes))):
-            scene = random_scene(rng)
+            scene = draw(rng)
             video, cover = clip(scene, LATENT_SPACES["tiny"].video_frames(frames), rng, size=SIZE)
             shapes.append(latent_cover(cover))
             videos.append(video)
             scenes.append(scene)
         latents.append(encode_drawn(vae, torch.stack(videos)).half())
     return LatentClips(torch.cat(latents), torch.stack(shapes), scenes)
+
+
+def joined(parts: Sequence[LatentClips]) -> LatentClips:
+    """Clips of equal length as one."""
+    latents, shapes = (torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "shapes"))
+    return LatentClips(latents, shapes, [scene for part in parts for scene in part.scenes])
 
 
 def save_clips(clips: LatentClips, path: Path) -> None:

@@ -12,23 +12,21 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llrag_cli.models.embedded.model import new_transformer
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.sampling.schedule import FlowMatchSchedule
+from llrag_cli.training.embedded.lessons import Batch
+from llrag_cli.training.embedded.network import Network, Teacher, noised, spread
 from llrag_cli.training.embedded.optim import optimizers
-from llrag_cli.training.embedded.teacher_forcing import TeacherForced
-from llrag_cli.training.embedded.train_backbone import Batch
+from llrag_cli.training.embedded.train_backbone import save_weights
 
 logger = logging.getLogger(__name__)
 
-STEPS, SHIFT = (1000, 750, 500, 250), 5.0  # of the student, as in the presets of the real backbones
+SCHEDULE = FlowMatchSchedule(steps=(1000, 750, 500, 250), shift=5.0, warp=True)  # as in the real backbones' presets
 NOISE = (0.02, 0.98)  # range of the sigmas at which blocks are compared, before the shift
 COMPARED_SHIFT = 3.0
 MOST = 2.0  # largest weighted difference that the student learns from
@@ -36,49 +34,9 @@ MOST = 2.0  # largest weighted difference that the student learns from
 Draw = Callable[[int, TinyText, random.Random], tuple[str, Batch]]
 
 
-@dataclass
-class Network:
-    """Transformer and text encoder, set up for teacher forcing."""
-
-    model: nn.ModuleDict
-    forced: TeacherForced
-    text: TinyText
-
-    @classmethod
-    def of(cls, weights: Path) -> Network:
-        """The network with the weights of a file."""
-        transformer, text = new_transformer(), TinyText()
-        model = nn.ModuleDict({"transformer": transformer, "text": text})
-        model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
-        return cls(model, TeacherForced(transformer), text)
-
-    def clean(self, batch: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Predicted clean blocks [B, R, T, C, h, w] of noisy ones of that shape at sigmas [B, R]."""
-        past = batch.latents[:, : batch.clean]
-        timesteps = torch.cat((torch.zeros(len(past), batch.clean), 1000 * sigma), dim=1)
-        prompts = self.text(batch.prompts.flatten(0, 1))
-        if batch.prompt_of is not None:
-            prompts = prompts.unflatten(0, batch.prompts.shape[:2])
-        rows = torch.cat((past, noisy), dim=1)
-        flow = self.forced(rows, timesteps, prompts, batch.layout, clean=batch.clean, prompt_of=batch.prompt_of)
-        return noisy - spread(sigma) * flow[:, batch.clean :]
-
-
-def spread(sigma: Tensor) -> Tensor:
-    """Sigmas [B, R] that broadcast along blocks [B, R, T, C, h, w]."""
-    return sigma[..., None, None, None, None]
-
-
-def noised(blocks: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Blocks at sigmas [B, R]."""
-    noise = torch.randn(blocks.shape, generator=generator)
-    return (1 - spread(sigma)) * blocks + spread(sigma) * noise
-
-
 def student_sigmas() -> list[float]:
     """The sigmas at which the student denoises, from 1 down."""
-    schedule = FlowMatchSchedule(steps=STEPS, shift=SHIFT, warp=True)
-    return [float(timestep) / 1000 for timestep in schedule.steps]
+    return [float(timestep) / 1000 for timestep in SCHEDULE.steps]
 
 
 def sampled(student: Network, batch: Batch, *, last: int, generator: torch.Generator) -> Tensor:
@@ -102,7 +60,7 @@ def compared_sigmas(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def correction(
-    teacher: Network, critic: Network, batch: Batch, blocks: Tensor, *, generator: torch.Generator
+    teacher: Teacher, critic: Network, batch: Batch, blocks: Tensor, *, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     """Where blocks should go, as a difference to them, and how far teacher and critic are apart.
 
@@ -123,26 +81,25 @@ def critic_loss(critic: Network, batch: Batch, blocks: Tensor, *, generator: tor
 
 
 def distil(
+    student: Network,
     draw: Draw,
     out: Path,
     *,
     teacher_weights: Path,
+    guidance: float,
     steps: int,
-    student_weights: Path | None = None,
     critic_steps: int = 2,
     matrix_lr: float = 1e-3,
     other_lr: float = 2e-4,
     seed: int = 0,
     minutes: float | None = None,
 ) -> None:
-    """Train a student, which begins as the teacher unless ``student_weights`` are given; averages go to ``out``.
+    """Train a student in place; its averaged weights go to ``out``.
 
-    ``draw`` gives the batch of a step (``Lessons.draw``). The critic takes ``critic_steps`` of its own for each of the
-    student's.
+    ``draw`` gives the batch of a step (``Lessons.draw``, ``OwnRollouts.draw``). The teacher is guided by ``guidance``.
+    The critic begins as the teacher, and takes ``critic_steps`` of its own for each of the student's.
     """
-    teacher, critic = Network.of(teacher_weights), Network.of(teacher_weights)
-    student = Network.of(student_weights or teacher_weights)
-    teacher.model.requires_grad_(requires_grad=False)
+    teacher, critic = Teacher(Network.of(teacher_weights), guidance), Network.of(teacher_weights)
     learning = {
         name: optimizers(network.model, matrix_lr=matrix_lr, other_lr=other_lr)
         for name, network in (("student", student), ("critic", critic))
@@ -151,7 +108,7 @@ def distil(
     average = {name: value.clone() for name, value in student.model.state_dict().items()}
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     began = saved = time.monotonic()
-    count = len(STEPS)
+    count = len(SCHEDULE.steps)
     apart: dict[str, float] = {}
     for step in range(steps):
         passed = (time.monotonic() - began) / (60 * minutes) if minutes else 0.0
@@ -175,8 +132,8 @@ def distil(
             logger.info("step %d of %d: teacher and critic apart by %s", step + 1, steps, report)
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
-            _save(average, out)
-    _save(average, out)
+            save_weights(average, out)
+    save_weights(average, out)
 
 
 def _learn(loss: Tensor, network: Network, optims: Sequence[torch.optim.Optimizer]) -> None:
@@ -186,8 +143,3 @@ def _learn(loss: Tensor, network: Network, optims: Sequence[torch.optim.Optimize
     for optim in optims:
         optim.step()
         optim.zero_grad(set_to_none=True)
-
-
-def _save(average: dict[str, Tensor], out: Path) -> None:
-    """Write averaged weights in half precision."""
-    save_file({name: value.half().contiguous() for name, value in average.items()}, out)

@@ -40,6 +40,11 @@ class Rows:
         """A row that attends to latent frames of the clip as they are in memory now."""
         return Row(tuple(self.page[frame] for frame in frames), tuple(times), start_time, own)
 
+    def windowed(self, memory: SlidingWindow, start: int) -> Row:
+        """The row of the block at latent frame ``start`` in the sliding window."""
+        context = context_of(memory, start=start, block=self.block)
+        return self.row(context.shared, context.shared_times, context.start_time)
+
     def store(self, start: int, prompt: int, row: Row) -> None:
         """A clean pass: the keys and values of the block's own frames go to memory."""
         self.assign(start, own=row.own)
@@ -83,16 +88,18 @@ def switch_rows(
     block: int,
     memory: MemoryConfig,
     copies: Sequence[int],
+    late: int | None = None,
 ) -> Rows:
     """A video under prompt 0, whose recent frames are computed again under prompt 1, with which it goes on.
 
-    ``copies`` are the noisy copies of each block of the second shot.
+    ``copies`` are the noisy copies of each block of the second shot. Rotary times are ``late`` by so many frames, as if
+    later in a longer video; None: at random.
     """
     rows, retrieved = Rows(block), getattr(memory, "retrieved", 0)
     switch = block * shots[1]
     recache = recache_of(memory, start=switch)
     assert recache is not None
-    late = 0 if retrieved or recache.first == 0 else rng.choice((0, rng.randrange(300)))
+    shifted = 0 if retrieved or recache.first == 0 else rng.choice((0, rng.randrange(300))) if late is None else late
     alike = rng.random() < 0.6
 
     def look_back(start: int, late: int) -> Row:
@@ -110,14 +117,14 @@ def switch_rows(
     ]
     for ahead, (start, own) in enumerate(again):
         rows.assign(start, own=own, ahead=ahead)
-    shift = recache.context.start_time + late - recache.first  # from frames to times
+    shift = recache.context.start_time + shifted - recache.first  # from frames to times
     for start, own in again:
         others = [frame for frame in range(recache.first, switch) if not start <= frame < start + block]
         times = [*recache.context.shared_times, *(frame + shift for frame in others)]
         row = rows.row([*recache.context.shared, *others], times, start + shift, own=own)
         rows.clean.append(SceneRow(start, 1, row))
     for number, start in enumerate(range(switch, block * shots[2], block)):
-        row = look_back(start, late)
+        row = look_back(start, shifted)
         rows.denoise(start, 1, row, copies=copies[number])
         if start + block < block * shots[2]:
             rows.store(start, 1, row)

@@ -79,27 +79,28 @@ def row_of(context: Context) -> Row:
     return Row(frames, times, context.start_time)
 
 
+def native_contexts(rng: random.Random, frames: int, *, block: int, window: int, sink: int) -> list[Context]:
+    """The sliding window's context for each block of a clip, as if early or late in a video."""
+    late = rng.choice((0, 0, rng.randrange(300)))
+    contexts = []
+    for start in range(0, frames // block * block, block):
+        plain = sliding_window(start=start, block=block, window=window, sink=sink)
+        shift = late if start >= window else 0  # by then the window has left the sink behind
+        times = tuple(
+            time if frame < sink else time + shift for frame, time in zip(plain.shared, plain.shared_times, strict=True)
+        )
+        contexts.append(Context(plain.shared, times, start + shift))
+    return contexts
+
+
 def random_contexts(
     rng: random.Random, keys: Tensor, *, block: int, window: int, sink: int, retrieved: int, guard: int
 ) -> list[Context]:
-    """A context for each block of a clip with unit-norm ``keys`` [F, D], all by one random strategy.
+    """A context with retrieved frames for each block of a clip with unit-norm ``keys`` [F, D], all by one random rule.
 
-    The strategy is the plain window, as if early or late in a video; or retrieval of the frames most similar to the
-    newest one, as the engine does; or retrieval of random old frames.
+    The rule is retrieval of the frames most similar to the newest one, as the engine does, or of random old frames.
     """
     blocks = len(keys) // block
-    if rng.random() < 0.4:
-        late = rng.choice((0, 0, rng.randrange(300)))
-        contexts = []
-        for start in range(0, blocks * block, block):
-            plain = sliding_window(start=start, block=block, window=window, sink=sink)
-            shift = late if start >= window else 0  # by then the window has left the sink behind
-            times = tuple(
-                time if frame < sink else time + shift
-                for frame, time in zip(plain.shared, plain.shared_times, strict=True)
-            )
-            contexts.append(Context(plain.shared, times, start + shift))
-        return contexts
     alike = rng.random() < 0.6
     local = window - sink - retrieved
     contexts = []

@@ -16,8 +16,7 @@ import torch
 import typer
 
 if TYPE_CHECKING:
-    from llrag_cli.training.embedded.dataset import LatentClips
-    from llrag_cli.training.embedded.scene_clips import SceneClips
+    from llrag_cli.training.embedded.lessons import Lessons
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
@@ -54,16 +53,21 @@ def vae(
 def clips(
     out: Out,
     count: Annotated[int, typer.Option(min=8, help="Clips of 36 latent frames")] = 2000,
-    openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 24000,
+    openings: Annotated[int, typer.Option(min=8, help="Clips of one block")] = 30000,
+    crowded: Annotated[int, typer.Option(min=0, help="More of them, of two or three objects in one view")] = 24000,
     seed: Seed = 0,
 ) -> None:
     """Render and encode the training clips of the backbone."""
     from llrag_cli.models.embedded.model import load_vae
-    from llrag_cli.training.embedded.dataset import make_clips, save_clips
+    from llrag_cli.training.embedded.dataset import crowded_scene, make_clips, save_clips
+    from llrag_cli.world.sprites import random_scene
 
     vae = load_vae(out / "vae.safetensors")
-    save_clips(make_clips(vae, count=count, frames=36, seed=seed), out / "clips.safetensors")
-    save_clips(make_clips(vae, count=openings, frames=3, seed=seed + 1), out / "openings.safetensors")
+    if not (out / "clips.safetensors").exists():
+        save_clips(make_clips(vae, random_scene, count=count, frames=36, seed=seed), out / "clips.safetensors")
+    if not (out / "openings.safetensors").exists():
+        save_clips(make_clips(vae, random_scene, count=openings, frames=3, seed=seed + 1), out / "openings.safetensors")
+    save_clips(make_clips(vae, crowded_scene, count=crowded, frames=3, seed=seed + 2), out / "crowded.safetensors")
 
 
 @app.command()
@@ -84,20 +88,29 @@ def scenes(
             save_scene_clips(clips, out / f"scenes-{name}.safetensors")
 
 
-def _clips(out: Path) -> tuple[LatentClips, LatentClips]:
-    """Whole clips, and opening blocks."""
-    from llrag_cli.training.embedded.dataset import load_clips
-
-    return load_clips(out / "clips.safetensors"), load_clips(out / "openings.safetensors")
-
-
-def _scenes(out: Path) -> list[SceneClips]:
-    """The clips with switches and cuts, in the turns in which they are trained on."""
+def _lessons(out: Path, *, scenes: tuple[str, ...], batch: int, seed: int, native: bool) -> Lessons:
+    """Batches of the clips in a folder, with those of scenes, which take turns as named."""
+    from llrag_cli.training.embedded.dataset import joined, load_clips
+    from llrag_cli.training.embedded.lessons import Lessons
     from llrag_cli.training.embedded.scene_clips import load_scene_clips
 
-    turns = ("switch-3", "cut", "switch-6", "cut")
-    by_name = {name: load_scene_clips(out / f"scenes-{name}.safetensors") for name in sorted(set(turns))}
-    return [by_name[name] for name in turns]
+    openings = joined([load_clips(out / f"{name}.safetensors") for name in ("openings", "crowded")])
+    by_name = {name: load_scene_clips(out / f"scenes-{name}.safetensors") for name in sorted(set(scenes))}
+    return Lessons(
+        load_clips(out / "clips.safetensors"),
+        openings,
+        [by_name[name] for name in scenes],
+        batch=batch,
+        generator=torch.Generator().manual_seed(seed),
+        native=native,
+    )
+
+
+SWITCHES = ("switch-3", "switch-6")
+SWITCHES_AND_CUTS = ("switch-3", "cut", "switch-6", "cut")
+
+Native = Annotated[bool, typer.Option("--native", help="Train with the sliding window alone: nothing is retrieved")]
+Guidance = Annotated[float, typer.Option(min=1.0, help="Scale of the teacher's classifier-free guidance")]
 
 
 @app.command()
@@ -110,19 +123,23 @@ def backbone(
     scenes: Annotated[
         bool, typer.Option("--scenes/--no-scenes", help="Train on switches and cuts in every other step")
     ] = False,
+    native: Native = False,
+    teacher: Annotated[Path | None, typer.Option(help="Learn the predictions of these weights, not the clips")] = None,
+    guidance: Guidance = 2.0,
     minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
     gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
 ) -> None:
     """Train transformer and text encoder by teacher forcing."""
+    from llrag_cli.training.embedded.network import Network, Teacher
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
+    named = () if not scenes else SWITCHES if native else SWITCHES_AND_CUTS
     train_backbone(
-        *_clips(out),
-        out / "backbone.safetensors",
-        scenes=_scenes(out) if scenes else (),
+        _lessons(out, scenes=named, batch=batch, seed=seed, native=native),
+        out / ("native.safetensors" if native else "backbone.safetensors"),
         steps=steps,
-        batch=batch,
         seed=seed,
+        teacher=None if teacher is None else Teacher(Network.of(teacher), guidance),
         resume=resume,
         minutes=minutes,
         matrix_lr=6e-3 if gentle else 1e-2,
@@ -135,24 +152,49 @@ def backbone(
 def distil(
     out: Out,
     teacher: Annotated[Path, typer.Option(help="Weights to distil")],
+    name: Annotated[str, typer.Option(help="Of the file that is written, without `.safetensors`")] = "student",
     student: Annotated[Path | None, typer.Option(help="Start from these weights; default: the teacher's")] = None,
+    rollouts: Annotated[
+        str | None, typer.Option(help="Learn on videos of its own, `short` or `long` with switches; default: on clips")
+    ] = None,
+    guidance: Guidance = 2.0,
     steps: Steps = 600,
     batch: Annotated[int, typer.Option(min=1, help="Clips per step")] = 2,
     scenes: Annotated[bool, typer.Option("--scenes/--no-scenes", help="Also on switches and cuts")] = True,
+    native: Native = False,
     minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Distil a trained backbone to four steps by distribution matching; writes student.safetensors."""
+    """Distil a trained backbone to four steps by distribution matching."""
+    from llrag_cli.training.embedded.distil import SCHEDULE
     from llrag_cli.training.embedded.distil import distil as train
-    from llrag_cli.training.embedded.train_backbone import Lessons
+    from llrag_cli.training.embedded.network import Network
+    from llrag_cli.training.embedded.rollouts import OwnRollouts
 
-    generator = torch.Generator().manual_seed(seed)
-    lessons = Lessons(*_clips(out), _scenes(out) if scenes else (), batch=batch, generator=generator)
+    learner = Network.of(student or teacher)
+    named = () if not scenes else SWITCHES if native else SWITCHES_AND_CUTS
+    lessons = _lessons(out, scenes=named, batch=batch, seed=seed, native=native)
+    draw = lessons.draw
+    if rollouts is not None:
+        if rollouts not in ("short", "long"):
+            raise typer.BadParameter("rollouts are `short` or `long`")
+        long = rollouts == "long"
+        own = OwnRollouts(
+            learner,
+            lessons.openings.scenes,
+            SCHEDULE,
+            videos=2 * batch,
+            blocks=20 if long else 7,
+            learned=6 if long else 7,
+            switches=long,
+        )
+        draw = own.draw
     train(
-        lessons.draw,
-        out / "student.safetensors",
+        learner,
+        draw,
+        out / f"{name}.safetensors",
         teacher_weights=teacher,
-        student_weights=student,
+        guidance=guidance,
         steps=steps,
         minutes=minutes,
         seed=seed,
