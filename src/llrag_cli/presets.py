@@ -19,9 +19,9 @@ def presets_folder() -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names of the bundled presets, the embedded model first."""
+    """Names of the bundled presets, those of the embedded model first."""
     names = sorted(path.stem for path in presets_folder().glob("*.yaml"))
-    return sorted(names, key=lambda name: name != "tiny")
+    return sorted(names, key=lambda name: not name.startswith("tiny"))
 
 
 def load_config(source: str | Path = "tiny", *, memory: str | None = None, settings: Iterable[str] = ()) -> RunConfig:

@@ -21,6 +21,7 @@ from llrag_cli import LlragError
 from llrag_cli.evaluation.grid import Case, Grid, memory_config, subset
 from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
+from llrag_cli.evaluation.report import overview
 from llrag_cli.evaluation.results import compare, verdict
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.memory.strategies import Random
@@ -243,6 +244,50 @@ def test_a_missing_dimension_is_not_ranked() -> None:
     (result,) = compare(one + blind, baseline="none", ranked=RANKED)
     assert result["not_ranked"] == "`a` has no motion_smoothness"
     assert result["memories"]["a"]["average_rank"] is None
+
+
+DRIFT = {"first_to_last": 0.9, "similarity_slope": -0.1, "chroma_noise_growth": 1.0, "histogram_overlap": 0.7}
+
+
+def drifting(memory: str, backbone: str = "tiny", seconds: float = 30.0, **changed: float | None) -> list[Scored]:
+    """Six videos with equal figures of VBench, and figures of drift that differ where ``changed``."""
+    metrics = {**dict.fromkeys(RANKED, 0.5), **DRIFT, **changed}
+    return [Scored(Case(backbone, memory, n, "a", 0), seconds, scores(**metrics)) for n in range(1, 7)]
+
+
+def test_drift_is_ranked_apart() -> None:
+    calm = {"first_to_last": 0.95, "similarity_slope": -0.05, "chroma_noise_growth": 0.5}  # and one is level
+    (result,) = compare(drifting("none") + drifting("a", **calm), baseline="none", ranked=RANKED)
+    assert set(result["drift_ranked_by"]) == set(DRIFT)
+    entries = result["memories"]
+    assert [entries[name]["average_rank"] for name in ("none", "a")] == [1.5, 1.5]
+    assert [entries[name]["drift_rank"] for name in ("none", "a")] == [(2 + 2 + 2 + 1.5) / 4, (1 + 1 + 1 + 1.5) / 4]
+    (short,) = compare(drifting("none") + drifting("a", first_to_last=None), baseline="none", ranked=RANKED)
+    assert short["drift_ranked_by"] == [] and short["memories"]["a"]["drift_rank"] is None
+
+
+def test_several_backbones_and_horizons_at_a_glance() -> None:
+    videos = [
+        *drifting("none", sprite_identity=0.5),
+        *drifting("nearest", sprite_identity=0.75, first_to_last=0.95),
+        *drifting("none", "longlive"),
+        *drifting("none", seconds=60.0, sprite_identity=0.25),
+        *drifting("nearest", seconds=60.0, sprite_identity=0.25),
+    ]
+    results = compare(videos, baseline="none", ranked=RANKED)
+    table = overview(results)
+    assert table is not None and overview(results[:1]) is None
+    assert table.columns[2] == "objects kept, 30 s" and len(table.columns) == 6
+    rows = {row.heading: [cell.text for cell in row.cells] for row in table.rows}
+    assert rows == {
+        "tiny, none (sliding window)": ["1.50", "1.62", "0.5000", "1.50", "1.50", "0.2500"],
+        "tiny, nearest": [
+            *("1.50", "1.38", "0.7500 (+0.2500 [+0.2500, +0.2500])"),
+            *("1.50", "1.50", "0.2500 (+0.0000 [+0.0000, +0.0000])"),
+        ],
+        "longlive, none (sliding window)": ["1.00", "1.00", "–", "–", "–", "–"],
+    }
+    assert [cell.tone for cell in table.rows[1].cells] == ["", "", "good", "", "", ""]
 
 
 def test_scores_of_two_backends_cannot_be_compared() -> None:

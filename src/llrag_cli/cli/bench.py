@@ -17,6 +17,7 @@ from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seco
 if TYPE_CHECKING:
     from llrag_cli.batch.executors import Engine
     from llrag_cli.evaluation.grid import Case, Grid
+    from llrag_cli.evaluation.report import Table as Overview
     from llrag_cli.evaluation.run import Bench
 
 DEFAULT_PROMPTS = 8  # of the embedded model
@@ -100,7 +101,7 @@ def bench(
     with console.working("loading"):
         models = find_backend(backend, device)
         from llrag_cli.evaluation.metrics.registry import about, ranked_metrics
-        from llrag_cli.evaluation.report import SCHEMA, write_report
+        from llrag_cli.evaluation.report import SCHEMA, overview, write_report
         from llrag_cli.evaluation.results import compare
         from llrag_cli.evaluation.run import Bench
 
@@ -130,6 +131,8 @@ def bench(
         return
     for result in results:
         _show(result, baseline=grid.baseline)
+    if (table := overview(results)) is not None:
+        _show_overview(table)
     console.result_not_measured(about(models))
     for file in files:
         console.result(str(file))
@@ -283,6 +286,7 @@ def _show(result: Mapping[str, Any], *, baseline: str) -> None:
     from llrag_cli.cli import console
     from llrag_cli.evaluation.grid import memory_title
     from llrag_cli.evaluation.metrics.registry import METRICS
+    from llrag_cli.evaluation.report import RANKS
     from llrag_cli.evaluation.results import verdict
     from llrag_cli.formatting import counted
 
@@ -310,15 +314,30 @@ def _show(result: Mapping[str, Any], *, baseline: str) -> None:
                 row += ["-", "-"] if gap is None else [_interval(gap), f"{100 * gap['wins']:.0f} %"]
         if any(cell != "-" for cell in row[1:]):
             table.add_row(*row)
-    row = ["average rank"]
-    for entry in memories.values():
-        row.append(console.number(entry["average_rank"]))
-        row += ["", ""] if "differences" in entry else []
-    table.add_row(*row)
+    for name, heading in RANKS.items():
+        row = [heading]
+        for entry in memories.values():
+            row.append(console.number(entry[name]))
+            row += ["", ""] if "differences" in entry else []
+        table.add_row(*row)
     console.result_table(table)
     if result["not_ranked"]:
         console.result(f"not ranked: {result['not_ranked']}")
     console.result(verdict(result, baseline=baseline) + "\n")
+
+
+def _show_overview(overview: Overview) -> None:
+    """Every backbone, memory and horizon, a line each."""
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+
+    table = Table(overview.corner, title=overview.title, title_justify="left", title_style="", box=None, pad_edge=False)
+    for column in overview.columns:
+        table.add_column(column, justify="right")
+    for row in overview.rows:
+        table.add_row(row.heading, *(cell.text for cell in row.cells))
+    console.result_table(table)
 
 
 def _interval(gap: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from llrag_cli.runs.record import RunRecord
 SCHEMA = 2  # of results.json
 EMBEDDED_BYTES = 64 * 2**20  # of video renditions that a page embeds; beyond it, videos are linked
 THUMBNAIL = 64  # pixels, the longer side
+RANKS = {"average_rank": "average rank (ranked metrics)", "drift_rank": "drift rank (drift metrics)"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def report(
         summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
         f"{', '.join(map(memory_title, grid.memories))}; {backend.name}",
         verdicts=[verdict(result, baseline=grid.baseline) for result in results],
+        overview=overview(results),
         tables=[table(result, baseline=grid.baseline) for result in results],
         charts=charts(longest, runs),
         licences=licences(backend),
@@ -156,7 +158,8 @@ class Table:
     title: str
     columns: list[str]
     rows: list[Row]
-    not_ranked: str | None
+    not_ranked: str | None = None
+    corner: str = "metric"
 
 
 def table(result: Mapping[str, Any], *, baseline: str) -> Table:
@@ -177,15 +180,61 @@ def table(result: Mapping[str, Any], *, baseline: str) -> Table:
             if "differences" in entry:
                 cells += _difference(entry["differences"].get(name), better=metric.better, prompts=result["prompts"])
         arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
-        ranked = " (ranked)" if name in result["ranked_by"] else ""
+        ranked = " (ranked)" if name in result["ranked_by"] else " (drift)" if name in result["drift_ranked_by"] else ""
         rows.append(Row(f"{metric.heading}{arrow}{ranked}", cells))
-    last: list[Cell] = []
-    for entry in memories.values():
-        rank = entry["average_rank"]
-        last.append(Cell("–" if rank is None else f"{rank:.2f}"))
-        last += [Cell(""), Cell("")] if "differences" in entry else []
-    rows.append(Row("average rank", last))
+    for name, heading in RANKS.items():
+        cells = []
+        for entry in memories.values():
+            cells.append(Cell(_rank(entry[name])))
+            cells += [Cell(""), Cell("")] if "differences" in entry else []
+        rows.append(Row(heading, cells))
     return Table(f"{result['backbone']}, {result['seconds']:g} s", columns, rows, result["not_ranked"])
+
+
+def overview(results: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Every backbone, memory and horizon in one table, or None if there is only one backbone and horizon.
+
+    Ranks are within a backbone and horizon, 1 for the best, so that small numbers are good.
+    """
+    if len(results) < 2:
+        return None
+    horizons = sorted({result["seconds"] for result in results})
+    sprites = any(_objects(entry) is not None for result in results for entry in result["memories"].values())
+    figures = [*RANKS.values(), *(["objects kept"] if sprites else [])]
+    by_key = {(result["backbone"], result["seconds"]): result for result in results}
+    rows = []
+    for backbone in dict.fromkeys(result["backbone"] for result in results):
+        memories = dict.fromkeys(
+            name for seconds in horizons for name in by_key.get((backbone, seconds), {"memories": {}})["memories"]
+        )
+        for memory in memories:
+            cells: list[Cell] = []
+            for seconds in horizons:
+                result = by_key.get((backbone, seconds), {})
+                entry = result.get("memories", {}).get(memory)
+                cells += [Cell(_rank(entry and entry[name])) for name in RANKS]
+                cells += [_objects_cell(entry, prompts=result.get("prompts", 0))] if sprites else []
+            rows.append(Row(f"{backbone}, {memory_title(memory)}", cells))
+    columns = [f"{figure}, {seconds:g} s" for seconds in horizons for figure in figures]
+    return Table("All at a glance", columns, rows, corner="backbone, memory")
+
+
+def _objects(entry: Mapping[str, Any] | None) -> float | None:
+    return None if entry is None else entry["means"].get("sprite_identity")
+
+
+def _objects_cell(entry: Mapping[str, Any] | None, *, prompts: int) -> Cell:
+    """The share of objects that are kept, with the difference to the baseline."""
+    text = _number(_objects(entry))
+    gap = None if entry is None else entry.get("differences", {}).get("sprite_identity")
+    if gap is None:
+        return Cell(text)
+    difference = _difference(gap, better="higher", prompts=prompts)[0]
+    return Cell(f"{text} ({difference.text})", difference.tone)
+
+
+def _rank(rank: float | None) -> str:
+    return "–" if rank is None else f"{rank:.2f}"
 
 
 def _difference(gap: Mapping[str, float] | None, *, better: str, prompts: int) -> list[Cell]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llrag_cli.errors import LlragError
-from llrag_cli.evaluation.metrics.registry import METRICS, mean_of
+from llrag_cli.evaluation.metrics.registry import METRICS, drift_metrics, mean_of
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.evaluation.statistics import average_ranks, interval, win_rate
@@ -22,8 +22,8 @@ Column = list["float | None"]  # a metric of one memory's videos, in order of pa
 def compare(scored: Sequence[Scored], *, baseline: str, ranked: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each backbone and horizon: per memory means, rank, and paired differences to the baseline.
 
-    Only videos that every memory has are compared; memories are ranked by the metrics ``ranked``. Intervals are 95 %,
-    bootstrap over prompts. Scores of more than one backend are an error.
+    Only videos that every memory has are compared; memories are ranked by the metrics ``ranked``, and by those of drift
+    apart. Intervals are 95 %, bootstrap over prompts. Scores of more than one backend are an error.
     """
     backends = sorted({video.backend for video in scored})
     if len(backends) > 1:
@@ -53,15 +53,17 @@ def _compare_memories(
     }
     means = {memory: {name: mean_of(column) for name, column in metrics.items()} for memory, metrics in columns.items()}
     ranks, not_ranked = _ranks(means, ranked)
+    drift, _ = _ranks(means, drift_metrics())  # none where a video has a single clip
     entries: dict[str, dict[str, Any]] = {}
     for memory in tables:
-        entries[memory] = {"means": means[memory], "average_rank": ranks.get(memory)}
+        entries[memory] = {"means": means[memory], "average_rank": ranks.get(memory), "drift_rank": drift.get(memory)}
         if memory != baseline and baseline in tables:
             entries[memory]["differences"] = differences(columns[memory], columns[baseline], pairs)
     return {
         "videos": len(pairs),
         "prompts": len({number for number, _ in pairs}),
         "ranked_by": list(ranked) if ranks else [],
+        "drift_ranked_by": drift_metrics() if drift else [],
         "not_ranked": not_ranked,
         "memories": entries,
     }

@@ -42,6 +42,7 @@ class Metric:
     series: Series | None = None  # what ``compute`` reads of ``Video.per_clip``
     ranked: tuple[str, ...] = ()  # backends for which memories are ranked by it
     unavailable: Mapping[str, str] = field(default_factory=dict)  # backends that cannot compute it, and why
+    drift: bool = False  # memories are ranked by it for drift, with any backend
     sprites: bool = False  # only of videos of the sprite world, which the embedded model makes
 
 
@@ -231,6 +232,7 @@ METRICS: dict[str, Metric] = {
             "cosine",
             "higher",
             *of_series(last_of, TO_FIRST),
+            drift=True,
         ),
         Metric(
             "similarity_slope",
@@ -240,6 +242,7 @@ METRICS: dict[str, Metric] = {
             "higher",
             _slope,
             TO_FIRST,
+            drift=True,
         ),
         Metric(
             "chroma_noise_growth",
@@ -248,6 +251,7 @@ METRICS: dict[str, Metric] = {
             "0 to 255",
             "lower",
             *of_series(growth, CHROMA_NOISE),
+            drift=True,
         ),
         Metric(
             "colorfulness_growth",
@@ -264,6 +268,7 @@ METRICS: dict[str, Metric] = {
             "0 to 1",
             "higher",
             *of_series(last_of, HISTOGRAM),
+            drift=True,
         ),
         Metric(
             "sprite_color",
@@ -331,6 +336,11 @@ def unavailable(backend: Backend) -> dict[str, str]:
 def ranked_metrics(kind: str) -> list[str]:
     """Names of the metrics that memories are ranked by with a kind of backend."""
     return [metric.name for metric in METRICS.values() if kind in metric.ranked]
+
+
+def drift_metrics() -> list[str]:
+    """Names of the metrics that memories are ranked by for drift: on real footage they order videos as the eye does."""
+    return [metric.name for metric in METRICS.values() if metric.drift]
 
 
 def about(backend: Backend) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llrag_cli.models.weights import encoder_file
 if TYPE_CHECKING:
     import torch
 
+BUNDLED = Path(__file__).parent / "weights"
 WEIGHTS = 11 * 2**20  # bytes of the transformer, for a plan
 
 
@@ -27,7 +28,7 @@ class EmbeddedFamily:
     latent_space = LATENT_SPACES["tiny"]
     bundled = True
     shows_sprites = True
-    bundled_encoder = Path(__file__).parent / "weights" / "encoder.safetensors"
+    bundled_encoder = BUNDLED / "encoder.safetensors"
     gpu_dtype = "float32"
     text_length = LENGTH
 
@@ -49,10 +50,14 @@ class EmbeddedFamily:
                 )
 
     def files(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """As ``Family.files``: backbone and retrieval encoder can be others than the bundled ones."""
+        """As ``Family.files``: backbone and retrieval encoder can be others than the bundled ones.
+
+        A name of backbone weights in the package, such as those of the presets `tiny-*`, is that file.
+        """
         files = encoder_file(config, folder, bundled=self.bundled_encoder)
-        if config.backbone.weights is not None:
-            files["backbone.weights"] = folder / config.backbone.weights
+        if (name := config.backbone.weights) is not None:
+            own = BUNDLED / name
+            files["backbone.weights"] = own if Path(name).name == name and own.is_file() else folder / name
         return files
 
     def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from llrag_cli.config import EMBEDDED_SHAPE
 from llrag_cli.files.tensors import load_strictly, read_file
+from llrag_cli.models.embedded.storage import unpacked
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
 
@@ -61,5 +62,5 @@ def load_backbone(path: Path) -> tuple[WanTransformer3DModel, TinyText]:
     transformer, text = WanTransformer3DModel(**TRANSFORMER), TinyText()
     transformer.rope = nn.Identity()  # whoever uses the transformer brings its own
     both = nn.ModuleDict({"transformer": transformer, "text": text}).eval().requires_grad_(requires_grad=False)
-    load_strictly(both, {name: tensor.float() for name, tensor in read_file(path).items()}, source=str(path))
+    load_strictly(both, unpacked(read_file(path)), source=str(path))
     return transformer, text

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llrag_cli.models.embedded.model import new_transformer
+from llrag_cli.models.embedded.storage import unpacked
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vocabulary import PAD
 from llrag_cli.training.embedded.lessons import Batch
@@ -34,7 +35,7 @@ class Network:
     def of(cls, weights: Path) -> Network:
         """The weights of a file."""
         network = cls.new()
-        network.model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+        network.model.load_state_dict(unpacked(load_file(weights)))
         return network
 
     def flow(self, batch: Batch, noisy: Tensor, sigma: Tensor, *, past: Tensor | None = None) -> Tensor:

@@ -202,6 +202,19 @@ def distil(
 
 
 @app.command()
+def pack(
+    weights: Annotated[Path, typer.Argument(help="Weights of a backbone")],
+    packed: Annotated[Path, typer.Argument(help="File to write")],
+) -> None:
+    """Store weights of a backbone at half the size: matrices as bytes with a scale for each row."""
+    from safetensors.torch import load_file, save_file
+
+    from llrag_cli.models.embedded.storage import packed as pack_state
+
+    save_file(pack_state(load_file(weights)), packed)
+
+
+@app.command()
 def prompts(out: Out, count: Annotated[int, typer.Option(min=2, help="Prompts")] = 192, seed: Seed = 0) -> None:
     """Write a pool of captions, some of them incomplete, to collect latents for the retrieval encoder."""
     from llrag_cli.world.sprites import caption, random_scene
