@@ -98,6 +98,9 @@ class VideoConfig(Config):
 
     upscale: int = Field(default=1, ge=1, le=16, description="enlarge each frame by a whole factor when writing")
     crf: int = Field(default=18, ge=0, le=51, description="x264 quality: 0 lossless, 51 worst")
+    decoder: Literal["full", "tiny"] = Field(
+        default="full", description="`full`: the VAE's; `tiny`: a small one for previews, of Wan backbones"
+    )
 
 
 class RunConfig(Config):

@@ -127,6 +127,10 @@ class Family(Protocol):
         """Read the models, what is small and may be wrong first; ``prompts`` are encoded before the transformer."""
         ...
 
+    def load_decoder(self, config: RunConfig, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+        """The decoder alone."""
+        ...
+
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """Prompts that a benchmark draws where none are given; None for a family that has none of its own."""
         ...

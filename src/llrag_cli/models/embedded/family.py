@@ -17,6 +17,8 @@ from llrag_cli.models.weights import encoder_file
 if TYPE_CHECKING:
     import torch
 
+    from llrag_cli.models.vae import Decoder
+
 BUNDLED = Path(__file__).parent / "weights"
 WEIGHTS = 11 * 2**20  # bytes of the transformer, for a plan
 
@@ -42,6 +44,11 @@ class EmbeddedFamily:
 
     def require_settings(self, config: RunConfig) -> None:
         """As ``Family.require_settings``: none are needed, and files that would not be read are refused."""
+        if config.video.decoder != "full":
+            raise UsageError(
+                "`video.decoder` is `tiny`, but the embedded model has one decoder",
+                hint="leave out `video.decoder`, or use a backbone of another family",
+            )
         for setting in ("lora", "base"):
             if getattr(config.backbone, setting) is not None:
                 raise UsageError(
@@ -106,6 +113,13 @@ class EmbeddedFamily:
         transformer, text, vae = load_embedded(self.files(config, folder).get("backbone.weights"))
         cast(transformer, dtype)
         return LoadedModels(transformer, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device)))
+
+    def load_decoder(self, config: RunConfig, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+        """As ``Family.load_decoder``, in float32."""
+        from llrag_cli.models.embedded.model import load_vae
+        from llrag_cli.models.embedded.vae import TinyDecoder
+
+        return TinyDecoder(load_vae(BUNDLED / "vae.safetensors").to(device))
 
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """As ``Family.example_prompts``: scenes that were held out of training."""

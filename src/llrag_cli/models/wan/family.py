@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from llrag_cli.files.tensors import State
     from llrag_cli.models.reading import PromptReading
+    from llrag_cli.models.vae import Decoder
 
+TINY_DECODER = "taew2_1.safetensors"  # in the weights folder
 # Wan2.1-T2V-1.3B with weights of one byte, for plans made before anything is downloaded
 WAN_1_3B = TransformerSizes(
     weights=1_418_996_800, dim=1536, heads=12, layers=30, ffn=8960, channels=16, patch=4, item=1
@@ -68,6 +71,8 @@ class WanFamily:
         files |= encoder_file(config, folder)
         if backbone.base is not None:
             files["backbone.base"] = base_folder(folder, backbone.base)
+        if config.video.decoder == "tiny":
+            files["video.decoder"] = folder / TINY_DECODER
         return files
 
     def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
@@ -121,8 +126,11 @@ class WanFamily:
         self, config: RunConfig, folder: Path, dtype: torch.dtype, *, shape: ModelShape | None = None
     ) -> tuple[int, int]:
         """As ``Family.decoder_bytes``; the decoder is walked on the meta device, where nothing is computed."""
+        from llrag_cli.models.wan.tiny_decoder import tiny_decoder_bytes
         from llrag_cli.models.wan.vae import decoder_bytes, require_vae
 
+        if config.video.decoder == "tiny":
+            return tiny_decoder_bytes(config.backbone.height, config.backbone.width, dtype.itemsize)
         size = config.backbone.height, config.backbone.width
         if shape is not None:
             return decoder_bytes(None, *size, dtype, base_dim=shape.vae_base_dim)
@@ -146,7 +154,6 @@ class WanFamily:
         It encodes the prompts while it has the memory to itself, and is freed before the transformer is read.
         """
         from llrag_cli.models.wan.text import WanText
-        from llrag_cli.models.wan.vae import WanDecoder, load_vae
 
         files = self.files(config, folder)
         base = WanBase(files["backbone.base"])
@@ -156,7 +163,24 @@ class WanFamily:
         if prompts:
             text.encode(prompts)
         transformer = _load_transformer(config, files, heads=base.heads(), dtype=dtype)
-        return LoadedModels(transformer, text, WanDecoder(load_vae(base, dtype).to(device)))
+        return LoadedModels(transformer, text, self.load_decoder(config, folder, device=device, dtype=dtype))
+
+    def load_decoder(self, config: RunConfig, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+        """As ``Family.load_decoder``."""
+        from llrag_cli.files.tensors import read_file
+        from llrag_cli.models.wan.tiny_decoder import TinyWanDecoder, tiny_network_from
+        from llrag_cli.models.wan.vae import WanDecoder, load_vae
+
+        files = self.files(config, folder)
+
+        @cache
+        def full() -> Decoder:
+            return WanDecoder(load_vae(WanBase(files["backbone.base"]), dtype).to(device))
+
+        if config.video.decoder == "full":
+            return full()
+        file = files["video.decoder"]
+        return TinyWanDecoder(tiny_network_from(read_file(file), source=str(file), dtype=dtype).to(device), full)
 
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """As ``Family.example_prompts``: none."""
@@ -168,6 +192,8 @@ class WanFamily:
         from llrag_cli.models.wan.checkpoints import load_transformer, peek
         from llrag_cli.models.wan.vae import require_vae
 
+        if "video.decoder" in files:
+            read_shapes(files["video.decoder"])
         source = str(files["backbone.weights"])
         state = peek(files["backbone.weights"], ema=config.backbone.ema)
         transformer: Any = load_transformer(state, source=source, heads=base.heads())
