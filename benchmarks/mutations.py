@@ -29,8 +29,8 @@ import typer
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/llrag_cli")
 ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room, and the tests that are run for it
-    "memory": (("memory/*.py",), ("tests/memory", "tests/engine/test_rollout.py")),
-    "cache": (("cache/*.py",), ("tests/cache", "tests/engine/test_rollout.py")),
+    "memory": (("memory/*.py",), ("tests/memory", "tests/engine/test_rollout.py", "tests/engine/test_shots.py")),
+    "cache": (("cache/*.py",), ("tests/cache", "tests/engine/test_rollout.py", "tests/engine/test_shots.py")),
     "engine": (
         ("engine/*.py",),
         (
@@ -125,7 +125,7 @@ class _changed:  # noqa: N801 - used as a function
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None]]]:
-    """Nodes that can be changed, and how; annotations, messages of errors and imports for types are left out."""
+    """Nodes that can be changed, and how; left out are annotations, decorators, and messages of errors."""
     for node in _walk(tree):
         if isinstance(node, ast.Compare):
             for index in range(len(node.ops)):
@@ -145,7 +145,9 @@ def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None]]
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns") or isinstance(node, (ast.Raise, ast.Import, ast.ImportFrom)):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(
+            node, (ast.Raise, ast.Import, ast.ImportFrom)
+        ):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.keyword) and child.arg in UPPER:

@@ -27,7 +27,7 @@ from llrag_cli.errors import (
     UsageError,
     WriteFailedError,
 )
-from llrag_cli.files.durable import create_folder, remove_files, replace_text, require_own
+from llrag_cli.files.durable import create_folder, remove_files, replace_text, require_own, unwritten
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_lines
 from llrag_cli.memory.strategies import MOST_RETRIEVED
@@ -100,7 +100,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of a run, and no others; a power cut does not bring back some of them."""
-        remove_files(self.path, [file.name for file in self.files])
+        try:
+            remove_files(self.path, [file.name for file in self.files])
+        except OSError as error:
+            raise unwritten(self.path, error) from error
 
     def write_record(self, record: RunRecord) -> None:
         """Replace ``run.json`` atomically."""

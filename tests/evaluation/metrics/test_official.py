@@ -385,7 +385,7 @@ def test_without_torchvision_dynamic_degree_says_so(weights: Path, monkeypatch: 
     assert unavailable(backend)["dynamic_degree"].startswith("needs RAFT of torchvision, which cannot be imported here")
 
 
-@pytest.mark.skipif(not has_raft(), reason="torchvision is not here, or made for another torch")
+@pytest.mark.skipif(not has_raft(), reason="needs a torchvision made for this torch")
 def test_raft_reads_its_weights_and_any_size(spoiled: Path) -> None:
     path = spoiled / "metrics/raft_large_C_T_V1.pth"
     flow, why_not = raft_flow(path, CPU)
