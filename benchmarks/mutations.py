@@ -38,8 +38,6 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room
             "tests/engine/test_shots.py",
             "tests/engine/test_session.py",
             "tests/engine/test_pipeline.py",
-            "tests/engine/test_scenes.py",
-            "tests/runs/test_power_cut.py",
         ),
     ),
     "runs": (
@@ -50,9 +48,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room
             "tests/runs/test_segments.py",
             "tests/runs/test_video.py",
             "tests/runs/test_power_cut.py",
-            "tests/runs/test_links.py",
             "tests/runs/test_export.py",
-            "tests/runs/test_resume.py",
         ),
     ),
     "sampling": (("sampling/*.py",), ("tests/sampling", "tests/engine/test_rollout.py")),
