@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from llrag_cli.memory.strategies import MemoryConfig
 from llrag_cli.models.wan.transformer import WanBackbone, WanSession
 from llrag_cli.sampling.noise import AddressedNoise, Noise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
+from skips import unexpected
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -33,6 +34,18 @@ else:
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=explore pytest
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail tests that are skipped for a reason which is not in ``skips.ALLOWED``."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and unexpected(report.longrepr[2]):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped for a reason that is not in tests/skips.py: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(autouse=True)

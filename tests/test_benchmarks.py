@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,12 +14,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from llrag_cli import load_config
+from llrag_cli.training.embedded import evaluate, evaluate_scenes
+
 ROOT = Path(__file__).parents[1]
 
 
 def script(name: str) -> ModuleType:
     """A script as a module of its own."""
-    spec = importlib.util.spec_from_file_location(Path(name).stem + "_script", ROOT / name)
+    loader = SourceFileLoader(Path(name).stem + "_script", str(ROOT / name))  # also of a script without a suffix
+    spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -143,3 +149,68 @@ def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module.main(tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 128, 128 + 26)
+
+
+CODE = """
+def larger(first: int = 1, *, strict: bool = True) -> int:
+    if first < 3 and not strict:
+        return first + 2
+    raise ValueError(f"{1 + 1}")
+"""
+
+
+def test_mutations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    module = script("benchmarks/mutations.py")
+    found = {(each.line, each.before, each.after): text for each, text in module.mutations(CODE)}
+    assert set(found) == {
+        (2, "1", "2"),
+        (2, "True", "False"),
+        (3, "if first < 3 and (not strict):", "if not (first < 3 and (not strict)):"),
+        (3, "first < 3 and (not strict)", "first < 3 or not strict"),
+        (3, "first < 3", "first <= 3"),
+        (3, "3", "4"),
+        (3, "not strict", "not not strict"),
+        (4, "return first + 2", "return None"),
+        (4, "first + 2", "first - 2"),
+        (4, "2", "3"),
+    }
+    assert len({*found.values(), ast.unparse(ast.parse(CODE))}) == len(found) + 1  # each differs, also from the code
+    seen: list[str] = []
+
+    def run_tests(folder: Path, tests: tuple[str, ...], *, limit: float) -> str:
+        seen.append((folder / "src/llrag_cli/evaluation/statistics.py").read_text())
+        return "passed" if len(seen) != 2 else "failed"
+
+    monkeypatch.setattr(module, "run_tests", run_tests)
+    monkeypatch.setattr(module, "_preload", lambda: None)
+    module.main(rooms="statistics", sample=3, seed=0, out=tmp_path / "out.jsonl", again=None)
+    assert len(set(seen)) == 4  # the code as it is, and three mutations of it
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3 and shown[0].startswith("evaluation/statistics.py:")
+    assert shown[-1] == "statistics: 1 of 3 killed"
+    del seen[:]
+    module.main(rooms="statistics", sample=3, seed=0, out=None, again=tmp_path / "out.jsonl")
+    assert len(seen) == 3  # those two that survived
+
+
+def test_oldest_versions_are_the_lower_bounds() -> None:
+    found = script(".ci/oldest").oldest((ROOT / "pyproject.toml").read_text())
+    assert {"torch==2.6", "pytest==8", "opencv-python-headless==4.10.0.82"} <= {*found}
+    assert not any(line.startswith(("ruff", "mypy", "hatchling", "llrag")) for line in found)
+    names = [line.split("==")[0] for line in found]
+    assert len(names) == len({*names}) > 25
+
+
+def test_evaluation_of_the_embedded_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["sampler.steps=[1000]"]
+    evaluate.main(
+        count=1, seconds=0.5, seed=0, rag=True, unseen=True, settings=few, objects=None, weights=None, out=None,
+        as_json=False,
+    )  # fmt: skip
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("1 prompts, combinations held out of training, 0.5 s each, nearest")
+    assert len(shown) == 1 + len(evaluate.NAMES)
+    monkeypatch.setattr(evaluate_scenes, "load_config", lambda name: load_config(name, settings=few))
+    evaluate_scenes.main(count=1, seed=0, as_json=True)
+    (row,) = json.loads(capsys.readouterr().out)
+    assert {*evaluate_scenes.NAMES} <= {*row} and row["before"] != row["after"]

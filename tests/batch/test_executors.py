@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from conftest import Llrag
 from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
 from llrag_cli.errors import UsageError
+from waiting import wait_until
 
 FEW = ("--set", "sampler.steps=[1000, 500]")
 MANY = ("generate", "--prompts", "prompts.txt", "--seconds", "14", *FEW)
@@ -62,18 +62,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The videos as the local engine makes them."""
     folder = tmp_path_factory.mktemp("alone")
     with many(folder, "all", "local") as process:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate()
     assert process.returncode == 0, said
     return folder / "all"
 
 
 def worker_of(run: Path) -> int:
     """The process that writes a run, once it has committed some blocks."""
-    deadline = time.monotonic() + 200
     commits = run / "commits.jsonl"
-    while not commits.exists() or commits.read_bytes().count(b"\n") < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: commits.exists() and commits.read_bytes().count(b"\n") >= 3)
     return int((run / "run.owner").read_text().split()[1])
 
 
@@ -81,7 +78,7 @@ def worker_of(run: Path) -> int:
 def test_a_worker_may_die(alone: Path, tmp_path: Path, engine: str) -> None:
     with many(tmp_path, "all", engine) as process:
         os.kill(worker_of(tmp_path / "all/002-a-white-cross-passes-by"), signal.SIGKILL)
-        told, said = process.communicate(timeout=400)
+        told, said = process.communicate()
     assert process.returncode == 0, said
     assert [Path(line).parent.name for line in told.splitlines()] == sorted(run.name for run in alone.iterdir())
     for run in alone.iterdir():
@@ -95,7 +92,7 @@ def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
     with many(tmp_path, "all", "local:2") as process:
         worker_of(tmp_path / "all/002-a-white-cross-passes-by")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, said = process.communicate(timeout=100)  # ends when the last worker lets go of its stderr
+        _, said = process.communicate()  # ends when the last worker lets go of its stderr
     assert process.returncode == 130
     assert "the same command continues from here" in said and "Traceback" not in said
 

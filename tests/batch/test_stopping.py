@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +19,15 @@ import pytest
 
 from conftest import call_llrag
 from llrag_cli.runs.folder import RunFolder
+from waiting import wait_until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 FEW = ("--seconds", "24", "--set", "sampler.steps=[1000, 500]", "--backbone", "tiny")
 PROMPTS = "a red circle\na white cross passes by\n"
 MANY = ("generate", "--prompts", "prompts.txt", "--out", "all", "--engine", "local:2", *FEW)
 HERE = ("--engine", "local")  # which is faster, once it is known that workers continue too
 ONE = ("generate", "a red circle", "--out", "run", *FEW)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what must come, on a machine of any load; the limit only keeps a failing test from hanging."""
-    limit = time.monotonic() + 900
-    while not condition():
-        assert time.monotonic() < limit, "it never came"
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -174,3 +174,17 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 def test_tiers_need_more_slots_where_a_page_costs_a_pass() -> None:
     assert archive.slots_of("host", 6) == 6
     assert archive.slots_of("recompute", 6) == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_channel_of_zeros_stays_zero_in_eight_bits(dtype: torch.dtype) -> None:
+    keys, values = torch.ones(2, 4, 2, 6, dtype=dtype), torch.ones(2, 4, 2, 6, dtype=dtype)
+    keys[..., 1] = 0  # a channel of all tokens
+    values[:, 2] = 0  # all channels of a token
+    layout = Layout.of((4, 2, 6), dtype, eight_bit=True)
+    pages = torch.zeros(2, layout.bytes, dtype=torch.uint8)
+    for view, part in zip(layout.parts(pages), layout.pack(keys, values), strict=True):
+        view.copy_(part)
+    for found, was in zip(layout.unpack(pages, dtype), (keys, values), strict=True):
+        assert (found == 0).eq(was == 0).all() and found.isfinite().all()
+        torch.testing.assert_close(found, was)

@@ -27,7 +27,7 @@ from llrag_cli.memory.strategies import (
     parse_memory,
 )
 from llrag_cli.models.wan.transformer import WanSession
-from llrag_cli.planning import Budget, plan
+from llrag_cli.planning import Budget, Part, plan
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -276,3 +276,92 @@ def test_only_distance_in_time_counts_however_late(late: int) -> None:
         torch.view_as_complex(rotary.table(times + shift, height=1, width=2)).squeeze(1) for shift in (0, late)
     )
     assert torch.allclose(near @ near.mH, far @ far.mH, atol=2e-6)
+
+
+@pytest.mark.parametrize("rule", [None, "renew"])
+def test_a_block_that_saw_only_the_sink_is_recomputed_exactly(backbone: WatchedBackbone, rule: str | None) -> None:
+    """Its context was what recomputing gives it: the sink, where it is now, at the times of its slots."""
+    prompts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
+    alone = Nearest(window=5, sink=1, retrieved=1, guard=100)  # three frames besides the sink: the block's own
+    changes = {} if rule is None else {2: Change(prompts[1], recache=rule)}  # type: ignore[arg-type]
+    made: list[Block] = []
+    for block in rollout(
+        backbone,
+        prompts[0],
+        frames=21,
+        shape=SHAPE,
+        block=3,
+        schedule=FlowMatchSchedule(steps=[1000], shift=5.0),
+        memory=alone,
+        history=History(average_pool),
+        noise=AddressedNoise(0),
+        context_timestep=100.0,
+        changes=changes,
+    ):
+        made.append(block)
+        session = backbone.sessions[-1]
+        session.cache.window = 5
+        if len(made) < 5:
+            continue
+        for old in made[3:]:
+            recomputed = session.recompute(0, old.start, old.latents, session._prompt)
+            frames = torch.arange(old.start, old.start + 3)
+            for layer, ours in zip(session.cache.layers, recomputed, strict=True):
+                for was, now in zip(layer.pages.read(frames), ours, strict=True):
+                    torch.testing.assert_close(was[0], now, atol=1e-5, rtol=1e-5)
+
+
+def test_caches_grow_with_the_batch_and_weights_do_not(tmp_path: Path) -> None:
+    parts = {}
+    for tier in TIERS:
+        config = load_config("tiny", settings=[f"memory.archive={tier}"])
+        one, three = (
+            plan(config, tmp_path, device=torch.device("cpu"), dtype=torch.float32, seconds=14, batch=batch, pinned=2)
+            for batch in (1, 3)
+        )
+        parts |= {part.name: other.bytes / part.bytes for part, other in zip(one.parts, three.parts, strict=True)}
+    assert {name for name, ratio in parts.items() if ratio == 1} == {
+        "weights", "activations (estimate)", "recomputing (estimate)",
+    }  # fmt: skip
+    assert {ratio for ratio in parts.values() if ratio != 1} == {3}
+    assert "keys of the history" in parts and "pinned references" in parts
+
+
+def budget(free: dict[str, int | None], *parts: tuple[int, str], limit: int | None = None) -> Budget:
+    named = tuple(Part(f"part {number}", size, where) for number, (size, where) in enumerate(parts))  # type: ignore[arg-type]
+    return Budget(load_config("tiny"), named, torch.device("cuda"), free, limit)  # type: ignore[arg-type]
+
+
+def test_a_plan_is_comfortable_up_to_nine_tenths_of_what_is_free() -> None:
+    free = {"device": 1000, "host": 1000, "disk": None}
+    assert budget(free, (900, "device"), (900, "host")).comfortable
+    for where in ("device", "host"):
+        tight = budget(free, (901, where))
+        assert tight.short is None and not tight.comfortable
+        assert budget(free, (1000, where)).short is None
+        assert budget(free, (1001, where)).short == where
+    assert budget(free, (901, "device"), limit=901).comfortable is False  # what is free is still short
+    assert budget(free | {"device": 2000}, (901, "device"), limit=901).comfortable  # a limit may be used up
+
+
+def test_a_limit_holds_on_device_and_host_each_but_not_on_disk() -> None:
+    free = {"device": 1000, "host": 1000, "disk": 1000}
+    assert budget(free, (500, "device"), (500, "host"), (999, "disk"), limit=500).short is None
+    short = budget(free, (500, "device"), (501, "host"), limit=500)
+    assert short.short == "host" and short.room("host") == 500
+    with pytest.raises(LlragError, match=r"needs 501 B on the host, where the memory limit allows 500 B"):
+        short.require()
+    assert budget({**free, "host": 400}, (401, "host"), limit=500).room("host") == 400
+    assert budget(free, (501, "device"), limit=500).short == "device"
+
+
+def test_auto_leaves_a_tenth_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = load_config("tiny")
+    wanted = plan(
+        load_config("tiny", settings=["memory.archive=device"]),
+        tmp_path, device=torch.device("cpu"), dtype=torch.float32, seconds=1200,
+    ).total("device")  # fmt: skip
+    for share, tier in ((0.91, "disk"), (0.89, "device")):
+        monkeypatch.setattr("llrag_cli.planning.free_memory", lambda device, share=share: int(wanted / share))
+        found = plan(config, tmp_path, device=torch.device("cpu"), dtype=torch.float32, seconds=1200)
+        assert archive_of(found) == tier

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -17,7 +21,7 @@ from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.models.wan.base import WanBase
 from llrag_cli.models.wan.checkpoints import diffusers_name, generator_state
-from llrag_cli.models.wan.text import Umt5TextEncoder, clean_text
+from llrag_cli.models.wan.text import Umt5TextEncoder, WanText, clean_text, load_text_encoder
 
 PRESET = """
 backbone:
@@ -112,3 +116,36 @@ def test_public_names_are_there() -> None:
         assert getattr(llrag_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = llrag_cli.nothing
+
+
+def test_prompts_are_encoded_again_by_another_encoder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache on disk knows the encoder by its files: a prompt is never that of an encoder that was replaced."""
+    shutil.copytree(weights / "base", tmp_path / "base")
+    loaded: list[torch.dtype] = []
+    load = load_text_encoder
+
+    def watched(base: WanBase, dtype: torch.dtype) -> Any:
+        loaded.append(dtype)
+        return load(base, dtype)
+
+    monkeypatch.setattr("llrag_cli.models.wan.text.load_text_encoder", watched)
+
+    def encoded() -> torch.Tensor:
+        return WanText(WanBase(tmp_path / "base"), cache=tmp_path / "prompts").encode(["a cat"])
+
+    first = encoded()
+    assert first.dtype == torch.bfloat16 and loaded == [torch.bfloat16]  # as it is released
+    assert torch.equal(encoded(), first) and len(loaded) == 1
+    file = tmp_path / "base/text_encoder/model.safetensors"
+    changed = {name: 0.5 * tensor for name, tensor in load_file(file).items()}
+    before = file.stat()
+    save_file(changed, file, metadata={"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # of the same size, one tick later
+    assert file.stat().st_size == before.st_size
+    other = encoded()
+    assert len(loaded) == 2 and not torch.equal(other, first)
+    with (tmp_path / "base/tokenizer/tokenizer_config.json").open("a") as tokenizer:
+        tokenizer.write("\n")
+    assert torch.equal(encoded(), other) and len(loaded) == 3

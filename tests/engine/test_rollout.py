@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
-from llrag_cli.engine.rollout import Block, rollout
-from llrag_cli.engine.shots import Change
+from llrag_cli.engine.rollout import Block, retrieve, rollout
+from llrag_cli.engine.shots import Change, Cursor
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.history import History, average_pool
 from llrag_cli.memory.strategies import (
     STRATEGIES,
     MemoryConfig,
     Nearest,
+    Prompt,
     RetrievalMemory,
     SlidingWindow,
     fields_for,
@@ -221,3 +224,84 @@ def test_latents_generated_earlier_continue_the_same_video(
     assert torch.equal(continued(backbone, whole[:, :known], given=given, memory=memory), whole)
     if known > given:  # as frames of the user's own they are another video
         assert not torch.equal(continued(backbone, whole[:, :known], given=None, memory=memory), whole)
+
+
+class Watched:
+    """Addressed noise that remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.addresses: list[tuple[int, int]] = []
+        self._noise = AddressedNoise(0)
+
+    def draw(self, block: int, step: int, shape: Sequence[int]) -> torch.Tensor:
+        self.addresses.append((block, step))
+        return self._noise.draw(block, step, shape)
+
+
+def test_each_block_draws_its_own_random_memory(write: Write) -> None:
+    noise = Watched()
+    blocks = write(under("random"), frames=36, noise=noise)
+    retrieving = [block.index for block in blocks if block.retrieved]
+    assert len(retrieving) > 5
+    assert sorted(block for block, step in noise.addresses if step == -1) == retrieving
+    assert {address for address in noise.addresses if address[1] >= 0} == {
+        (n, step) for n in range(12) for step in (0, 1)
+    }
+
+
+def test_the_prompt_strategy_drafts_a_block_in_its_first_step(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, int]] = []
+    flow = WanSession.flow
+
+    def watched_flow(session: WanSession, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        passes.append((session._start, round(float(timestep))))
+        return flow(session, noisy, timestep)
+
+    monkeypatch.setattr(WanSession, "flow", watched_flow)
+    block = write(under("prompt"), frames=30)[-1]
+    assert [timestep for start, timestep in passes if start == block.start] == [1000, 1000, 833]
+
+
+def test_a_draft_is_compared_by_its_last_frame() -> None:
+    history = History(average_pool)
+    latents = torch.randn(1, 30, 4, 3, 5, generator=torch.Generator().manual_seed(2))
+    latents[:, 29] = latents[:, 11]
+    history.append(latents)
+    draft = torch.cat((latents[:, [3, 5]], 2 * latents[:, 8:9]), dim=1)
+    memory = Prompt(window=8, sink=1, retrieved=1)
+    cursor = Cursor(memory, AddressedNoise(0), block=3)
+    retrieved, similarities = retrieve(
+        history, memory, cursor, start=30, draft=lambda: draft, draw=lambda: torch.zeros(1, 30)
+    )
+    assert retrieved == [[8]] and similarities[0][0] == pytest.approx(1)
+    plain, _ = retrieve(history, memory, cursor, start=30, draw=lambda: torch.zeros(1, 30))
+    assert plain == [[11]]  # the newest frame is the query
+
+
+def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> None:
+    """The frames before its block are those without it, and the very first of its block are others."""
+    prompts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
+
+    def made(changes: dict[int, Change]) -> torch.Tensor:
+        return latents_of(
+            list(
+                rollout(
+                    backbone,
+                    prompts[0],
+                    frames=24,
+                    shape=SHAPE,
+                    block=3,
+                    schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
+                    memory=RETRIEVING,
+                    history=History(average_pool),
+                    noise=AddressedNoise(0),
+                    changes=changes,
+                )
+            )
+        )
+
+    plain = made({})
+    for block in (1, 5, 7):
+        changed = made({block: Change(prompts[1])})
+        same = [torch.equal(changed[:, n], plain[:, n]) for n in range(24)]
+        assert same == [n < 3 * block for n in range(24)], block

@@ -238,7 +238,7 @@ AT_REST = "videos.every(video => !video.seeking && video.readyState >= 2)"
 def test_both_videos_stay_in_step(tmp_path: Path, limit: int, width: int, height: int, scheme: Any) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium")
+        pytest.skip("needs Chromium")
     from playwright.sync_api import sync_playwright
 
     demo = demo_in(tmp_path / "demo")

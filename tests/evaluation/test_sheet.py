@@ -212,7 +212,7 @@ def test_the_page_fits_and_plays(
 ) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium")
+        pytest.skip("needs Chromium")
     from playwright.sync_api import sync_playwright
 
     rows, columns = takes_in(tmp_path, shots=9, takes=2 if layout == "takes" else 1, layout=layout)

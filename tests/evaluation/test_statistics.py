@@ -40,3 +40,39 @@ def test_clusters_widen_intervals_and_nan_is_left_out() -> None:
 
 def test_wins() -> None:
     assert win_rate([1, 2, -1, 0]) == pytest.approx(2.5 / 4)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_an_interval_ends_at_the_quantiles_of_the_resampled_means(level: float) -> None:
+    """Resampled here by hand: 4000 draws of whole clusters, and the quantiles between the sorted means."""
+    values = [math.sqrt(number) for number in range(2, 13)]
+    clusters = [number % 9 for number in range(11)]  # two of them have two values; one value is unknown
+    values[4] = math.nan
+    groups = [
+        [values[0], values[9]],
+        [values[1], values[10]],
+        *([values[n]] for n in (2, 3)),
+        [],
+        *([values[n]] for n in (5, 6, 7, 8)),
+    ]
+    generator = np.random.default_rng(5)
+    means = []
+    for drawn in generator.integers(0, 9, size=(4000, 9)):
+        together = [value for number in drawn for value in groups[number]]
+        means.append(sum(together) / len(together) if together else 0.0)
+    means.sort()
+
+    def quantile(share: float) -> float:
+        position = share * (len(means) - 1)
+        below = int(position)
+        return means[below] + (position - below) * (means[below + 1] - means[below])
+
+    found = interval(values, clusters=clusters, level=level, seed=5)
+    assert found == pytest.approx((np.nanmean(values), quantile((1 - level) / 2), quantile((1 + level) / 2)), abs=1e-12)
+
+
+def test_an_interval_is_of_95_percent_and_of_one_draw_unless_asked_otherwise() -> None:
+    values = [0.1, 0.9, 0.4, -0.3, 0.2]
+    assert interval(values) == interval(values, level=0.95, seed=0)
+    assert interval(values) != interval(values, level=0.9, seed=0)
+    assert interval(values) != interval(values, level=0.95, seed=1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -151,3 +152,25 @@ def test_a_successor_must_be_a_candidate_itself() -> None:
     candidates = Candidates(frames, keys[:, frames], keys[:, 0], 3, draw=lambda: torch.empty(0))
     positions, _ = Successor(retrieved=9).choose(candidates)
     assert sorted(frames[positions][0].tolist()) == [4, 5, 8, 11]
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.5, [2, 1, 0]), (0.95, [2, 0, 1]), (-1.0, [2, 1, 3])])
+def test_a_gate_opens_at_its_own_threshold(threshold: float, expected: list[int]) -> None:
+    """Cosines with the query are 0.1, 0.8, 1, 0.4: what passes, nearest first, and then the earliest."""
+    cosines = torch.tensor([0.1, 0.8, 1.0, 0.4])
+    keys = torch.stack((cosines, (1 - cosines.square()).sqrt()), dim=1)[None]
+    frames, _ = chosen(Gate(retrieved=3, threshold=threshold), torch.tensor([[1.0, 0.0]]), keys, range(4))
+    assert frames[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("relevance", "expected"), [(1.0, [0, 1]), (0.75, [0, 1]), (0.7, [0, 2]), (0.5, [0, 2]), (0.0, [0, 2])]
+)
+def test_relevance_weighs_similarity_against_diversity(relevance: float, expected: list[int]) -> None:
+    """Cosines with the query are 0.95, 0.94 and 0.75; frame 1 is almost frame 0, and frame 2 has a cosine of 0.51 with
+    it: 0.94 r - 1.00 (1 - r) and 0.75 r - 0.51 (1 - r) are the same at r = 0.72."""
+    cosines = torch.tensor([0.95, 0.94, 0.75])
+    away = (1 - cosines.square()).sqrt() * torch.tensor([1.0, 1.0, -1.0])
+    keys = torch.stack((cosines, away), dim=1)[None]
+    frames, _ = chosen(Diverse(retrieved=2, relevance=relevance), torch.tensor([[1.0, 0.0]]), keys, range(3))
+    assert frames[0].tolist() == expected

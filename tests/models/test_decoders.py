@@ -124,3 +124,20 @@ def test_ratios_are_those_of_the_family(make: Make) -> None:
     latents = decoder.encode(torch.zeros(1, space.video_frames(3), 3, 16, 16))
     assert latents.shape[1] == 3 == space.latent_frames(space.video_frames(3))
     assert decoder.stream().decode(latents).shape == (1, 9, 3, 16, 16)
+
+
+def test_a_stream_that_starts_within_the_reach_gives_the_bits_of_the_whole() -> None:
+    """As when a run is resumed: the stream has seen as many latents before as the decoder reaches back, and no more."""
+    decoder = wan_decoder()
+    assert decoder.reach == 38
+    latents = latents_of(0, frames=43, side=1)
+    whole = decoded(decoder, latents, [1] * 43)
+    assert torch.equal(decoded(decoder, latents, [3] * 14 + [1]), whole)
+
+    def after(seen: int) -> Tensor:
+        stream = decoder.stream()
+        stream.decode(latents[:, 42 - seen : 42])
+        return stream.decode(latents[:, 42:])
+
+    assert torch.equal(after(decoder.reach), whole[:, -4:])
+    assert not torch.equal(after(decoder.reach - 1), whole[:, -4:])

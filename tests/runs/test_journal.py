@@ -97,3 +97,23 @@ def test_damage_is_detected_or_costs_blocks_but_is_never_read_as_data(
     if found.latents is not None:
         assert torch.equal(found.latents, MADE[:, : found.latents.shape[1]])
     assert found.memory == tuple(map(memory, range(3)))[: found.blocks]
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 40, b"\0" * 40 + b"48}}\n", b'{"block": 3, "fr\0\0\0}}\n'])
+def test_zeros_of_a_power_cut_are_no_commit(tmp_path: Path, torn: bytes) -> None:
+    """A file may have grown before its content was on disk; a line across two pages may have its end alone."""
+    keep(tmp_path, blocks=range(3))
+    with (tmp_path / "commits.jsonl").open("ab") as file:
+        file.write(torn)
+    found = committed(tmp_path)
+    assert found.blocks == 3
+    keep(tmp_path, blocks=range(3, 4), committed=found)
+    assert committed(tmp_path).blocks == 4 and b"\0" not in (tmp_path / "commits.jsonl").read_bytes()
+
+
+def test_zeros_in_earlier_lines_are_damage(tmp_path: Path) -> None:
+    keep(tmp_path, blocks=range(3))
+    content = (tmp_path / "commits.jsonl").read_bytes()
+    (tmp_path / "commits.jsonl").write_bytes(b"\0" + content[1:])
+    with pytest.raises(LlragError, match=r"commits\.jsonl` is damaged: it has a line that is not a commit"):
+        committed(tmp_path)

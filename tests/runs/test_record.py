@@ -192,7 +192,7 @@ def test_folders_are_checked_before_work(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_is_refused() -> None:
     if not Path("/proc/self").exists():
-        pytest.skip("this system has no /proc")
+        pytest.skip("needs /proc")
     with pytest.raises(UnwritableError):
         RunFolder(Path("/proc/run")).require_writable()
 

@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,10 +25,15 @@ from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, 
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
-from llrag_cli.errors import NotFiniteError, OutOfMemoryError, UsageError
+from llrag_cli.errors import NotFiniteError, OutOfMemoryError, RunDivergedError, UsageError
 from llrag_cli.models.wan.transformer import WanSession
-from llrag_cli.runs.maker import Existing
+from llrag_cli.models.wan.vae import WanDecoder, WanDecoderStream
+from llrag_cli.runs.folder import BlockMemory
+from llrag_cli.runs.journal import Committed, VideoMark
+from llrag_cli.runs.maker import Existing, decoder_at
 from llrag_cli.runs.record import RunRecord
+from llrag_cli.scenes.timeline import one_shot
+from waiting import wait_until
 
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
 FEW = ("sampler.steps=[1000, 500]",)
@@ -133,10 +139,8 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing(
         monkeypatch.setattr(f"llrag_cli.files.durable.os.{name}", counting(name))
     make(pipeline, RunFolder(tmp_path / "counted"))
     total = dict(calls)
-    for name, short in (("write", False), ("write", True), ("fsync", False)):
-        for at in range(
-            2 + 4 * short, total[name], 9
-        ):  # some, after run.owner and run.json; benchmarks/faults.py tries all
+    for name, short, first in (("write", False, 2), ("write", True, 6), ("fsync", False, 6)):
+        for at in range(first, total[name], 9):  # some, after run.owner and run.json; benchmarks/faults.py tries all
             calls.update(write=0, fsync=0)
             fault.update(name=name, at=at, short=short)
             folder = RunFolder(tmp_path / f"{name}-{short}-{at}")
@@ -363,13 +367,57 @@ def test_a_run_killed_twice_resumes_to_the_same_files(tmp_path: Path) -> None:
     assert start(*options, "whole").wait() == 0
     commits, process = tmp_path / "killed/commits.jsonl", start(*options, "killed")
     for blocks in (2, 7):
-        deadline = time.monotonic() + 120
-        while not commits.exists() or commits.read_bytes().count(b"\n") < blocks:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: commits.exists() and commits.read_bytes().count(b"\n") >= blocks, process)  # noqa: B023
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert json.loads((tmp_path / "killed/run.json").read_text())["status"] == "running"
         process = start("--resume", "killed")
     assert process.wait() == 0
     assert_same(RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole"))
+
+
+def test_a_run_resumes_with_as_many_latents_as_the_decoder_of_wan_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 of 45 latent frames are in whole segments of the video, 38 of them are decoded again to warm up."""
+    decoder = WanDecoder(AutoencoderKLWan(base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+    seen: list[int] = []
+    decode = WanDecoderStream.decode
+
+    def watched(stream: WanDecoderStream, latents: Tensor) -> Tensor:
+        seen.append(latents.shape[1])
+        return latents if latents.shape[1] > 1 else decode(stream, latents)
+
+    monkeypatch.setattr(WanDecoderStream, "decode", watched)
+    latents = torch.randn(1, 45, 4, 2, 2)
+    timeline = one_shot("a cat", load_config("tiny"), latent_frames=45)
+    mark = VideoMark(bytes=1, frames=1, fragments=1, blocks=14, crc32=0)
+    decoder_at(decoder, timeline, Committed(latents, (BlockMemory(0),) * 15, video=mark))
+    assert seen == [38]
+    seen.clear()
+    decoder_at(
+        decoder, timeline, Committed(latents, (BlockMemory(0),) * 15, video=mark.model_copy(update={"blocks": 3}))
+    )
+    assert seen == [9]  # all there are
+    seen.clear()
+    decoder_at(decoder, timeline, Committed(latents, (BlockMemory(0),) * 15))
+    assert seen == []
+
+
+def test_a_run_that_retrieves_other_frames_is_not_resumed(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
+    """As on a machine that computes differently: the log of the last block that is committed names another frame."""
+    shutil.copytree(whole.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    lines = folder.memory.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[-1])
+    entry["retrieved"][0] = next(frame for frame in range(20) if frame not in entry["retrieved"])
+    lines[-1] = (json.dumps(entry) + "\n").encode()
+    commits = folder.commits.read_text().splitlines()
+    last = json.loads(commits[-1])
+    content = folder.latents.read_bytes()[-3 * 8 * 8 * 8 * 4 :]
+    last |= {"crc32": zlib.crc32(lines[-1], zlib.crc32(content)), "memory_bytes": sum(map(len, lines))}
+    folder.commits.write_text("\n".join([*commits[:-1], json.dumps(last)]) + "\n")
+    folder.memory.write_bytes(b"".join(lines))
+    folder.write_record(folder.read_record().updated(status="running"))
+    with pytest.raises(RunDivergedError, match="cannot be resumed here: block 8 retrieves other frames than before"):
+        resume_video(pipeline, folder)
+    assert folder.memory.read_bytes() == b"".join(lines)
+    assert folder.read_record().status == "failed"

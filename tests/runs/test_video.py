@@ -11,6 +11,7 @@ from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.models.embedded.vae import TinyDecoder, TinyVAE, TinyVAEConfig
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import VideoWriter, read_video
+from waiting import wait_until
 
 
 def tiny_decoder() -> TinyDecoder:
@@ -34,10 +35,7 @@ def test_an_unfinished_file_plays(tmp_path: Path) -> None:
     """The bytes on disk while the writer is still open are a video of what was written."""
     writer = VideoWriter(tmp_path / "video.mp4", fps=8)
     writer.write(torch.zeros(64, 3, 32, 32))
-    for _ in range(100):
-        if (tmp_path / "video.mp4").stat().st_size > 2500:
-            break
-        torch.ones(1_000_000).sum()
+    wait_until(lambda: (tmp_path / "video.mp4").stat().st_size > 2500)
     copy = tmp_path / "copy.mp4"
     copy.write_bytes((tmp_path / "video.mp4").read_bytes())
     writer.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llrag_cli.cli.hints import video_again
 from llrag_cli.cli.options import Json
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def export(
     record = folder.read_record()
     if not folder.video.is_file():
         raise NotARunError(run, missing=folder.video.name)
+    if folder.video_has_changed(record):
+        raise UsageError(f"`{folder.video}` has changed since it was written", hint=video_again(folder))
     parent = out or run / "export"
     if out is None:
         require_own(parent)  # a folder of the run, not one that is given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llrag_cli.errors import (
     ArchiveError,
@@ -33,6 +33,9 @@ from llrag_cli.errors import (
     TrainingExistsError,
     UnwritableError,
 )
+
+if TYPE_CHECKING:
+    from llrag_cli.runs.folder import RunFolder
 
 
 def _another_source(error: DownloadSourceError) -> str:
@@ -121,6 +124,11 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     TrainingDiffersError: lambda _: "repeat the command that started it, or start over with `--force`",
     CollectionDiffersError: lambda error: "choose another `--out`, or repeat the command that started it",
 }
+
+
+def video_again(folder: RunFolder) -> str:
+    """What writes a damaged video again."""
+    return f"`llrag generate --resume {quote(str(folder.path))}` writes it again from the latents"
 
 
 def hint_for(error: LlragError) -> str:

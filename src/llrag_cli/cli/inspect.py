@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llrag_cli.cli.hints import video_again
 from llrag_cli.cli.options import Json
 
 
@@ -32,6 +33,8 @@ def inspect(
     picture_file, page_file = parent / "memory.png", parent / "memory.html"
     for file in (picture_file, page_file):
         require_own(file)
+    if folder.video_has_changed(record):
+        console.warn(f"`{folder.video}` has changed since it was written; {video_again(folder)}")
     with console.working("reading"):
         from llrag_cli.evaluation.inspect import describe, example_blocks, memory_stats, require_known_frames
         from llrag_cli.evaluation.memory_map import draw_memory_map

@@ -76,6 +76,7 @@ class Bench:
             and folder.video.exists()
             and not differing(record, wanted)
             and record.video_frames >= horizon_frames(config, self.grid.seconds)
+            and not folder.video_has_changed(record)
         )
         return record if made else None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,8 +45,8 @@ def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
     """Yield a path for the new content; when the block ends, that file is synced and replaces ``target``.
 
     A ``target`` that is a link is an error. The new file has the default permissions of the umask, even if a library
-    created it with fewer. After an error ``target`` is unchanged; disk errors, also from torch and safetensors, are
-    raised as ``WriteFailedError``.
+    created it with fewer. After an error ``target`` has its old content, or the new one if only the folder could not
+    be synced; disk errors, also from torch and safetensors, are raised as ``WriteFailedError``.
     """
     require_own(target)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -59,11 +60,41 @@ def replacing(target: Path, *, hint: str = HINT) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())  # otherwise a power cut could leave an empty file under the new name
         partial.replace(target)
+        sync_folder(target.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise unwritten(target, error, hint=hint) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Write the names in a folder to disk, so that creating, renaming and removing files survives a power cut."""
+    if os.name == "nt":
+        return  # Windows has no such call
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
+            raise
+    finally:
+        os.close(number)
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder and its parents unless they exist; they survive a power cut. Raises ``OSError``."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync_folder(folder.parent)
+
+
+def remove_files(folder: Path, names: Sequence[str]) -> None:
+    """Remove files of a folder, if they exist; after a power cut none of them is back. Raises ``OSError``."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def replace_text(target: Path, text: str, *, hint: str = HINT) -> None:
@@ -94,8 +125,9 @@ class AppendFile:
                 raise LlragError(
                     f"`{path}` ends after {size} of {length} bytes", hint="it was changed since; restore it from a copy"
                 )
-            self._file.truncate(length)
+            os.ftruncate(self._file.fileno(), length)
             self._file.seek(length)
+            sync_folder(path.parent)
         except OSError as error:
             raise unwritten(path, error) from error
 
@@ -106,7 +138,7 @@ class AppendFile:
             _write(number, content)
             os.fsync(number)
         except OSError as error:
-            self._file.truncate(self.length)
+            os.ftruncate(number, self.length)
             self._file.seek(self.length)
             raise unwritten(self.path, error) from error
         self.length += len(content)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from llrag_cli.errors import (
     UsageError,
     WriteFailedError,
 )
-from llrag_cli.files.durable import replace_text, require_own
+from llrag_cli.files.durable import create_folder, remove_files, replace_text, require_own, unwritten
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_lines
 from llrag_cli.memory.strategies import MOST_RETRIEVED
@@ -59,7 +60,7 @@ class RunFolder:
         self.require_own_files()
         lock, owner = FileLock(self.path / "run.lock"), self.path / "run.owner"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            create_folder(self.path)
             lock.acquire(timeout=0)
             replace_text(owner, f"process {os.getpid()} on {platform.node()}")
         except Timeout:
@@ -98,9 +99,11 @@ class RunFolder:
             raise UnwritableError(self.path, _reason(error)) from error
 
     def clear(self) -> None:
-        """Remove the files of a run, and no others."""
-        for file in self.files:
-            file.unlink(missing_ok=True)
+        """Remove the files of a run, and no others; a power cut does not bring back some of them."""
+        try:
+            remove_files(self.path, [file.name for file in self.files])
+        except OSError as error:
+            raise unwritten(self.path, error) from error
 
     def write_record(self, record: RunRecord) -> None:
         """Replace ``run.json`` atomically."""
@@ -135,7 +138,19 @@ class RunFolder:
             record.is_complete
             and self.blocks_committed() * config.backbone.frames_per_block >= frames
             and all(file.is_file() for file in (self.video, self.memory, self.latents))
+            and not self.video_has_changed(record)
         )
+
+    def video_has_changed(self, record: RunRecord) -> bool:
+        """Whether the video is there, but not as a complete run left it; False if the record has no checksum."""
+        if not record.is_complete or record.video_crc32 is None:
+            return False
+        try:
+            return checksum(self.video) != record.video_crc32
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise DamagedRunError(self.video, _reason(error)) from error
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,15 @@ def read_run(folder: RunFolder) -> tuple[RunRecord, tuple[BlockMemory, ...]]:
         return record, parse_memory(read_bytes(folder.memory, limit=LARGEST_LOG))
     except (OSError, UnreadableError) as error:
         raise DamagedRunError(folder.memory, reason_of(error)) from None
+
+
+def checksum(file: Path) -> int:
+    """CRC-32 of the content of a file. Raises ``OSError``."""
+    crc32 = 0
+    with file.open("rb") as opened:
+        while part := opened.read(MEGABYTE):
+            crc32 = zlib.crc32(part, crc32)
+    return crc32
 
 
 def unused_folder(parent: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,15 +29,16 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class VideoMark(Record):
-    """Length of a video file after whole segments."""
+    """Length of a video file after whole segments, and CRC-32 of its content up to there."""
 
     bytes: Count = 0
     frames: Count = 0
     fragments: Count = 0
     blocks: Count = 0
+    crc32: Count | None = None  # None in runs that were written without
 
 
-START = VideoMark()
+START = VideoMark(crc32=0)
 
 
 class Commit(Record):
@@ -58,6 +60,7 @@ class Committed:
     memory_bytes: int = 0
     commit_bytes: int = 0
     video: VideoMark = START
+    video_has_changed: bool = False  # the video is as long as it was, but not the same
 
     @property
     def blocks(self) -> int:
@@ -130,7 +133,7 @@ def read_committed(folder: RunFolder, *, shape: tuple[int, int, int], dtype: tor
     if not commits:
         return Committed()
     frame_bytes = math.prod(shape) * dtype.itemsize
-    frames, memory_bytes, video = commits[-1].frames, commits[-1].memory_bytes, commits[-1].video
+    frames, memory_bytes = commits[-1].frames, commits[-1].memory_bytes
     content = memoryview(_read(folder.latents, HEADER + frames * frame_bytes))[HEADER:]
     lines = _read(folder.memory, memory_bytes)
     start, line_start = 0, 0
@@ -146,10 +149,33 @@ def read_committed(folder: RunFolder, *, shape: tuple[int, int, int], dtype: tor
         raise DamagedRunError(folder.memory, f"it has a line that is not a block: {reason_of(error)}") from None
     if len(memory) != len(commits):
         raise DamagedRunError(folder.memory, f"it has {len(memory)} blocks, {len(commits)} are committed")
-    if not folder.video.exists() or folder.video.stat().st_size < video.bytes:
-        video = START  # it is written again, from the latents
+    video, changed = _intact_video(folder.video, [commit.video for commit in commits])
     tensor = torch.frombuffer(bytearray(content), dtype=dtype).view(1, frames, *shape)
-    return Committed(tensor, memory, memory_bytes, length, video)
+    return Committed(tensor, memory, memory_bytes, length, video, changed)
+
+
+def _intact_video(file: Path, marks: Sequence[VideoMark]) -> tuple[VideoMark, bool]:
+    """The last mark up to which a video is what was written, and whether it has changed after that.
+
+    The rest is written again, from the latents; a video that is missing or shorter has not changed.
+    """
+    intact = START
+    try:
+        with file.open("rb") as opened:
+            crc32 = 0
+            for mark in dict.fromkeys(marks):
+                part = opened.read(mark.bytes - intact.bytes)
+                if len(part) < mark.bytes - intact.bytes:
+                    return intact, False
+                crc32 = zlib.crc32(part, crc32)
+                if mark.crc32 not in (None, crc32):
+                    return intact, True
+                intact = mark.model_copy(update={"crc32": crc32})
+    except FileNotFoundError:
+        return START, False
+    except OSError as error:
+        raise DamagedRunError(file, (error.strerror or str(error)).lower()) from error
+    return intact, False
 
 
 def _read_commits(file: Path) -> tuple[list[Commit], int]:
@@ -161,12 +187,16 @@ def _read_commits(file: Path) -> tuple[list[Commit], int]:
     except (OSError, UnreadableError) as error:
         raise DamagedRunError(file, reason_of(error)) from error
     whole = content[: content.rfind(b"\n") + 1]
+    last = whole[:-1].rfind(b"\n") + 1
+    if b"\0" in whole[last:]:  # a power cut may leave zeros where a line was not on disk yet
+        whole = whole[:last]
     try:
         commits = parse_lines(Commit, whole)
     except UnreadableError as error:
         raise DamagedRunError(file, f"it has a line that is not a commit: {reason_of(error)}") from None
     lengths = [(0, 0), *((commit.frames, commit.memory_bytes) for commit in commits)]
     grows = all(before[0] < after[0] and before[1] < after[1] for before, after in pairwise(lengths))
+    grows &= all(before.video.bytes <= after.video.bytes for before, after in pairwise(commits))
     if [commit.block for commit in commits] != list(range(len(commits))) or not grows:
         raise DamagedRunError(file, "its lines are out of order")
     return commits, len(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
-from llrag_cli.errors import LlragError, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
+from llrag_cli.errors import LlragError, LlragWarning, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
 from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.files.records import first_problem
 from llrag_cli.memory.strategies import RetrievalMemory
@@ -227,6 +228,9 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
     if folder.is_finished(record, seconds=longer.seconds):
         return _Run(folder, record, finished=True)
     committed = read_committed(folder, shape=record.latent_shape, dtype=pipeline.backbone.dtype)
+    if committed.video_has_changed or folder.video_has_changed(record):
+        message = f"`{folder.video}` has changed since it was written; it is written again from the latents"
+        warnings.warn(message, LlragWarning, stacklevel=2)
     record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
     return _Run(folder, record, committed)
 
@@ -310,7 +314,7 @@ class RunWriter:
     def __init__(self, pipeline: Pipeline, run: _Run) -> None:
         config = pipeline.config
         self.folder, self.committed = run.folder, run.committed
-        self.record = run.record.updated(status="running")
+        self.record = run.record.updated(status="running", video_crc32=None)
         self.folder.write_record(self.record)
         self._decoder = pipeline.decoder
         self._journal = Journal(
@@ -358,6 +362,7 @@ class RunWriter:
             **outcome,
             blocks_committed=self._journal.blocks,
             video_frames_written=self._video.frames,
+            video_crc32=self._video.crc32 if outcome["status"] == "complete" else None,
             seconds_of_work=round(elapsed, 3),
             frames_per_second=round(self._video.frames / elapsed, 2),
             seconds_by_part={name: round(value, 3) for name, value in self._timings.items()},

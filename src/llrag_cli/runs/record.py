@@ -50,6 +50,7 @@ class RunRecord(Record):
     resumed_at: tuple[Count, ...] = Field(default=(), description="blocks at which the run was resumed")
     blocks_committed: Count = 0
     video_frames_written: Count = 0
+    video_crc32: Count | None = Field(default=None, description="of `video.mp4`, once the run is complete")
     seconds_of_work: Duration = 0.0
     frames_per_second: Duration = Field(default=0.0, description="video frames per second of work")
     seconds_by_part: dict[str, Duration] = Field(default_factory=dict, description="wall time by part of a block")

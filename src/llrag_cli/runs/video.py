@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
 from llrag_cli.files.ffmpeg import ffmpeg, file_url
-from llrag_cli.runs.journal import VideoMark
+from llrag_cli.runs.journal import START, VideoMark
 from llrag_cli.runs.mp4 import split_fragments
 
 KEPT = "what was written before is kept; free some space, or choose another folder"
@@ -100,8 +101,9 @@ class SegmentedVideo:
     ) -> None:
         """Continue a file after ``mark``, in segments of so many ``blocks``."""
         self.path = path
-        self.mark = mark or VideoMark()
+        self.mark = mark or START
         self.frames = self.mark.frames  # written so far, including those of an unfinished segment
+        self.crc32 = self.mark.crc32  # of the file as it is
         self._blocks, self._settings = blocks, (fps, upscale, crf)
         self._file = AppendFile(path, length=self.mark.bytes)
         for stale in path.parent.glob(f"{path.stem}.*.part.mp4"):
@@ -151,12 +153,15 @@ class SegmentedVideo:
             raise LlragError(f"`{self.path}` could not be written: {cause}", hint=KEPT) from error
         finally:
             segment.path.unlink(missing_ok=True)
-        self._file.append(part.body if self.mark.frames else part.opening + part.body)
+        content = part.body if self.mark.frames else part.opening + part.body
+        self._file.append(content)
+        self.crc32 = None if self.crc32 is None else zlib.crc32(content, self.crc32)
         return VideoMark(
             bytes=self._file.length,
             frames=self.mark.frames + part.frames,
             fragments=self.mark.fragments + part.fragments,
             blocks=self.mark.blocks + blocks,
+            crc32=self.crc32,
         )
 
 

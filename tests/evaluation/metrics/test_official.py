@@ -385,7 +385,7 @@ def test_without_torchvision_dynamic_degree_says_so(weights: Path, monkeypatch: 
     assert unavailable(backend)["dynamic_degree"].startswith("needs RAFT of torchvision, which cannot be imported here")
 
 
-@pytest.mark.skipif(not has_raft(), reason="torchvision is not here, or made for another torch")
+@pytest.mark.skipif(not has_raft(), reason="needs a torchvision made for this torch")
 def test_raft_reads_its_weights_and_any_size(spoiled: Path) -> None:
     path = spoiled / "metrics/raft_large_C_T_V1.pth"
     flow, why_not = raft_flow(path, CPU)
@@ -401,3 +401,16 @@ def test_raft_reads_its_weights_and_any_size(spoiled: Path) -> None:
 def test_the_table_is_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "table.yaml").write_text("1.0: 1.0\n0.0: 0.0\n0.5: 0.9\n")
     assert read_mapping(tmp_path / "table.yaml") == MappingTable((0.0, 0.5, 1.0), (0.0, 0.9, 1.0))
+
+
+@pytest.mark.parametrize(("size", "length", "dynamic"), [(256, 6.1, True), (256, 5.9, False), (512, 11.9, False)])
+def test_dynamic_degree_of_a_wide_video_at_16_fps(size: int, length: float, *, dynamic: bool) -> None:
+    """Every second frame is looked at, and displacements count against the shorter side."""
+    numbers = iter([0, 2, 2, 4, 4, 6, 6, 8])
+
+    def flow(one: Tensor, other: Tensor) -> Tensor:
+        assert [int(one[0, 0, 0]), int(other[0, 0, 0])] == [next(numbers), next(numbers)]
+        return torch.tensor([length, 0.0]).view(2, 1, 1).expand(2, size, 2 * size)
+
+    clip = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 3, size, 2 * size)
+    assert is_dynamic(clip, flow, fps=16) is dynamic

@@ -12,7 +12,7 @@ import torch
 from conftest import Llrag
 from llrag_cli.evaluation import report
 from llrag_cli.evaluation.grid import Case, Grid
-from llrag_cli.evaluation.metrics.inputs import Backend
+from llrag_cli.evaluation.metrics.inputs import Backend, Video
 from llrag_cli.evaluation.metrics.registry import (
     METRICS,
     Metric,
@@ -126,3 +126,12 @@ def test_ranks_follow_the_better_direction() -> None:
 def test_a_case_goes_into_one_folder_each() -> None:
     case = Case("presets/mine.yaml", "none", 3, "a", 2000)
     assert case.folder(Path("b")) == Path("b/videos/mine/none/003-seed2000")
+
+
+def test_a_slope_is_per_minute() -> None:
+    """Ten clips of two seconds: a similarity that falls by 0.01 a clip falls by 0.3 a minute."""
+    falling = [None, *(1 - 0.01 * number for number in range(9))]
+    video = Video(per_clip={"to_first": falling}, metrics={}, clip_seconds=2.0, backend=BACKEND)
+    metric = METRICS["similarity_slope"]
+    assert metric.compute(video) == pytest.approx(-0.3)
+    assert (metric.short, metric.unit) == ("slope/min", "cosine per minute")

@@ -62,10 +62,9 @@ class WanDecoderStream:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """As ``DecoderStream.decode``."""
-        hidden = self._decoder.hidden(latents)
         decoded = []
-        for index in range(hidden.shape[2]):
-            frame = hidden[:, :, index : index + 1]
+        for latent in latents.split(1, dim=1):
+            frame = self._decoder.hidden(latent)  # several at once would round differently
             decoded.append(decode_frame(self._decoder.vae, frame, self._cache, first=not self._opened))
             self._opened = True
         return torch.cat(decoded, dim=2).transpose(1, 2).float().clamp(-1, 1)
