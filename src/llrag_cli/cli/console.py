@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from llrag_cli.runs.progress import Progress
 
-_stderr = Console(stderr=True, highlight=False, emoji=False)  # `:cat:` in a name is text
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}  # `[red]` and `:cat:` are text in names
+_stderr = Console(stderr=True, **_PLAIN)
 
 
 def silence() -> None:
@@ -43,7 +44,7 @@ def result_json(value: Any) -> None:
 
 def result_table(table: Table) -> None:
     """Print a table to stdout; when piped it is wide enough for its content."""
-    console = Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
     console.print(table)
 
 
@@ -64,7 +65,7 @@ def result_not_measured(backend: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """Print information to stderr."""
-    _stderr.print(text, markup=False)
+    _stderr.print(text)
 
 
 def warn(text: str) -> None:
@@ -148,7 +149,7 @@ def generation(
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A spinner on stderr."""
-    with _stderr.status(text):
+    with _stderr.status(Text(text)):
         yield
 
 
