@@ -175,7 +175,7 @@ def test_a_rendition_shows_the_same_in_fewer_bytes(tmp_path: Path) -> None:
 
 def test_a_rendition_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr("llrag_cli.evaluation.rendition.ffmpeg", lambda: "false")
+    monkeypatch.setattr("llrag_cli.files.ffmpeg.ffmpeg", lambda: "false")
     with pytest.raises(LlragError, match=r"no small copy of `.*a\.mp4` could be made for the report: ffmpeg stopped"):
         rendition(video)
 

@@ -35,11 +35,13 @@ def result(text: str) -> None:
     """Print a result to stdout."""
     if not _stderr.quiet:
         sys.stdout.write(text + "\n")
+        sys.stdout.flush()  # a result is there when it is made, also for a reader of a pipe
 
 
 def result_json(value: Any) -> None:
     """Print a result as JSON."""
-    result(json.dumps(value, indent=2, ensure_ascii=False))
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    result(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
 def result_table(table: Table) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llrag_cli.errors import DamagedFileError, LlragError
 from llrag_cli.files.guarded import reason_of, shortened
 from llrag_cli.files.headers import read_header
+from llrag_cli.files.resources import out_of_memory
 
 State = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,6 +53,8 @@ def read_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise damaged(path, ValueError(_refused(error))) from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        if out_of_memory(error):
+            raise
         raise damaged(path, error) from error
 
 
