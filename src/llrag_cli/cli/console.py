@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from llrag_cli.errors import LlragWarning
+from llrag_cli.errors import LlragWarning, RunLockedError
+from llrag_cli.formatting import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +91,11 @@ def library_warnings() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", LlragWarning)
         yield
+
+
+def waiting_for(error: RunLockedError, count: int) -> None:
+    """Say that another process makes what is left."""
+    note(f"{error.owner} makes {counted(count, 'video')} that {'is' if count == 1 else 'are'} left; waiting")
 
 
 class _Numbers(rich.progress.ProgressColumn):

@@ -49,7 +49,7 @@ def forgiving_streams() -> Iterator[Callable[[], OSError | None]]:
     _open_closed()
     before = sys.stdout, sys.stderr
     out, err = (ForgivingStream(_escaping(stream)) for stream in before)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
 
     def lost() -> OSError | None:
         out.flush()
