@@ -26,20 +26,24 @@ class Hub:
     web: dict[str, bytes] = field(default_factory=dict)
     breaks: dict[str, int] = field(default_factory=dict)  # path: bytes after which the connection drops, once
     corrupt: set[str] = field(default_factory=set)  # paths sent with other bytes than promised
+    moved: dict[str, str] = field(default_factory=dict)  # path: the commit that its file is said to be of
+    hangs: set[tuple[str, str]] = field(default_factory=set)  # method, path or repository: no answer until it closes
+    endless: set[str] = field(default_factory=set)  # paths sent without end
+    sent: Counter[str] = field(default_factory=Counter)  # bytes sent of those
     status: dict[str, int] = field(default_factory=dict)  # repository or path: HTTP status to answer with
     headers: dict[str, str] = field(default_factory=dict)  # to send along with such a status
     fetched: Counter[str] = field(default_factory=Counter)  # GETs of each path
     ranges: list[str] = field(default_factory=list)  # Range headers received
-    sent: dict[str, list[int]] = field(default_factory=dict)
-    stop_at: dict[str, BaseException] = field(default_factory=dict)
 
     def __enter__(self) -> Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
+        self.closed = threading.Event()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -74,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:  # only of /api/models/OWNER/NAME/paths-info/REVISION
         asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
         name, _ = self._split(unquote(urlsplit(self.path).path).removeprefix("/api/models/"))
+        if self._fails(name):
+            return
         files = self.hub.repos[name]
         self._json([_entry(path, files[path]) for path in asked if path in files])
 
@@ -118,6 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         return name, rest[0] if rest else ""
 
     def _fails(self, key: str) -> bool:
+        if (self.command, key) in self.hub.hangs:
+            self.hub.closed.wait(10)
+            self.close_connection = True
+            return True
         status = self.hub.status.get(key)
         if status is not None:
             self._status(status, self.hub.headers)
@@ -144,16 +154,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.ranges.append(wanted)
             start = int(wanted.removeprefix("bytes=").split("-")[0])
         self.send_response(206 if wanted else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.hub.moved.get(path, COMMIT))
         self.send_header("ETag", f'"{_etag(path, content)}"')
         if _large(path):
             self.send_header("X-Linked-Etag", f'"{_etag(path, content)}"')
             self.send_header("X-Linked-Size", str(len(content)))
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        endless = path in self.hub.endless and self.command == "GET"
+        if endless:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if endless:
+            self._without_end(path)
             return
         self.hub.fetched[path] += 1
         body = content[start:]
@@ -165,19 +182,31 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
 
+    def _without_end(self, path: str) -> None:
+        piece = b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16))
+        self.close_connection = True
+        try:
+            while self.hub.sent[path] < 100 << 20:
+                self.wfile.write(piece)
+                self.hub.sent[path] += 1 << 16
+        except OSError:  # the client has left
+            pass
+
 
 def _large(path: str) -> bool:
     return path.endswith((".pt", ".pth", ".safetensors", ".model"))
 
 
 def _etag(path: str, content: bytes) -> str:
-    if _large(path):
-        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest() if _large(path) else _blob(content)
+
+
+def _blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
     if _large(path):
         entry["lfs"] = {"oid": _etag(path, content), "size": len(content), "pointerSize": 130}
     return entry

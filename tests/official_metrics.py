@@ -94,6 +94,6 @@ def serve(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             source["url"] = f"{hub.url}/web"
             for file in source["files"]:
                 if file["sha256"] is not None:
-                    file["sha256"] = hashlib.sha256(hub.web[file["path"]]).hexdigest()[:8]
+                    file["sha256"] = hashlib.sha256(hub.web[file["path"]]).hexdigest()
     here = Catalogue.model_validate(content)
     monkeypatch.setattr("llrag_cli.download.catalogue.catalogue", lambda: here)

@@ -134,6 +134,17 @@ def test_only_the_command_line_imports_the_command_line() -> None:
     assert [name for name, imported in modules.items() if room(name) != "cli" and "cli" in map(room, imported)] == []
 
 
+def test_only_the_console_prints_and_it_knows_no_markup() -> None:
+    """Names and prompts hold brackets, which rich would read as styles and leave out."""
+    for module in FILES:
+        calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+        printing = {ast.unparse(call.func) for call in calls} & {"Console", "rich.print", "Spinner", "Text.from_markup"}
+        assert printing == ({"Console"} if module == "cli.console" else set()), module
+        for call in calls:
+            if ast.unparse(call.func) == "Console":
+                assert "**_PLAIN" in ast.unparse(call)
+
+
 def strings(module: str) -> Iterator[tuple[int, str]]:
     """String constants of a module, with their lines, other than docstrings and a script's own option declarations."""
     tree = tree_of(module)

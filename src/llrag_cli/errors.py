@@ -103,7 +103,7 @@ class AttentionError(LlragError):
         self.name = name
 
 
-Remedy = Literal["shorter", "archive", "offload", "window", "smaller"]
+Remedy = Literal["shorter", "plain", "archive", "offload", "window", "smaller", "model"]
 
 
 class DoesNotFitError(LlragError):
@@ -114,11 +114,13 @@ class DoesNotFitError(LlragError):
 
     def __init__(self, problem: str, *, remedies: Sequence[Remedy], tiers: Sequence[str] = ()) -> None:
         words: dict[Remedy, str] = {
-            "shorter": "make a shorter video, or use a memory without retrieval, which keeps no archive",
+            "shorter": "make a shorter video",
+            "plain": "use a memory without retrieval, which keeps no archive",
             "archive": f"set `memory.archive` to {' or '.join(f'`{tier}`' for tier in tiers)}",
             "offload": "keep the weights on the host",
             "window": "shorten the window with `memory.window` and `memory.retrieved`",
             "smaller": "make the picture smaller with `backbone.height` and `backbone.width`",
+            "model": "use a smaller backbone, or store its weights in fewer bits",
         }
         super().__init__(problem, hint="; ".join(words[remedy] for remedy in remedies))
         self.remedies = tuple(remedies)
@@ -283,6 +285,16 @@ class OutOfMemoryError(LlragError):
             f"`{path}`, and the run can be resumed",
         )
         self.path, self.block = path, block
+
+
+class LoadingMemoryError(LlragError):
+    """Memory that ran out while weights were loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "memory ran out while the weights were loaded",
+            hint="free some memory, keep the weights on the host, or use a smaller backbone",
+        )
 
 
 class CollectionDiffersError(UsageError):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,6 +23,10 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import TransformerSizes, family_of
 
 COMFORTABLE = 0.9  # share of what is free that the archive `auto` fills
+Scale = Literal["length", "picture"]
+LENGTH: frozenset[Scale] = frozenset({"length"})
+PICTURE: frozenset[Scale] = frozenset({"picture"})
+SMALLER = 0.75  # share of what depends on the picture that a smaller one is expected to save, at most
 NOT_EXACT: dict[str, str] = {  # measured in docs/performance.md
     "host-int8": "the archive is kept in eight bits (`host-int8`), which changes the video slightly",
     "recompute": "the archive is not kept (`recompute`): keys and values of retrieved frames are approximate",
@@ -35,6 +40,7 @@ class Part:
     name: str
     bytes: int
     location: Location
+    scales: frozenset[Scale] = frozenset()  # with the length of the video, with the size of the picture
 
 
 @dataclass(frozen=True)
@@ -104,20 +110,31 @@ class Budget:
         archived = largest.name.startswith("archive")
         tiers = self._smaller_archives() if archived else []
         remedies: list[Remedy] = []
-        if archived:
+        excess = self.total(location) - room
+        if "length" in largest.scales or self._scaling("length", location) >= excess:
             remedies.append("shorter")
+        if archived:
+            remedies.append("plain")
         if tiers:
             remedies.append("archive")
         if location == "device" and self.device.type != "cpu":
             remedies.append("offload")
         if self.config.memory.window is not None and "K/V" in largest.name and location != "disk":
             remedies.append("window")
+        if SMALLER * self._scaling("picture", location) >= excess:
+            remedies.append("smaller")
+        if not remedies or largest.name.startswith("weights"):
+            remedies.append("model")
         raise DoesNotFitError(
             f"this run needs {human(self.total(location))} on {self.name_of(location)}, {available}; "
             f"the most goes to {largest.name}",
-            remedies=[*remedies, "smaller"],
+            remedies=remedies,
             tiers=tiers,
         )
+
+    def _scaling(self, scale: Scale, location: Location) -> int:
+        """Bytes there that depend on the length of the video, or on the size of its picture."""
+        return sum(part.bytes for part in self.parts if part.location == location and scale in part.scales)
 
     def _smaller_archives(self) -> list[Tier]:
         """The tiers after the chosen one that keep less where memory is short."""
@@ -160,7 +177,7 @@ def plan(
     common += [
         _history(config, family.files(config, folder).get("memory.encoder"), sizes, frames=frames, batch=batch),
         Part("VAE", decoder, "device"),
-        Part("decoding (estimate)", decoding, "device"),
+        Part("decoding (estimate)", decoding, "device", PICTURE),
     ]
     on_host = device.type == "cpu"  # then device and host are the same memory
     free: dict[Location, int | None] = {
@@ -174,7 +191,7 @@ def plan(
         if isinstance(config.memory, RetrievalMemory):
             chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
         parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch)]
-        parts.append(Part("pinned references", pinned * _page(config, sizes) * batch, "device"))
+        parts.append(Part("pinned references", pinned * _page(config, sizes) * batch, "device", PICTURE))
         if on_host:
             parts = [
                 dataclasses.replace(part, location="device") if part.location == "host" else part for part in parts
@@ -203,12 +220,12 @@ def _backbone(config: RunConfig, sizes: TransformerSizes, *, offload: bool) -> l
     block = config.backbone.frames_per_block * _tokens(config, sizes)
     working = block * (3 * sizes.ffn + 12 * sizes.dim) * sizes.item
     if not offload:
-        return [Part("weights", sizes.weights, "device"), Part("activations (estimate)", working, "device")]
+        return [Part("weights", sizes.weights, "device"), Part("activations (estimate)", working, "device", PICTURE)]
     share = 2 * sizes.weights // max(1, sizes.layers)
     return [
         Part("weights in use", share, "device"),
         Part("weights", sizes.weights, "host"),
-        Part("activations (estimate)", working, "device"),
+        Part("activations (estimate)", working, "device", PICTURE),
     ]
 
 
@@ -218,25 +235,27 @@ def _caches(
     memory, block = config.memory, config.backbone.frames_per_block
     tokens, frame = _tokens(config, sizes), _page(config, sizes)
     attended = frames if memory.window is None else min(frames, memory.window)
-    parts = [Part("K/V that a block attends to", attended * frame * batch, "device")]
+    window = PICTURE | LENGTH if memory.window is None else PICTURE
+    parts = [Part("K/V that a block attends to", attended * frame * batch, "device", window)]
     if memory.retrieves and tier == "device":
-        return [*parts, Part("archive of K/V", frames * frame * batch, "device")]
-    parts.append(Part("K/V window", attended * frame * batch, "device"))
+        return [*parts, Part("archive of K/V", frames * frame * batch, "device", PICTURE | LENGTH)]
+    parts.append(Part("K/V window", attended * frame * batch, "device", window))
     if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return parts
     head = sizes.dim // sizes.heads
     layout = Layout.of((tokens, sizes.heads, head), dtype, eight_bit=tier == "host-int8")
     page = sizes.layers * layout.bytes * batch
-    parts.append(Part("retrieved K/V", slots_of(tier, memory.retrieved) * page, "device"))
+    parts.append(Part("retrieved K/V", slots_of(tier, memory.retrieved) * page, "device", PICTURE))
     if tier == "recompute":
-        parts.append(Part("recomputing (estimate)", (memory.sink + 2 * block) * frame, "device"))
+        parts.append(Part("recomputing (estimate)", (memory.sink + 2 * block) * frame, "device", PICTURE))
         latent = sizes.channels * config.backbone.height * config.backbone.width * sizes.item
-        return [*parts, Part("archive of latents", frames * latent * batch, "disk")]
-    return [*parts, Part("archive of K/V", frames * page, "disk" if tier == "disk" else "host")]
+        return [*parts, Part("archive of latents", frames * latent * batch, "disk", PICTURE | LENGTH)]
+    location: Location = "disk" if tier == "disk" else "host"
+    return [*parts, Part("archive of K/V", frames * page, location, PICTURE | LENGTH)]
 
 
 def _history(config: RunConfig, encoder: Path | None, sizes: TransformerSizes, *, frames: int, batch: int) -> Part:
     size = sizes.channels
     if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
         size = EncoderConfig().latent_dim if encoder is None or not encoder.exists() else embedding_size(encoder)
-    return Part("keys of the history", 4 * size * frames * batch, "device")
+    return Part("keys of the history", 4 * size * frames * batch, "device", LENGTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,7 @@ def test_auto_takes_the_first_exact_tier_that_fits(free: int, monkeypatch: pytes
     if expected == "disk":
         with pytest.raises(LlragError, match=r"needs 315 MB on disk, which has 1 MB free; .* archive of K/V") as told:
             unfit.require()
+        assert told.value.hint.startswith("make a shorter video; ") and "picture" not in told.value.hint
         assert "`memory.archive` to `recompute`" in told.value.hint
         assert "`--archive recompute`" in hint_for(told.value)
 
@@ -255,8 +257,30 @@ def test_a_memory_budget_picks_the_best_tier_that_fits(
     budget = plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=limit)
     assert archive_of(budget) == tier
     budget.require()
-    with pytest.raises(LlragError, match=r"on cpu, where the memory limit allows 5 MB; the most goes to weights"):
+    with pytest.raises(
+        LlragError, match=r"on cpu, where the memory limit allows 5 MB; the most goes to weights"
+    ) as told:
         plan(config, tmp_path, device=cpu, dtype=kind, seconds=1200, limit=5 * 10**6).require()
+    assert told.value.hint.startswith("use a smaller backbone")  # neither length nor picture would be enough
+
+
+def test_what_would_help_is_advised(tmp_path: Path) -> None:
+    cpu, kind, config = torch.device("cpu"), torch.float32, load_config("tiny", memory="none")
+
+    def hint(seconds: float, *, share: float, scale: int = 1) -> str:
+        """The advice where only a share of what is needed is free."""
+        size = {"height": scale * config.backbone.height, "width": scale * config.backbone.width}
+        larger = config.model_copy(update={"backbone": config.backbone.model_copy(update=size)})
+        budget = plan(larger, tmp_path, device=cpu, dtype=kind, seconds=seconds)
+        free = {**budget.free, "device": int(share * budget.total("device"))}
+        with pytest.raises(LlragError) as told:
+            dataclasses.replace(budget, free=free).require()
+        return told.value.hint
+
+    assert hint(10**7, share=0.3) == "make a shorter video"  # the keys of the history
+    picture = "make the picture smaller with `backbone.height` and `backbone.width`"
+    assert hint(10, share=0.6, scale=10).endswith(picture)
+    assert hint(10, share=0.3) == "use a smaller backbone, or store its weights in fewer bits"
 
 
 def test_the_native_window_runs_beyond_1024_frames(write: Write) -> None:

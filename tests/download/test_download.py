@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from conftest import Llrag
 from hub import Hub, point_to
 from llrag_cli.download import fetch as fetching
 from llrag_cli.download import plan as planning
+from llrag_cli.download import transfers
 from llrag_cli.download.catalogue import catalogue, choose
 from llrag_cli.download.convert import convert
-from llrag_cli.download.hub import Advance
+from llrag_cli.download.hub import Advance, list_files
+from llrag_cli.errors import LlragError
 from llrag_cli.files.tensors import stored_dtype
 from official import golden_generator, official_repos
 
@@ -372,3 +375,124 @@ def test_the_catalogue_is_whole() -> None:
     targets = [file.to for _, source in everything for file in source.files]
     assert len(targets) == len(set(targets))
     assert [name for name, _ in choose("weights", ["longlive"])] == ["longlive", "encoder", "vae", "text-encoder"]
+
+
+# --- servers that do not keep to what they said
+
+
+PROMPTS = "checkpoints/moviegenbench_128_refined.txt"
+
+
+def test_a_small_file_of_zeros_is_found_and_removed(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    hub.corrupt.add(PROMPTS)  # it is in git, not in LFS: the hub has no SHA-256 of it
+    done = llrag("download", "prompts", "moviegenbench", "--to", "prompts")
+    assert done.returncode == 1
+    assert "is damaged: it has git blob id" in done.stderr
+    assert not list(tmp_path.rglob("*.txt"))
+    hub.corrupt.clear()
+    assert llrag("download", "prompts", "moviegenbench", "--to", "prompts").returncode == 0
+    entry = json.loads((tmp_path / "prompts/downloads.json").read_text())["moviegenbench_128_refined.txt"]
+    assert entry["blob"] == hashlib.sha1(b"blob 6\0a cat\n").hexdigest()
+    assert entry["sha256"] == hashlib.sha256(b"a cat\n").hexdigest()
+
+
+def test_a_small_file_damaged_in_the_cache_is_found(hub: Hub, llrag: Llrag, tmp_path: Path) -> None:
+    llrag("download", "prompts", "moviegenbench", "--to", "one")
+    (blob,) = (file for file in (tmp_path / "hf").rglob("blobs/*") if file.is_file())
+    (tmp_path / "one").rename(tmp_path / "moved")
+    blob.chmod(0o600)
+    blob.write_bytes(b"a dog\n")
+    done = llrag("download", "prompts", "moviegenbench", "--to", "two")
+    assert done.returncode == 1 and "is damaged: it has git blob id" in done.stderr
+
+
+def test_what_moved_after_the_plan_is_an_error(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = fetching.fetch_from_hub
+
+    def later(repo: str, path: str, commit: str, *, size: int, advance: Advance) -> Path:
+        hub.moved[path] = "f" * 40
+        return fetch(repo, path, commit, size=size, advance=advance)
+
+    monkeypatch.setattr(fetching, "fetch_from_hub", later)
+    done = llrag("download", "prompts", "moviegenbench", "--to", "prompts")
+    assert done.returncode == 1
+    assert f"`qixinhu11/LongLive-RAG/{PROMPTS}` changed after the download was planned" in done.stderr
+    assert not list((tmp_path / "prompts").glob("*.txt"))
+
+
+@pytest.mark.parametrize("revision", ["main", "a" * 40])
+def test_a_plan_is_of_one_commit(hub: Hub, revision: str) -> None:
+    repo, other = "qixinhu11/LongLive-RAG", "checkpoints/vidprom_filtered_extended.txt"
+    if revision == "main":
+        hub.moved[other] = "f" * 40
+    with pytest.raises(LlragError, match=f"`{repo}` changed while it was listed"):
+        list_files(repo, revision, [PROMPTS, other])
+
+
+def test_every_file_is_asked_for_at_one_commit(hub: Hub, llrag: Llrag, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    original = fetching.fetch_from_hub
+
+    def recorded(repo: str, path: str, commit: str, *, size: int, advance: Advance) -> Path:
+        asked.append((path, commit))
+        monkeypatch.setattr("hub.COMMIT", "e" * 40)  # `main` moves on while files are fetched
+        hub.moved |= dict.fromkeys(hub.repos[repo], commit)  # a commit that is asked for by name stays what it is
+        return original(repo, path, commit, size=size, advance=advance)
+
+    monkeypatch.setattr(fetching, "fetch_from_hub", recorded)
+    done = llrag("download", "weights", "vae", "--to", "weights")
+    assert done.returncode == 0, done.stderr
+    assert len(asked) > 1 and len({commit for _, commit in asked}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("GET", "qixinhu11/LongLive-RAG"), ("POST", "qixinhu11/LongLive-RAG"), ("HEAD", PROMPTS), ("GET", PROMPTS)],
+)
+def test_a_hub_that_does_not_answer(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, key: str
+) -> None:
+    hub.hangs.add((method, key))
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.05)
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.05, raising=False)
+    done = llrag("download", "prompts", "moviegenbench", "--to", "prompts")
+    assert done.returncode == 1
+    assert f"the connection to {hub.url} failed while requesting `qixinhu11/LongLive-RAG" in done.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_a_hub_that_sends_without_end(hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.endless.add(PROMPTS)
+    done = llrag("download", "prompts", "moviegenbench", "--to", "prompts")
+    assert done.returncode == 1
+    assert f"/{PROMPTS}` sends more than the 1.05 MB that were expected" in done.stderr
+    assert hub.sent[PROMPTS] < 20 << 20
+    assert leftovers(tmp_path) == []
+
+
+def test_a_transfer_may_be_slow_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(transfers.time, "monotonic", lambda: now[0])
+
+    def arriving(size: int, *, every: float, count: int) -> Iterator[bytes]:
+        for _ in range(count):
+            now[0] += every
+            yield bytes(size)
+
+    def received(chunks: Iterator[bytes], *, thinking: float = 0) -> int:
+        total = 0
+        for chunk in transfers.checked(chunks, "http://slow", limit=10**9):
+            now[0] += thinking
+            total += len(chunk)
+        return total
+
+    assert received(arriving(20_000, every=9, count=50)) == 10**6
+    assert received(arriving(1, every=0.1, count=50), thinking=100) == 50  # what is slow is this program
+    with pytest.raises(LlragError, match=r"`http://slow` is too slow: 7 bytes in 63 seconds"):
+        received(arriving(1, every=9, count=50))
+    with pytest.raises(LlragError, match=r"sends more than the 10 B"):
+        list(transfers.checked(arriving(4, every=0, count=50), "http://slow", limit=10))

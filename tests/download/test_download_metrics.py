@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from pydantic import ValidationError
 
 from conftest import Llrag
 from hub import Hub
-from llrag_cli.download.catalogue import catalogue, choose
+from llrag_cli.download.catalogue import Source, catalogue, choose
 from official_metrics import metric_files, metric_repos, serve
 
 RAFT = "raft_large_C_T_V1-22a6c225.pth"
@@ -79,6 +80,38 @@ def test_a_damaged_file_of_the_web_is_named_and_removed(hub: Hub, llrag: Llrag, 
     assert broken.returncode == 1 and f"the connection to {hub.url} failed" in broken.stderr
     assert not list((tmp_path / "weights/metrics").iterdir())
     assert llrag("download", "metrics", "raft", "--to", "weights").returncode == 0
+
+
+@pytest.mark.parametrize("name", [RAFT, "sa_0_4_vit_l_14_linear.pth", "subject_mapping_table.yaml"])
+def test_a_file_of_zeros_is_found(hub: Hub, llrag: Llrag, tmp_path: Path, name: str) -> None:
+    hub.corrupt.add(name)
+    done = llrag("download", "metrics", "raft", "aesthetic", "mapping", "--to", "weights")
+    assert done.returncode == 1
+    assert f"/{name}` is damaged: it has SHA-256" in done.stderr
+    assert not list(tmp_path.rglob(f"*{name.rpartition('-')[0] or name}*"))
+
+
+def test_web_servers_that_hang_or_do_not_stop(
+    hub: Hub, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = "subject_mapping_table.yaml"
+    hub.endless.add(table)
+    done = llrag("download", "metrics", "mapping", "--to", "weights")
+    assert done.returncode == 1
+    assert f"/{table}` sends more than the 1.05 MB that were expected" in done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+    for method in ("GET", "HEAD"):
+        hub.hangs.add((method, table))
+        done = llrag("download", "metrics", "mapping", "--to", "weights")
+        assert done.returncode == 1 and f"the connection to {hub.url} failed" in done.stderr
+    assert not list((tmp_path / "weights/metrics").iterdir())
+
+
+def test_files_of_web_servers_have_hashes() -> None:
+    source = catalogue().metrics["mapping"].sources["vbench"].model_dump()
+    source["files"][0]["sha256"] = None
+    with pytest.raises(ValidationError, match="has no `sha256`"):
+        Source.model_validate(source)
 
 
 def test_what_web_servers_refuse(hub: Hub, llrag: Llrag, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from llrag_cli.runs.video import VideoWriter, read_video
 from runs.records import record_of
 
 BACKEND = Backend("offline: toy", features=lambda frames: frames, flow=None, licences={"toy": "MIT"})
-PROMPT = "a room </script><script>alert(1)</script><!-- & 'quotes'"
+PROMPT = "a room </script><script>alert(1)</script><!-- <script> \u2028 & 'quotes'"
 MEMORIES = ("none", "nearest", "successor", "diverse", "uniform")
 BLOCKS = (BlockMemory(0, (), ()), BlockMemory(3, (1, 0), (0.9, 0.8)))
 
@@ -98,7 +98,7 @@ def test_the_page_holds_everything_and_trusts_no_prompt(make: Make) -> None:
         for entry in video["memories"]
     )
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert "default-src 'none'" in page and "unsafe" not in page
     assert "none (sliding window)" in page and "average rank" in page and "minus none, 95 %" in page
     for name in METRICS:
         assert (METRICS[name].heading in page) == (name not in ("consistency_mapped",) or "mapped" in page)
@@ -121,6 +121,7 @@ def test_tables_stay_on_the_page(make: Make, memories: int, width: int, height: 
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto((root / "report.html").as_uri())
         assert page.locator("video").count() == memories
+        assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1216px"  # its style is allowed
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         edges = (
             "[...document.querySelectorAll('table')].map(table => table.parentElement.getBoundingClientRect().right)"
@@ -174,7 +175,7 @@ def test_a_rendition_shows_the_same_in_fewer_bytes(tmp_path: Path) -> None:
 
 def test_a_rendition_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr("llrag_cli.evaluation.rendition.ffmpeg", lambda: "false")
+    monkeypatch.setattr("llrag_cli.files.ffmpeg.ffmpeg", lambda: "false")
     with pytest.raises(LlragError, match=r"no small copy of `.*a\.mp4` could be made for the report: ffmpeg stopped"):
         rendition(video)
 

@@ -208,7 +208,7 @@ def _make(benchmark: Bench, missing: Sequence[Case], *, device: str, dtype: str)
         def on_block(case: Case, done: int) -> None:
             advance(1, f"{case.backbone} {case.memory} {case.number}, block {done}/{blocks[case]}")
 
-        for _ in benchmark.make(device, dtype, on_block):
+        for _ in benchmark.make(device, dtype, on_block, console.waiting_for):
             pass
 
 

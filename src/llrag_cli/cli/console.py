@@ -15,14 +15,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from llrag_cli.errors import LlragWarning
+from llrag_cli.errors import LlragWarning, RunLockedError
+from llrag_cli.formatting import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llrag_cli.runs.progress import Progress
 
-_stderr = Console(stderr=True, highlight=False, emoji=False)  # `:cat:` in a name is text
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}  # `[red]` and `:cat:` are text in names
+_stderr = Console(stderr=True, **_PLAIN)
 
 
 def silence() -> None:
@@ -34,16 +36,18 @@ def result(text: str) -> None:
     """Print a result to stdout."""
     if not _stderr.quiet:
         sys.stdout.write(text + "\n")
+        sys.stdout.flush()  # a result is there when it is made, also for a reader of a pipe
 
 
 def result_json(value: Any) -> None:
     """Print a result as JSON."""
-    result(json.dumps(value, indent=2, ensure_ascii=False))
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    result(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
 def result_table(table: Table) -> None:
     """Print a table to stdout; when piped it is wide enough for its content."""
-    console = Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
     console.print(table)
 
 
@@ -64,7 +68,7 @@ def result_not_measured(backend: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """Print information to stderr."""
-    _stderr.print(text, markup=False)
+    _stderr.print(text)
 
 
 def warn(text: str) -> None:
@@ -87,6 +91,11 @@ def library_warnings() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", LlragWarning)
         yield
+
+
+def waiting_for(error: RunLockedError, count: int) -> None:
+    """Say that another process makes what is left."""
+    note(f"{error.owner} makes {counted(count, 'video')} that {'is' if count == 1 else 'are'} left; waiting")
 
 
 class _Numbers(rich.progress.ProgressColumn):
@@ -148,7 +157,7 @@ def generation(
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A spinner on stderr."""
-    with _stderr.status(text):
+    with _stderr.status(Text(text)):
         yield
 
 

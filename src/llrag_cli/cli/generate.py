@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from llrag_cli.planning import Budget
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.maker import Existing
+    from llrag_cli.runs.record import RunRecord
     from llrag_cli.scenes.schema import Scene
     from llrag_cli.scenes.timeline import Timeline
 
@@ -253,6 +255,7 @@ def generate(
     if takes > 1:
         from llrag_cli.cli.takes import generate_takes, show_takes
 
+        root = folders[0].path.parent
         runs = generate_takes(
             pipeline,
             work[0],
@@ -261,22 +264,39 @@ def generate(
             batch=batch,
             existing="replace" if force else "resume" if out is not None else "refuse",
             blocks=blocks,
+            resume_with=_same_command(out, root, force=force),
             **plain,
         )
-        show_takes(folders[0].path.parent, runs, title=title, as_json=as_json)
+        show_takes(root, runs, title=title, as_json=as_json)
         return
+    from llrag_cli.batch.sharing import shared
     from llrag_cli.runs.maker import make_video
 
     existing: Existing = "replace" if force else "resume" if prompts is not None and out is not None else "refuse"
-    results = []
-    for number, (each, folder) in enumerate(zip(work, folders, strict=True), start=1):
-        heading = config.label + (f" {number}/{len(work)}" if len(work) > 1 else "")
-        with console.generation(heading, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path) as update:
-            record = make_video(pipeline, each, folder, seed=seed, existing=existing, on_progress=update, **plain)
-        results.append({"folder": str(folder.path), "video": str(folder.video), **record.model_dump(mode="json")})
+    resume_with = None if prompts is None else _continuing_all(out, texts, folders, force=force)
+
+    def make(number: int) -> RunRecord:
+        folder = folders[number]
+        if existing == "resume":
+            folder.require_unlocked()  # before its progress is shown
+        heading = config.label + (f" {number + 1}/{len(work)}" if len(work) > 1 else "")
+        with console.generation(
+            heading, blocks=blocks, frame_rate=config.backbone.fps, folder=folder.path, resume_with=resume_with
+        ) as update:
+            return make_video(pipeline, work[number], folder, seed=seed, existing=existing, on_progress=update, **plain)
+
+    numbers = range(len(work))
+    together = shared(numbers, make, on_wait=console.waiting_for)
+    made = together if existing == "resume" else ((number, make(number)) for number in numbers)
+    records: dict[int, RunRecord] = {}
+    for number, records[number] in made:
         if not as_json:
-            console.result(str(folder.video))
+            console.result(str(folders[number].video))
     if as_json:
+        results = [
+            {"folder": str(folder.path), "video": str(folder.video), **records[number].model_dump(mode="json")}
+            for number, folder in enumerate(folders)
+        ]
         console.result_json(results[0] if prompts is None else results)
 
 
@@ -312,12 +332,25 @@ def _folders_of_takes(out: Path | None, title: str, takes: int, *, force: bool) 
 
 
 def _folders_of_prompts(out: Path | None, texts: list[str]) -> list[RunFolder]:
-    """A run folder for each line of a prompts file."""
+    """A run folder for each line of a prompts file; its name does not depend on the lines that follow."""
     from llrag_cli.runs.folder import RunFolder, unused_folder
 
-    digits = max(3, len(str(len(texts))))
-    names = [f"{number:0{digits}d}-{slug(text)}" for number, text in enumerate(texts, 1)]
+    names = [f"{number:03d}-{slug(text)}" for number, text in enumerate(texts, 1)]
     return [RunFolder(out / name if out else unused_folder(Path("runs"), name)) for name in names]
+
+
+def _same_command(out: Path | None, root: Path, *, force: bool) -> str:
+    """How the command that made the folders in ``root`` is repeated to continue them."""
+    if out is None:
+        return f"the same command with `--out {quote(str(root))}`"
+    return "the same command without `--force`" if force else "the same command"
+
+
+def _continuing_all(out: Path | None, texts: list[str], folders: list[RunFolder], *, force: bool) -> str | None:
+    """The command that continues the videos of a prompts file; None where it would choose other folders."""
+    root = folders[0].path.parent
+    named = [folder.path for folder in _folders_of_prompts(root, texts)]
+    return _same_command(out, root, force=force) if named == [folder.path for folder in folders] else None
 
 
 # --- after ---------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from llrag_cli.errors import (
     FolderNotEmptyError,
     InvalidMetricModelError,
     LlragError,
+    LoadingMemoryError,
     MissingMetricModelError,
     MissingOpenTimelineIOError,
     MissingWeightsError,
@@ -62,11 +63,13 @@ def _damaged_file(error: DamagedFileError) -> str:
 
 def _does_not_fit(error: DoesNotFitError) -> str:
     words = {
-        "shorter": "make a shorter video, or use `--no-rag`, which keeps no archive",
+        "shorter": "make a shorter video",
+        "plain": "use `--no-rag`, which keeps no archive",
         "archive": f"keep the archive elsewhere with {' or '.join(f'`--archive {tier}`' for tier in error.tiers)}",
         "offload": "add `--offload`",
         "window": "shorten the window, for example `--set memory.window=9 --set memory.retrieved=3`",
         "smaller": "make the picture smaller with `--set backbone.height=` and `--set backbone.width=`",
+        "model": "use a smaller `--backbone`, or `--dtype bfloat16`",
     }
     return "; ".join(words[remedy] for remedy in error.remedies)
 
@@ -119,6 +122,7 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
         "a cheaper `--archive`, `--offload` or a smaller `--memory-budget` needs less memory; finished blocks are "
         f"kept, `llrag generate --resume {quote(str(error.path))}` continues the run"
     ),
+    LoadingMemoryError: lambda _: "free some memory; `llrag doctor` shows what each backbone needs",
     NoLatentsError: lambda _: "`llrag collect PROMPTS --out FOLDER` generates some: latent_*.safetensors",
     TrainingExistsError: lambda _: "`--resume` continues it, `--force` starts over; or choose another `--out`",
     TrainingDiffersError: lambda _: "repeat the command that started it, or start over with `--force`",

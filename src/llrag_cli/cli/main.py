@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -26,10 +26,12 @@ from llrag_cli.cli.inspect import inspect
 from llrag_cli.cli.presets import presets_app
 from llrag_cli.cli.scene import scene_app
 from llrag_cli.cli.storyboard import storyboard
+from llrag_cli.cli.streams import forgiving_streams
 from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.guarded import shortened
+from llrag_cli.files.resources import out_of_memory
 from llrag_cli.signals import exit_code_of_signals
 
 app = typer.Typer(
@@ -51,7 +53,7 @@ def _version(*, requested: bool) -> None:
     if requested:
         from importlib.metadata import version
 
-        typer.echo(version("llrag"))
+        console.result(version("llrag"))
         raise typer.Exit
 
 
@@ -86,23 +88,31 @@ app.command()(verify)
 @exit_code_of_signals()
 def main() -> None:
     """The one place where an error becomes a message and an exit code."""
-    try:
-        _require_text(sys.argv[1:])
-        with console.library_warnings():
-            app()
-    except LlragError as error:
-        hint = hint_for(error)
-        typer.echo(f"error: {_readable(error.problem)}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last resort: no user is shown a traceback that did not ask for it
-        if os.environ.get("LLRAG_DEBUG") == "1":
-            traceback.print_exc()
-        problem, hint = _unexpected(error)
-        typer.echo(f"error: {problem}\n\nhint: {hint}", err=True)
-        sys.exit(1)
+    with forgiving_streams() as lost:
+        try:
+            _require_text(sys.argv[1:])
+            with console.library_warnings():
+                app()
+        except SystemExit as end:
+            if end.code or (error := lost()) is None:
+                raise
+            reason = (error.strerror or str(error)).lower()
+            _fail(f"not all results could be printed: {reason}", "the work is done; what it wrote to files is complete")
+        except LlragError as error:
+            _fail(_readable(error.problem), hint_for(error), code=2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
+        except Exception as error:  # noqa: BLE001 - the last resort: a traceback is shown only to those who ask for it
+            if os.environ.get("LLRAG_DEBUG") == "1":
+                traceback.print_exc()
+            _fail(*_unexpected(error))
+
+
+def _fail(problem: str, hint: str, *, code: int = 1) -> NoReturn:
+    """Print an error, and exit."""
+    sys.stderr.write(f"error: {problem}" + (f"\n\nhint: {hint}\n" if hint else "\n"))
+    sys.exit(code)
 
 
 def _readable(problem: str) -> str:
@@ -124,7 +134,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 def _unexpected(error: Exception) -> tuple[str, str]:
     """A sentence and a hint about an error that nothing expected: of the machine, or a bug."""
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return "memory ran out", "free some memory, or ask for less at once"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         path = shortened(error.filename)

@@ -25,6 +25,7 @@ def generate_takes(
     batch: int,
     existing: Existing,
     blocks: int,
+    resume_with: str,
     seconds: float | None = None,
     image: Path | None = None,
 ) -> list[tuple[RunFolder, RunRecord]]:
@@ -40,6 +41,7 @@ def generate_takes(
             blocks=blocks,
             frame_rate=pipeline.config.backbone.fps,
             folder=together[0].path,
+            resume_with=resume_with,
         ) as update:
             records = make_takes(
                 pipeline,

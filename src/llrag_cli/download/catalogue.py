@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.settings import Config
@@ -24,7 +24,7 @@ class CatalogueFile(Config):
     convert: Literal["generator", "lora", "encoder"] | None = Field(default=None, description="rewrite as safetensors")
     ema: bool = Field(default=False, description="keep the EMA weights of a generator")
     bytes: int = Field(gt=0, description="size, estimated from parameter counts")
-    sha256: str | None = Field(default=None, description="of the file, or its first digits")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", description="of the file, or its first digits")
 
 
 class Source(Config):
@@ -35,6 +35,13 @@ class Source(Config):
     revision: str = "main"
     licence: str
     files: tuple[CatalogueFile, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> Source:
+        """The hub says what its files must be; of those of a web server the catalogue must."""
+        if self.url is not None and any(file.sha256 is None for file in self.files):
+            raise ValueError(f"a file at {self.url} has no `sha256`")
+        return self
 
 
 class Item(Config):

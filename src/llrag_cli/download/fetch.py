@@ -19,7 +19,7 @@ def totals(planned: Sequence[PlannedFile]) -> dict[str, int]:
     pending = [file for file in planned if file.state != "present"]
     return {
         "fetch": sum(file.bytes for file in pending if file.state == "missing"),
-        "check": sum(file.bytes for file in pending if file.sha256 is not None),
+        "check": sum(file.bytes for file in pending),
         "convert": sum(file.bytes for file in pending if file.spec.convert is not None),
     }
 
@@ -40,11 +40,11 @@ def _fetch_one(file: PlannedFile, folder: Path, *, dtype: str, prune: bool, adva
     with writing(file.target):
         file.target.parent.mkdir(parents=True, exist_ok=True)
     if file.url is None:
-        source = fetch_from_hub(file.repo, file.path, file.commit, advance=advance)
+        source = fetch_from_hub(file.repo, file.path, file.commit, size=file.bytes, advance=advance)
     else:
         source = file.target.with_name(f"{file.target.name}.partial")
-        fetch_from_web(file.url, source, advance=advance)
-    check(file, source, advance=advance)
+        fetch_from_web(file.url, source, size=file.bytes, advance=advance)
+    sha256 = check(file, source, advance=advance)
     with writing(file.target):
         if file.url is not None:
             source.replace(file.target)
@@ -60,7 +60,8 @@ def _fetch_one(file: PlannedFile, folder: Path, *, dtype: str, prune: bool, adva
             "commit": file.commit,
             "path": file.path,
             "licence": file.licence,
-            "sha256": file.sha256,
+            "sha256": sha256,
+            "blob": file.blob,
             "dtype": dtype if file.spec.convert in ("generator", "lora") else None,
         }
         add_to_record(folder, file.target, entry)
@@ -68,23 +69,33 @@ def _fetch_one(file: PlannedFile, folder: Path, *, dtype: str, prune: bool, adva
         remove_from_cache(source)
 
 
-def check(file: PlannedFile, path: Path, *, advance: Advance) -> None:
-    """Compare size and SHA-256 with the expected ones; a file that differs is removed."""
+def check(file: PlannedFile, path: Path, *, advance: Advance) -> str:
+    """Compare size, SHA-256 and git blob id with the expected ones, and return the SHA-256.
+
+    Raises ``LlragError`` for a file that differs, which is removed.
+    """
     size = path.stat().st_size
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     problem = f"has {size} bytes, not {file.bytes}" if size != file.bytes else None
-    if problem is None and file.sha256 is not None:
-        digest = hashlib.sha256()
+    if problem is None:
         with path.open("rb") as stream:
             while chunk := stream.read(1 << 24):
-                digest.update(chunk)
+                sha256.update(chunk)
+                if file.blob is not None:
+                    blob.update(chunk)
                 advance("check", len(chunk))
-        if not digest.hexdigest().startswith(file.sha256):
-            problem = f"has SHA-256 {digest.hexdigest()[:12]}…, not {file.sha256[:12]}…"
+        for name, found, expected in (
+            ("SHA-256", sha256.hexdigest(), file.sha256),
+            ("git blob id", blob.hexdigest(), file.blob),
+        ):
+            if expected is not None and not found.startswith(expected):
+                problem = f"has {name} {found[:12]}…, not {expected[:12]}…"
     if problem is not None:
         remove_from_cache(path)
         raise LlragError(
             f"`{file.repo}/{file.path}` is damaged: it {problem}", hint="it was removed; download it again"
         )
+    return sha256.hexdigest()
 
 
 def link(cached: Path, target: Path) -> None:

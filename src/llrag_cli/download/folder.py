@@ -31,6 +31,7 @@ class DownloadRecord(Record):
     path: str
     licence: str
     sha256: str | None
+    blob: str | None = None  # git blob id; of a file that has no SHA-256 on the hub
     dtype: str | None
 
 

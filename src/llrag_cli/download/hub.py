@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -13,6 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import tqdm
 
 from llrag_cli.download.problems import explained, not_cached
+from llrag_cli.download.transfers import at_most, session
 from llrag_cli.errors import LlragError
 from llrag_cli.files.guarded import shortened
 from llrag_cli.files.paths import is_inner_path
@@ -29,6 +31,7 @@ class RemoteFile:
     commit: str
     bytes: int
     sha256: str | None  # None for small files, which the hub keeps in git
+    blob: str | None  # their git blob id
     cached: bool
 
 
@@ -44,6 +47,7 @@ def list_files(repo: str, revision: str, patterns: Sequence[str]) -> list[Remote
 
     Raises ``LlragError`` if the repository or one of the files is not accessible.
     """
+    session()
     with explained(repo):
         if constants.HF_HUB_OFFLINE:
             snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
@@ -59,6 +63,8 @@ def list_files(repo: str, revision: str, patterns: Sequence[str]) -> list[Remote
         if not files:
             return []
         commit = files[0].commit_hash
+        if any(file.commit_hash != commit for file in files) or (_is_commit(revision) and commit != revision):
+            raise LlragError(f"`{repo}` changed while it was listed", hint="try again")
         paths = [file.filename for file in files]
         entries = HfApi(library_name="llrag").get_paths_info(repo, paths, revision=commit)  # a dry run has no hashes
         for entry in entries:
@@ -69,10 +75,21 @@ def list_files(repo: str, revision: str, patterns: Sequence[str]) -> list[Remote
                 )
     cached = {file.filename for file in files if file.is_cached}
     return [
-        RemoteFile(entry.path, commit, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.path in cached)
+        RemoteFile(
+            entry.path,
+            commit,
+            entry.size,
+            sha256=entry.lfs.sha256 if entry.lfs else None,
+            blob=None if entry.lfs else entry.blob_id,
+            cached=entry.path in cached,
+        )
         for entry in sorted(entries, key=lambda entry: entry.path)
         if isinstance(entry, RepoFile)
     ]
+
+
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _cached_files(snapshot: Path, patterns: Sequence[str]) -> list[RemoteFile]:
@@ -83,10 +100,9 @@ def _cached_files(snapshot: Path, patterns: Sequence[str]) -> list[RemoteFile]:
             continue
         if path.endswith(".index.json"):
             _require_shards(file)
-        blob = file.readlink().name if file.is_symlink() else ""  # named by SHA-256, or by the hash of git
-        files.append(
-            RemoteFile(path, snapshot.name, file.stat().st_size, blob if len(blob) == 64 else None, cached=True)
-        )
+        name = file.readlink().name if file.is_symlink() else ""  # the SHA-256, or the git blob id
+        sha256, blob = name if len(name) == 64 else None, name if len(name) == 40 else None
+        files.append(RemoteFile(path, snapshot.name, file.stat().st_size, sha256=sha256, blob=blob, cached=True))
     return files
 
 
@@ -98,8 +114,11 @@ def _require_shards(index: Path) -> None:
         raise not_cached(f"{missing[0]}` of `{index.name}")
 
 
-def fetch_from_hub(repo: str, path: str, commit: str, *, advance: Advance) -> Path:
-    """Path of a file in the hub's cache, downloaded if necessary."""
+def fetch_from_hub(repo: str, path: str, commit: str, *, size: int, advance: Advance) -> Path:
+    """Path of a file in the hub's cache, downloaded if necessary.
+
+    Raises ``LlragError`` if the hub sends the file of another commit, or more than ``size`` bytes and some room.
+    """
 
     class Bar(_Silent):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,8 +130,16 @@ def fetch_from_hub(repo: str, path: str, commit: str, *, advance: Advance) -> Pa
             advance("fetch", int(n or 0))
             return None
 
-    with explained(repo, path):
-        return Path(hf_hub_download(repo, path, revision=commit, library_name="llrag", tqdm_class=Bar))
+    session()
+    with explained(repo, path), at_most(size):
+        cached = Path(hf_hub_download(repo, path, revision=commit, library_name="llrag", tqdm_class=Bar))
+    snapshot = cached.parents[len(PurePosixPath(path).parts) - 1].name
+    if snapshot != commit:
+        raise LlragError(
+            f"`{repo}/{path}` changed after the download was planned: commit {snapshot[:12]}, not {commit[:12]}",
+            hint="try again; complete files are kept",
+        )
+    return cached
 
 
 def remove_from_cache(cached: Path) -> None:

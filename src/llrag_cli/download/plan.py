@@ -36,6 +36,7 @@ class PlannedFile:
     licence: str
     bytes: int
     sha256: str | None  # or its first digits; None for small files, which the hub keeps in git
+    blob: str | None  # their git blob id
     state: Literal["present", "cached", "missing"]
 
 
@@ -77,6 +78,7 @@ def plan(chosen: Iterable[tuple[str, Source]], folder: Path, *, dtype: str, forc
                         licence=source.licence,
                         bytes=file.bytes,
                         sha256=sha256,
+                        blob=file.blob,
                         state="present" if present else "cached" if file.cached else "missing",
                     )
                 )
@@ -94,12 +96,16 @@ def _matching(files: Iterable[RemoteFile], spec: CatalogueFile, source: Source) 
 
 def _on_web(base: str, spec: CatalogueFile, source: Source, folder: Path) -> RemoteFile:
     size = size_on_web(f"{base}/{spec.path}", target=target_path(folder, spec, spec.path))
-    return RemoteFile(spec.path, source.revision, spec.bytes if size is None else size, spec.sha256, cached=False)
+    known = spec.bytes if size is None else size
+    return RemoteFile(spec.path, source.revision, known, sha256=spec.sha256, blob=None, cached=False)
 
 
 def _same(entry: Mapping[str, Any], source: Source, file: RemoteFile, *, sha256: str | None, dtype: str) -> bool:
     """Whether a recorded file is the planned one: the same content, stored in the same dtype."""
-    unchanged = entry["sha256"] == sha256 if sha256 else entry["commit"] == file.commit
+    if sha256:
+        unchanged = (entry["sha256"] or "").startswith(sha256)
+    else:
+        unchanged = entry["commit"] == file.commit or (file.blob is not None and entry["blob"] == file.blob)
     same_file = (entry["repo"], entry["path"]) == (source.repo, file.path)
     return same_file and unchanged and entry["dtype"] in (None, dtype)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 
 from llrag_cli.download.hub import Advance
 from llrag_cli.download.problems import explained
+from llrag_cli.download.transfers import at_most, session
 from llrag_cli.errors import LlragError
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}  # so that Content-Length is the size of the file
@@ -25,16 +26,20 @@ def size_on_web(url: str, *, target: Path) -> int | None:
             hint=f"unset it for the download, or copy `{url}` there",
         )
     with explained(url, host=_host(url)):
-        response = get_session().head(url, headers=UNCOMPRESSED, follow_redirects=True)
+        response = session().head(url, headers=UNCOMPRESSED, follow_redirects=True)
     _require_success(response, url)
     length = response.headers.get("Content-Length")
     return int(length) if length else None
 
 
-def fetch_from_web(url: str, partial: Path, *, advance: Advance) -> None:
-    """Download a file to ``partial``; after an error nothing is left there."""
+def fetch_from_web(url: str, partial: Path, *, size: int, advance: Advance) -> None:
+    """Download a file of ``size`` bytes to ``partial``; after an error nothing is left there."""
     try:
-        with explained(url, host=_host(url)), get_session().stream("GET", url, headers=UNCOMPRESSED) as response:
+        with (
+            explained(url, host=_host(url)),
+            at_most(size),
+            session().stream("GET", url, headers=UNCOMPRESSED, follow_redirects=True) as response,
+        ):
             _require_success(response, url)
             with partial.open("wb") as stream:
                 for chunk in response.iter_bytes():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from llrag_cli.engine.rollout import rollout
 from llrag_cli.engine.session import Session
 from llrag_cli.engine.shots import Change, Reference
 from llrag_cli.engine.sources import Sources
-from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.errors import LlragError, LoadingMemoryError, UsageError
 from llrag_cli.files.paths import weights_folder
+from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import RetrievalMemory
@@ -70,11 +72,12 @@ class Pipeline:
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)
         encoder = None
-        if (file := family.files(config, folder).get("memory.encoder")) is not None:
-            encoder = load_encoder(file, device=compute_device)
-            require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
-        models = family.load(config, folder, device=compute_device, dtype=compute_dtype, prompts=prompts)
-        backbone = new_backbone(models.transformer, compute_device, how)
+        with _memory_for_weights():
+            if (file := family.files(config, folder).get("memory.encoder")) is not None:
+                encoder = load_encoder(file, device=compute_device)
+                require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
+            models = family.load(config, folder, device=compute_device, dtype=compute_dtype, prompts=prompts)
+            backbone = new_backbone(models.transformer, compute_device, how)
         if encoder is not None:
             require_fit(encoder.config, config, channels=backbone.channels)
         return cls(config, backbone, models.text, models.decoder, encoder or average_pool, folder)
@@ -218,6 +221,17 @@ class Pipeline:
         encoder = load_encoder(file, device=self.backbone.device)
         require_fit(encoder.config, config, channels=self.backbone.channels)
         return replace(self, config=config, encode_key=encoder)
+
+
+@contextmanager
+def _memory_for_weights() -> Iterator[None]:
+    """Raise ``LoadingMemoryError`` if memory runs out in this context."""
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and Python each have their own
+        if not out_of_memory(error):
+            raise
+        raise LoadingMemoryError from error
 
 
 def require_fit(sizes: EncoderConfig, config: RunConfig, *, channels: int) -> None:

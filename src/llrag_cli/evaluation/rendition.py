@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from llrag_cli.errors import LlragError
-from llrag_cli.files.ffmpeg import ffmpeg, file_url
+from llrag_cli.files.ffmpeg import file_url, run_ffmpeg
 from llrag_cli.runs.video import open_video
 
 LONGER_SIDE = 256  # pixels, at most
@@ -30,15 +29,8 @@ def rendition(video: Path, *, upscale: int = 1, crf: int = CRF) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rendition.mp4"
         encode = ["-c:v", "libx264", "-crf", str(crf), "-preset", "slow", "-pix_fmt", "yuv420p"]
-        command = [ffmpeg(), "-v", "error", "-i", file_url(video), "-an", "-vf", f"scale={width}:{height}:flags=area"]
-        done = subprocess.run(
-            [*command, *encode, "-movflags", "+faststart", file_url(target)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        command = ["-v", "error", "-i", file_url(video), "-an", "-vf", f"scale={width}:{height}:flags=area"]
+        done = run_ffmpeg([*command, *encode, "-movflags", "+faststart", file_url(target)], reading=video)
         if done.returncode or not target.exists():
             reason = (done.stderr.strip().splitlines() or ["ffmpeg stopped"])[-1]
             raise LlragError(

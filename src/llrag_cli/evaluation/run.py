@@ -12,9 +12,10 @@ from pathlib import Path
 from pydantic import Field
 
 from llrag_cli.batch.jobs import PipelineSpec, VideoJob, generate_video
+from llrag_cli.batch.sharing import shared
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import LlragError, RunLockedError
 from llrag_cli.evaluation.grid import Case, Grid, horizon_frames, memory_config
 from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
@@ -106,10 +107,24 @@ class Bench:
         video = VideoJob(spec, case.prompt, folder, self.grid.seconds, case.seed, existing="renew")
         return CaseJob(video, made=self.is_made(case), horizons=self.grid.horizons, backend=backend)
 
-    def make(self, device: str, dtype: str, on_block: Callable[[Case, int], None]) -> Iterator[Case]:
-        """Make the missing videos; each backbone and memory is loaded once. Yields each finished case."""
+    def make(
+        self,
+        device: str,
+        dtype: str,
+        on_block: Callable[[Case, int], None],
+        on_wait: Callable[[RunLockedError, int], None] = lambda error, count: None,
+    ) -> Iterator[Case]:
+        """Make the missing videos; each backbone and memory is loaded once. Yields each finished case.
+
+        Those that another process is making come last, as in ``shared``.
+        """
         pipeline, loaded = None, ("", "")
-        for case in self.missing():
+
+        def attempt(case: Case) -> None:
+            nonlocal pipeline, loaded
+            RunFolder(case.folder(self.root)).require_unlocked()  # before weights are loaded for it
+            if self.is_made(case):
+                return
             if pipeline is None or loaded != (case.backbone, case.memory):
                 pipeline = None  # free the previous one before loading the next
                 prompts = [prompt for _, prompt in self.grid.prompts]
@@ -117,7 +132,7 @@ class Bench:
                 loaded = case.backbone, case.memory
             folder = RunFolder(case.folder(self.root))
 
-            def on_progress(progress: Progress, case: Case = case) -> None:
+            def on_progress(progress: Progress) -> None:
                 on_block(case, progress.done)
 
             make_video(
@@ -129,6 +144,8 @@ class Bench:
                 existing="renew",
                 on_progress=on_progress,
             )
+
+        for case, _ in shared(self.missing(), attempt, on_wait=on_wait):
             yield case
 
     def scores(self, case: Case, backend: Backend) -> list[Scored]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.ffmpeg import ffmpeg
+from llrag_cli.files.ffmpeg import Watch, ffmpeg, run_ffmpeg
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,11 +198,17 @@ def _decode(
         subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=log) as process,
     ):
         assert process.stdout is not None
+        watch = Watch(process)
         try:
             while frames is None or len(pictures) < frames:
                 content = bytearray(height * width * 3)
-                if process.stdout.readinto(content) < len(content):  # type: ignore[attr-defined]
-                    broken = process.wait() != 0 or CUT_OFF in _text(log)
+                with watch:
+                    read = process.stdout.readinto(content)  # type: ignore[attr-defined]
+                if read < len(content):
+                    with watch:
+                        broken = process.wait() != 0 or CUT_OFF in _text(log)
+                    if watch.late:
+                        raise LlragError(f"`{path}` could not be read: {watch.death}", hint=HINT)
                     break
                 pictures.append(torch.frombuffer(content, dtype=torch.uint8).view(height, width, 3))
         finally:
@@ -248,11 +254,10 @@ def _broken_clip(path: Path, header: _Header, *, seconds: float, log: str) -> Ll
 def _run(path: Path, options: list[str], output: list[str]) -> subprocess.CompletedProcess[str]:
     """What ffmpeg makes of a file, read with ``options``; a crash is an ``LlragError``."""
     with _open(path) as file:
-        command = [ffmpeg(), *options, *INPUT, *output]
-        done = subprocess.run(command, stdin=file, capture_output=True, text=True, errors="replace", check=False)
+        done = run_ffmpeg([*options, *INPUT, *output], reading=path, stdin=file)
     if done.returncode < 0:  # as that of imageio-ffmpeg 0.6 for Linux does at any MPEG-TS
         raise LlragError(
-            f"the ffmpeg at `{command[0]}` crashes when it reads `{path}`",
+            f"the ffmpeg at `{ffmpeg()}` crashes when it reads `{path}`",
             hint="update imageio-ffmpeg, or convert the clip to MP4",
         )
     return done

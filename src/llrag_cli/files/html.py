@@ -29,9 +29,9 @@ def _script(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def _script_hash(script: str) -> str:
-    """A script as a source expression of a Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}'"
+def _content_hash(content: str) -> Markup:
+    """An inline script or style as a source expression of a Content-Security-Policy."""
+    return Markup(f"'sha256-{base64.b64encode(sha256(content.encode()).digest()).decode()}'")
 
 
 @cache
@@ -45,6 +45,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals["script"] = _script
-    environment.filters["script_hash"] = _script_hash
+    environment.filters["content_hash"] = _content_hash
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llrag_cli.errors import LlragError
+
 if TYPE_CHECKING:
     import torch
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
 
 
 def free_memory(device: torch.device | None) -> int | None:
@@ -23,6 +28,16 @@ def free_memory(device: torch.device | None) -> int | None:
     except OSError:
         pass
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the host."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # that of torch
+        return True
+    text = str(error).lower()
+    return not isinstance(error, LlragError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 def free_disk(folder: Path) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from llrag_cli.errors import DamagedFileError, LlragError
 from llrag_cli.files.guarded import reason_of, shortened
 from llrag_cli.files.headers import read_header
+from llrag_cli.files.resources import out_of_memory
 
 State = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,8 +50,18 @@ def read_file(path: Path) -> Any:
         return content
     except FileNotFoundError:
         raise LlragError(f"`{path}` does not exist", hint="check the path, or download the weights again") from None
+    except pickle.UnpicklingError as error:
+        raise damaged(path, ValueError(_refused(error))) from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        if out_of_memory(error):
+            raise
         raise damaged(path, error) from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Why a pickle is not read. The text of torch advises to switch the protection off, so it is not passed on."""
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it asks for `{shortened(code[1])}`, and only tensors are read" if code else "it does not hold tensors only"
 
 
 def read_shapes(path: Path) -> Any:
@@ -67,14 +80,17 @@ def read_shapes(path: Path) -> Any:
 
 
 def _require_stored(path: Path) -> None:
-    """Raise an error for a pickled checkpoint that unpacks to more than it is."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise ValueError("it is compressed")
-            for each in archive.infolist():  # torch allows `bytearray(10**11)`, which no checkpoint needs
-                if each.filename.endswith("data.pkl") and b"bytearray" in archive.read(each):
-                    raise ValueError("it holds a byte array, which may be of any size")
+    """Raise an error for a pickled checkpoint that is no archive, or unpacks to more than it is."""
+    with path.open("rb"):  # a file that is missing or may not be read is an error of its own
+        pass
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive as `torch.save` writes them")
+    with zipfile.ZipFile(path) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise ValueError("it is compressed")
+        for each in archive.infolist():  # torch allows `bytearray(10**11)`, which no checkpoint needs
+            if each.filename.endswith("data.pkl") and b"bytearray" in archive.read(each):
+                raise ValueError("it holds a byte array, which may be of any size")
 
 
 def _require_within(content: Any, size: int) -> None:

@@ -25,6 +25,9 @@ def encoder_file(config: RunConfig, folder: Path, *, bundled: Path | None = None
 
 
 def converted(path: Path) -> Path:
-    """A checkpoint, or the safetensors it has been converted to, where they are there."""
+    """A checkpoint, or the safetensors it was converted to if only those are there.
+
+    A file that exists is the one that is read: another one of nearly its name may be anybody's.
+    """
     rewritten = path.with_suffix(".safetensors")
-    return rewritten if rewritten.exists() else path
+    return rewritten if rewritten.exists() and not path.exists() else path

@@ -14,7 +14,7 @@ from typing import Any
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
 from llrag_cli.files.durable import replace_text, replacing, require_own
-from llrag_cli.files.ffmpeg import ffmpeg, file_url
+from llrag_cli.files.ffmpeg import file_url, run_ffmpeg
 from llrag_cli.files.guarded import UnreadableError, read_bytes
 from llrag_cli.files.paths import is_file_name
 from llrag_cli.files.records import Record, parse_as
@@ -119,6 +119,7 @@ def export_shot(video: Path, file: ShotFile, out: Path, *, fps: int, crf: int = 
     with replacing(out / file.name, hint=ROOM) as partial:
         _run(
             out / file.name,
+            video,
             *(*seek, "-i", file_url(video), "-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"),
             *("-frames:v", str(len(file.frames)), "-vf", f"setpts=N/({fps}*TB)", "-r", str(fps)),
             *("-c:v", "libx264", "-crf", str(crf), "-preset", "medium", "-bf", "0", "-g", str(fps)),
@@ -134,6 +135,7 @@ def export_chapters(video: Path, timeline: Timeline, target: Path, *, frames_wri
     with replacing(target, hint=ROOM) as partial:
         _run(
             target,
+            video,
             *("-fflags", "+discardcorrupt", "-i", file_url(video), "-f", "ffmetadata", "-i", "pipe:0"),
             *("-map", "0:v:0", "-map_metadata", "0", "-map_chapters", "1", "-c", "copy"),
             *("-movflags", "+faststart", "-f", "mp4", file_url(partial)),
@@ -154,9 +156,14 @@ def _ffmetadata(files: list[ShotFile], fps: int) -> str:
 
 def count_frames(video: Path) -> int:
     """How many whole frames the first track of a video file holds; nothing is decoded."""
-    done = _ffmpeg(
-        *("-fflags", "+discardcorrupt", "-i", file_url(video), "-map", "0:v:0", "-c", "copy"),
-        *("-progress", "pipe:1", "-f", "null", "-"),
+    done = run_ffmpeg(
+        [
+            "-v",
+            "error",
+            *("-fflags", "+discardcorrupt", "-i", file_url(video), "-map", "0:v:0", "-c", "copy"),
+            *("-progress", "pipe:1", "-f", "null", "-"),
+        ],
+        reading=video,
     )
     counts = re.findall(r"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
     if done.returncode or not counts:
@@ -173,20 +180,16 @@ def _require_frames(partial: Path, frames: int, *, target: Path) -> None:
         )
 
 
-def _run(target: Path, *arguments: str, text: str = "") -> None:
-    """Let ffmpeg write ``target``, with ``text`` as its standard input."""
-    done = _ffmpeg("-y", *arguments, text=text)
+def _run(target: Path, video: Path, *arguments: str, text: str = "") -> None:
+    """Let ffmpeg write ``target`` from a video, with ``text`` as its standard input."""
+    done = run_ffmpeg(["-v", "error", "-y", *arguments], reading=video, text=text)
     if done.returncode:
-        raise LlragError(f"`{target}` could not be written: {_reason(done)}", hint=ROOM)
-
-
-def _ffmpeg(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [ffmpeg(), "-v", "error", *arguments]
-    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)  # bytes: `\n` stays `\n`
-    stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
-    return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
+        hint = "try again: it ended before it could finish" if done.returncode < 0 else ROOM
+        raise LlragError(f"`{target}` could not be written: {_reason(done)}", hint=hint)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that ffmpeg wrote about a failure."""
+    """The last line that ffmpeg wrote about a failure, or the signal that killed it."""
+    if done.returncode < 0:
+        return f"ffmpeg was killed by signal {-done.returncode}"
     return (done.stderr.strip().splitlines() or ["ffmpeg stopped"])[-1]

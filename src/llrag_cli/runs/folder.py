@@ -78,6 +78,12 @@ class RunFolder:
             owner.unlink(missing_ok=True)
             lock.release()
 
+    def require_unlocked(self) -> None:
+        """Raise ``RunLockedError`` if another process is writing the folder now."""
+        if (self.path / "run.lock").exists():
+            with self.lock():
+                pass
+
     def require_free(self) -> None:
         """Raise an error if the folder contains a run, or other files."""
         if not self.path.is_dir() or all(path.name in LOCKS for path in self.path.iterdir()):

@@ -22,6 +22,7 @@ from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, LlragWarning, OutOfMemoryError, RunDivergedError, RunLengthError, UsageError
 from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.files.records import first_problem
+from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import family_of
 from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
@@ -163,13 +164,6 @@ def segment_blocks(config: RunConfig) -> int:
     return max(1, round(SEGMENT_SECONDS * config.backbone.fps / frames))
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: float, seed: int) -> RunRecord:
     backbone = pipeline.config.backbone
     readings = [family_of(pipeline.config).read_prompt(prompt) for prompt in timeline.prompts]
@@ -266,7 +260,7 @@ def _generate(
     except LlragError as error:
         outcome |= {"error": error.problem}
         raise
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise
         failure = OutOfMemoryError(writers[0].folder.path, progress.done)

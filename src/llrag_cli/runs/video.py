@@ -16,21 +16,26 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
-from llrag_cli.files.ffmpeg import ffmpeg, file_url
+from llrag_cli.files.ffmpeg import Watch, ffmpeg, file_url, process_of
 from llrag_cli.runs.journal import START, VideoMark
 from llrag_cli.runs.mp4 import split_fragments
 
 KEPT = "what was written before is kept; free some space, or choose another folder"
+AGAIN = "try again; were memory, processes or the time of this machine limited?"
+KILLED = "what was written before is kept; were memory, processes or the time of this machine limited?"
 
 
 class VideoWriter:
     """Writes an H.264 mp4 frame by frame; it consists of fragments, so an unfinished file plays."""
 
-    def __init__(self, path: Path, *, fps: int, upscale: int = 1, crf: int = 18) -> None:
+    def __init__(self, path: Path, *, fps: int, upscale: int = 1, crf: int = 18, part_of: Path | None = None) -> None:
+        """Errors name the file that this one will be ``part_of``, if it is one."""
         self.path = path
+        self._named = part_of or path
         self.frames = 0  # written so far
         self._fps, self._upscale, self._crf = fps, upscale, crf
         self._pipe: Generator[None, Any, None] | None = None
+        self._watch: Watch | None = None
 
     def write(self, frames: Tensor) -> None:
         """Append frames [T, 3, H, W] in [-1, 1]."""
@@ -38,26 +43,38 @@ class VideoWriter:
         try:
             if self._pipe is None:
                 self._pipe = self._open(bytes_.shape[2], bytes_.shape[1])
+                self._watch = Watch(process_of(self._pipe))
+            assert self._watch is not None
             for image in bytes_:
-                self._pipe.send(np.ascontiguousarray(image))
+                with self._watch:
+                    self._pipe.send(np.ascontiguousarray(image))
                 self.frames += 1
         except OSError as error:
             self._pipe = None
-            raise LlragError(f"`{self.path}` could not be written: {self.cause(error)}", hint=KEPT) from error
+            raise self.failure(error) from error
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; raises ``LlragError`` if ffmpeg could not."""
         pipe, self._pipe = self._pipe, None
-        if pipe is not None:
+        if pipe is None or self._watch is None:
+            return
+        with self._watch:
             pipe.close()
+        if self._watch.process.wait():
+            raise self.failure(OSError())
 
-    def cause(self, error: OSError) -> str:
-        """The most likely cause of a broken pipe to ffmpeg."""
+    def failure(self, error: OSError) -> LlragError:
+        """The error of a broken pipe to ffmpeg, with its most likely cause."""
+        death, hint = None if self._watch is None else self._watch.death, KEPT
         if not self.path.parent.is_dir():
-            return "its folder does not exist"
-        if shutil.disk_usage(self.path.parent).free < 2**16:
-            return "the disk is full"
-        return (error.strerror or "ffmpeg stopped").lower()
+            cause = "its folder does not exist"
+        elif shutil.disk_usage(self.path.parent).free < 2**16:
+            cause = "the disk is full"
+        elif death is not None:
+            cause, hint = death, KILLED
+        else:
+            cause = (error.strerror or "ffmpeg stopped").lower()
+        return LlragError(f"`{self._named}` could not be written: {cause}", hint=hint)
 
     def _open(self, width: int, height: int) -> Generator[None, Any, None]:
         import imageio_ffmpeg
@@ -116,7 +133,7 @@ class SegmentedVideo:
         if self._segment is None:
             fps, upscale, crf = self._settings
             part = self.path.with_name(f"{self.path.stem}.{os.getpid()}.part.mp4")
-            self._segment = VideoWriter(part, fps=fps, upscale=upscale, crf=crf)
+            self._segment = VideoWriter(part, fps=fps, upscale=upscale, crf=crf, part_of=self.path)
         try:
             self._segment.write(frames)
         except LlragError:
@@ -149,8 +166,8 @@ class SegmentedVideo:
             if part.frames != segment.frames:
                 raise ValueError(f"{part.frames} of {segment.frames} frames")
         except (OSError, ValueError) as error:
-            cause = segment.cause(error if isinstance(error, OSError) else OSError(0, f"ffmpeg left {error}"))
-            raise LlragError(f"`{self.path}` could not be written: {cause}", hint=KEPT) from error
+            reason = error if isinstance(error, OSError) else OSError(0, f"ffmpeg left {error}")
+            raise segment.failure(reason) from error
         finally:
             segment.path.unlink(missing_ok=True)
         content = part.body if self.mark.frames else part.opening + part.body
@@ -187,24 +204,33 @@ def open_video(path: Path) -> OpenVideo:
     unreadable = LlragError(f"`{path}` cannot be read as a video", hint="is it a finished mp4?")
     raw = imageio_ffmpeg.read_frames(file_url(path))
     try:
-        about = next(raw)
+        about = next(raw)  # within ten seconds
         (width, height), fps = about["size"], float(about["fps"])
     except (OSError, StopIteration, KeyError, RuntimeError) as error:
         raise unreadable from error
     if not (width > 0 and height > 0 and fps > 0):
         raise unreadable
+    watch = Watch(process_of(raw))
+
+    def waited() -> bytes | None:
+        with watch:
+            return next(raw, None)
 
     def frames() -> Generator[Tensor, None, None]:
         count = 0
         try:
-            for bytes_ in raw:
+            while (bytes_ := waited()) is not None:
                 image = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).view(height, width, 3)
                 count += 1
                 yield image.permute(2, 0, 1).float() / 255
         except (OSError, RuntimeError) as error:
+            if watch.death is not None:
+                raise LlragError(f"`{path}` could not be read: {watch.death}", hint=AGAIN) from error
             raise unreadable from error
         finally:
             raw.close()
+        if watch.death is not None:
+            raise LlragError(f"`{path}` could not be read: {watch.death}", hint=AGAIN)
         if count == 0:
             raise unreadable
 

@@ -96,6 +96,19 @@ def test_interrupted_and_uninterrupted_trainings_end_alike(latents: Path, tmp_pa
         assert one == other
 
 
+def test_a_training_killed_before_its_last_report_writes_it_on_resume(latents: Path, tmp_path: Path) -> None:
+    folder = train(latents, tmp_path / "encoder.safetensors", epochs=2)
+    page = folder.summary.read_text(encoding="utf-8")
+    folder.curves.unlink()
+    folder.summary.write_text("of an earlier epoch", encoding="utf-8")
+    train(latents, folder.out, epochs=2, resume=True)
+    assert folder.curves.read_bytes().startswith(b"\x89PNG")
+    assert folder.summary.read_text(encoding="utf-8") == page
+    folder.out.unlink()
+    with pytest.raises(LlragError, match=r"encoder\.safetensors` is missing: the best encoder, of epoch \d"):
+        train(latents, folder.out, epochs=2, resume=True)
+
+
 def test_another_training_is_not_gone_on_with(latents: Path, tmp_path: Path) -> None:
     out = tmp_path / "encoder.safetensors"
     train(latents, out, epochs=1)

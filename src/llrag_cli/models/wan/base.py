@@ -14,6 +14,7 @@ from typing import Any
 from llrag_cli.errors import DamagedFileError, LlragError
 from llrag_cli.files.guarded import UnreadableError, parse_json, read_bytes, reason_of
 from llrag_cli.files.records import read_shards
+from llrag_cli.files.resources import out_of_memory
 
 ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_VAE = "Wan2.1_VAE.pth"
@@ -100,6 +101,8 @@ def reading(path: Path, *, kind: str) -> Iterator[None]:
     except LlragError:
         raise
     except Exception as error:  # every library fails in its own way
+        if out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(path, reason, kind=kind) from error
 

@@ -117,6 +117,8 @@ class EncoderTrainer:
         """Train to the last epoch; returns what was measured in each, as ``metrics.jsonl`` has it."""
         from llrag_cli.training.encoder.report import write_report
 
+        if self.is_main and self.epochs_done >= self.training.epochs:  # its last report may not have been written
+            write_report(self.folder, self.training, self.folder.records()[: self.epochs_done])
         for epoch in range(self.epochs_done + 1, self.training.epochs + 1):
             started = time.perf_counter()
             record: dict[str, Any] = {"epoch": epoch, "train": self._learn(epoch)}
@@ -244,6 +246,9 @@ class EncoderTrainer:
             problem = f"`{self.folder.state}` is damaged: {reason_of(error)}"
             raise LlragError(problem, hint="replace the training") from error
         epochs = len(self.folder.records())
+        if self.best_epoch and not self.folder.out.exists():
+            problem = f"`{self.folder.out}` is missing: the best encoder, of epoch {self.best_epoch}"
+            raise LlragError(problem, hint="restore the file, or replace the training")
         if not all(type(count) is int and 0 <= count <= epochs for count in (self.epochs_done, self.best_epoch)):
             problem = f"`{self.folder.state}` is after epoch {self.epochs_done}, its metrics are of {epochs}"
             raise LlragError(problem, hint="replace the training")
