@@ -71,7 +71,7 @@ class MissingWeightsError(LlragError):
         )
         self.path = path
         self.setting = setting
-        self.checkpoint = checkpoint  # the configuration's transformer, in the weights folder
+        self.checkpoint = checkpoint  # the configuration's transformer, in the weights folder, if it needs the file
 
 
 class DamagedFileError(LlragError):

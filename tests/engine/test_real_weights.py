@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
@@ -29,7 +29,9 @@ from llrag_cli.files.image import read_image
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
+from llrag_cli.models.wan.family import TINY_DECODER
 from llrag_cli.models.wan.text import WanText, load_text_encoder, umt5_from, umt5_name
+from llrag_cli.models.wan.tiny_decoder import TinyWanNetwork
 from llrag_cli.models.wan.vae import load_vae
 from llrag_cli.parity.generation import RecordedNoise
 from official import HEIGHT, WIDTH, official_repos, save_tokenizer, umt5
@@ -201,6 +203,37 @@ def test_a_video_that_starts_from_a_picture_resumes_to_the_same_bytes(weights: P
     assert record.resumed_at == (5,)
     for name in ("latents.safetensors", "memory.jsonl"):
         assert (parts.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_a_preview_becomes_the_final_video(
+    weights: Path, llrag: Llrag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generated with the small decoder, decoded with the full one: the same bytes as generated with that."""
+    own = tmp_path / "weights"
+    own.mkdir()
+    for path in weights.iterdir():
+        (own / path.name).symlink_to(path)
+    torch.manual_seed(0)
+    command = ["a cat", "--backbone", "self-forcing", "--no-rag", *SMALL_OPTIONS, "--seconds", "2"]
+    monkeypatch.setenv("LLRAG_WEIGHTS", str(own))
+    without = llrag("generate", *command, "--decoder", "tiny", "--out", "preview")
+    assert without.returncode == 1 and "taew2_1.safetensors` does not exist" in without.stderr
+    assert "`llrag download weights tiny-decoder` fetches" in without.stderr
+    save_file({name: value.half() for name, value in TinyWanNetwork().state_dict().items()}, own / TINY_DECODER)
+    for out, options in (("preview", ["--decoder", "tiny"]), ("final", [])):
+        done = llrag("generate", *command, *options, "--out", out)
+        assert done.returncode == 0, done.stderr
+    preview, final = RunFolder(tmp_path / "preview"), RunFolder(tmp_path / "final")
+    assert preview.latents.read_bytes() == final.latents.read_bytes()
+    shapes = [read_video(folder.video).shape for folder in (preview, final)]
+    assert shapes[0] == shapes[1] and preview.video.read_bytes() != final.video.read_bytes()
+    done = llrag("decode", "preview")
+    assert done.returncode == 0, done.stderr
+    for name in ("video.mp4", "latents.safetensors", "memory.jsonl"):
+        assert (preview.path / name).read_bytes() == (final.path / name).read_bytes(), name
+    assert preview.read_record().config == final.read_record().config
+    done = llrag("decode", "preview", "--decoder", "tiny")
+    assert done.returncode == 0 and preview.read_record().config.video.decoder == "tiny"
 
 
 def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from llrag_cli.cli.options import (
     Attention,
     BackboneName,
     Compile,
+    DecoderName,
     Device,
     Dtype,
     Encoder,
@@ -82,6 +83,7 @@ def generate(
     takes: Takes = None,
     archive: Archive = None,
     memory_budget: MemoryBudget = None,
+    decoder: DecoderName = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (with --prompts, of all runs); default: a new one in runs/")
     ] = None,
@@ -111,6 +113,7 @@ def generate(
     same command to continue.
     """
     text = one_prompt(prompt)
+    settings = [*([] if decoder is None else [f"video.decoder={decoder}"]), *(settings or ())]
     shots = [_OPTIONS.get(name, name) for name in given(context, *_OF_SHOTS)]
     if resume is not None:
         for name in given(context, "prompts", "out", "force", "size", "engine"):
@@ -135,7 +138,7 @@ def generate(
             rag=rag,
             memory=memory,
             encoder=encoder,
-            settings=settings or (),
+            settings=settings,
             archive=archive,
             memory_budget=memory_budget,
             device=device,
@@ -180,7 +183,7 @@ def generate(
     texts = [text] if text is not None else read_prompt_file(prompts) if prompts is not None else []
     require_length(seconds)
 
-    preset, strategy, changes = scene_configuration(asked, backbone, None if rag is False else memory, settings or ())
+    preset, strategy, changes = scene_configuration(asked, backbone, None if rag is False else memory, settings)
 
     def configured(default: str) -> RunConfig:
         return configuration(

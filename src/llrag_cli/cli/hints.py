@@ -46,7 +46,7 @@ def _another_source(error: DownloadSourceError) -> str:
 
 
 def _missing_weights(error: MissingWeightsError) -> str:
-    item = _catalogue_item(Path(error.checkpoint or "")) or "NAME"
+    item = _catalogue_item(error.path if error.checkpoint is None else Path(error.checkpoint)) or "NAME"
     return (
         f"`llrag download weights {item}` fetches them; LLRAG_WEIGHTS names the folder they are in; "
         "`--backbone tiny` needs none"

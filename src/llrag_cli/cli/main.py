@@ -14,6 +14,7 @@ import typer
 from llrag_cli.cli import console
 from llrag_cli.cli.bench import bench_app
 from llrag_cli.cli.collect import collect
+from llrag_cli.cli.decode import decode
 from llrag_cli.cli.demo import demo
 from llrag_cli.cli.doctor import doctor
 from llrag_cli.cli.download import download_app
@@ -76,6 +77,7 @@ app.command()(generate)
 app.command()(extend)
 app.command()(demo)
 app.command()(storyboard)
+app.command()(decode)
 app.command()(export)
 app.command()(inspect)
 app.command()(collect)

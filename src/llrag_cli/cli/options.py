@@ -45,6 +45,13 @@ def parse_dtype(text: str) -> str:
     return text
 
 
+def parse_decoder(text: str) -> str:
+    """The name of a decoder."""
+    if text not in ("full", "tiny"):
+        raise UsageError(f"unknown decoder `{text}`", hint=closest(text, ("full", "tiny")))
+    return text
+
+
 def parse_device(text: str) -> str:
     """The name of a device, or ``auto``. Whether this machine has it, is known once torch is imported."""
     if not re.fullmatch(r"auto|cpu|meta|mps|(cuda|xpu)(:\d+)?", text):
@@ -103,6 +110,15 @@ MemoryBudget = Annotated[
     ),
 ]
 
+DecoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        parser=parse_decoder,
+        metavar="DECODER",
+        help="full, the VAE's own; tiny, a small one for previews of Wan backbones, many times as fast",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -25,6 +25,7 @@ class CatalogueFile(Config):
     ema: bool = Field(default=False, description="keep the EMA weights of a generator")
     bytes: int = Field(gt=0, description="size, estimated from parameter counts")
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", description="of the file, or its first digits")
+    blob: str | None = Field(default=None, pattern="^[0-9a-f]{40}$", description="git blob id of the file")
 
 
 class Source(Config):
@@ -39,8 +40,8 @@ class Source(Config):
     @model_validator(mode="after")
     def _can_be_checked(self) -> Source:
         """The hub says what its files must be; of those of a web server the catalogue must."""
-        if self.url is not None and any(file.sha256 is None for file in self.files):
-            raise ValueError(f"a file at {self.url} has no `sha256`")
+        if self.url is not None and any(file.sha256 is None and file.blob is None for file in self.files):
+            raise ValueError(f"a file at {self.url} has neither `sha256` nor `blob`")
         return self
 
 
@@ -49,6 +50,7 @@ class Item(Config):
 
     about: str
     needs: tuple[str, ...] = Field(default=(), description="other items that it requires")
+    optional: bool = Field(default=False, description="only downloaded by its name, not with `all`")
     sources: dict[str, Source] = Field(min_length=1, description="the first is the default")
 
     @property
@@ -93,7 +95,7 @@ def alternatives(repo: str) -> tuple[str, ...]:
 def choose(
     kind: Kind, names: Iterable[str], *, source: str | None = None, only: bool = False
 ) -> list[tuple[str, Source]]:
-    """The named items (``all``: all of them) and, unless ``only``, those that they require, with their sources.
+    """The named items (``all``: all but optional ones) and, unless ``only``, those they require, with their sources.
 
     Raises ``UsageError`` for an unknown item, or a source that does not offer a named item (for ``all``: any item).
     """
@@ -103,7 +105,8 @@ def choose(
         if name != "all" and name not in items:
             raise UsageError(f"unknown item `{name}`", hint=closest(name, [*items, "all"]))
     everything = "all" in asked or not asked
-    wanted = list(items) if everything else asked
+    optional = [name for name, item in items.items() if item.optional and name not in asked]
+    wanted = [name for name in items if name not in optional] if everything else asked
     if source is not None:
         known = {name for item in wanted for name in items[item].sources}
         if source not in known:

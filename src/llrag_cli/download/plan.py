@@ -97,7 +97,7 @@ def _matching(files: Iterable[RemoteFile], spec: CatalogueFile, source: Source) 
 def _on_web(base: str, spec: CatalogueFile, source: Source, folder: Path) -> RemoteFile:
     size = size_on_web(f"{base}/{spec.path}", target=target_path(folder, spec, spec.path))
     known = spec.bytes if size is None else size
-    return RemoteFile(spec.path, source.revision, known, sha256=spec.sha256, blob=None, cached=False)
+    return RemoteFile(spec.path, source.revision, known, sha256=spec.sha256, blob=spec.blob, cached=False)
 
 
 def _same(entry: Mapping[str, Any], source: Source, file: RemoteFile, *, sha256: str | None, dtype: str) -> bool:

@@ -99,8 +99,8 @@ class Family(Protocol):
         """What a configuration reads from a weights folder: file or folder by the setting that names it."""
         ...
 
-    def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """The first missing file, by the setting that names it or the folder it belongs to."""
+    def missing(self, config: RunConfig, folder: Path, *, decoder_only: bool = False) -> dict[str, Path]:
+        """The first missing file, by the setting that names it or the folder it belongs to; of all or the decoder."""
         ...
 
     def transformer_sizes(
@@ -141,7 +141,8 @@ def require_files(config: RunConfig, folder: Path) -> None:
     family = family_of(config)
     family.require_settings(config)
     for setting, path in family.missing(config, folder).items():
-        raise MissingWeightsError(config.name, path, setting=setting, checkpoint=config.backbone.weights)
+        checkpoint = None if setting == "video.decoder" else config.backbone.weights  # what brings the rest with it
+        raise MissingWeightsError(config.name, path, setting=setting, checkpoint=checkpoint)
 
 
 _FAMILIES = {"tiny": "llrag_cli.models.embedded.family", "wan": "llrag_cli.models.wan.family"}

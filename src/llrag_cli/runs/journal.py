@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llrag_cli.errors import DamagedRunError
-from llrag_cli.files.durable import AppendFile
+from llrag_cli.files.durable import AppendFile, replace_text
 from llrag_cli.files.guarded import UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_lines
 from llrag_cli.runs.folder import LARGEST_LOG, BlockMemory, RunFolder, memory_line, parse_memory
@@ -125,6 +125,16 @@ class Journal:
         }
         text = json.dumps(about).encode().ljust(HEADER - 8)
         return len(text).to_bytes(8, "little") + text
+
+
+def replace_marks(folder: RunFolder, marks: Sequence[VideoMark]) -> None:
+    """Replace ``commits.jsonl`` by one with the same commits and other marks of the video, one for each block."""
+    commits, _ = _read_commits(folder.commits)
+    lines = [
+        json.dumps(commit.model_copy(update={"video": mark}).model_dump()) + "\n"
+        for commit, mark in zip(commits, marks, strict=True)
+    ]
+    replace_text(folder.commits, "".join(lines))
 
 
 def read_committed(folder: RunFolder, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Committed:

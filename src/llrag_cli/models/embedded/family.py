@@ -67,8 +67,10 @@ class EmbeddedFamily:
             files["backbone.weights"] = own if Path(name).name == name and own.is_file() else folder / name
         return files
 
-    def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
-        """As ``Family.missing``."""
+    def missing(self, config: RunConfig, folder: Path, *, decoder_only: bool = False) -> dict[str, Path]:
+        """As ``Family.missing``; the decoder is in the package."""
+        if decoder_only:
+            return {}
         return {setting: path for setting, path in self.files(config, folder).items() if not path.exists()}
 
     def transformer_sizes(

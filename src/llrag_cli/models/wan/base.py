@@ -50,24 +50,30 @@ class WanBase:
         """The VAE: a file, or a folder in Diffusers format."""
         return self.folder / (ORIGINAL_VAE if self.original else "vae")
 
-    def missing(self) -> list[Path]:
+    def missing(self, *, vae_only: bool = False) -> list[Path]:
         """Files and folders that should be there and are not; a model in shards needs every shard."""
-        needed = [self.text_encoder, self.tokenizer, self.vae]
+        models = [self.vae] if vae_only else [self.text_encoder, self.vae]
+        needed = models if vae_only else [*models, self.tokenizer]
         if missing := [path for path in needed if not path.exists()]:
             return missing
-        files = [*self.weight_files(), _either(self.tokenizer, "tokenizer.json", "spiece.model")]
+        files = [*self.vae_files()] if vae_only else [*self.weight_files()]
+        if not vae_only:
+            files.append(_either(self.tokenizer, "tokenizer.json", "spiece.model"))
         if not self.original:
-            files += [self.text_encoder / "config.json", self.vae / "config.json"]
+            files += [model / "config.json" for model in models]
         return [file for file in files if not file.exists()]
 
     def weight_files(self) -> list[Path]:
         """The files of tensors that should be there."""
         if self.original:
-            return [self.text_encoder, self.vae]
-        return [
-            *_shards(self.text_encoder, "model.safetensors", "pytorch_model.bin"),
-            *_shards(self.vae, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-        ]
+            return [self.text_encoder, *self.vae_files()]
+        return [*_shards(self.text_encoder, "model.safetensors", "pytorch_model.bin"), *self.vae_files()]
+
+    def vae_files(self) -> list[Path]:
+        """Those of the VAE."""
+        if self.original:
+            return [self.vae]
+        return _shards(self.vae, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
     def heads(self) -> int | None:
         """Attention heads of the transformer, which its tensors do not say; None without a configuration."""

@@ -75,13 +75,17 @@ class WanFamily:
             files["video.decoder"] = folder / TINY_DECODER
         return files
 
-    def missing(self, config: RunConfig, folder: Path) -> dict[str, Path]:
+    def missing(self, config: RunConfig, folder: Path, *, decoder_only: bool = False) -> dict[str, Path]:
         """As ``Family.missing``; of the base also shards, tokenizer files and configurations."""
         missing = {}
-        for setting, path in self.files(config, folder).items():
+        files = self.files(config, folder)
+        if decoder_only:
+            decoder = "video.decoder" if config.video.decoder == "tiny" else "backbone.base"
+            files = {decoder: files[decoder]}
+        for setting, path in files.items():
             if not path.exists():
                 missing[setting] = path
-            elif setting == "backbone.base" and (parts := WanBase(path).missing()):
+            elif setting == "backbone.base" and (parts := WanBase(path).missing(vae_only=decoder_only)):
                 missing[setting] = parts[0]
         return missing
 
