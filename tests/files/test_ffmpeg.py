@@ -109,3 +109,11 @@ def test_one_that_does_not_come_to_an_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "SECONDS_PER_MEGABYTE", 0)
     with pytest.raises(LlragError, match=r"ffmpeg did not come to the end of `.*clip\.mp4` within 0 seconds"):
         probe_clip(clip)
+
+
+def test_a_video_that_is_no_part_of_a_run(tmp_path: Path, processes: list[int]) -> None:
+    writer = VideoWriter(tmp_path / "preview.mp4", fps=8)
+    writer.write(FRAMES[:1])
+    os.kill(processes[0], signal.SIGKILL)
+    with pytest.raises(LlragError, match=r"preview\.mp4` could not be written: ffmpeg was killed by signal 9"):
+        writer.close()
