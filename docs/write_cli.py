@@ -13,6 +13,7 @@ COMMANDS = (
     "extend",
     "demo",
     "storyboard",
+    "decode",
     "export",
     "scene",
     "scene new",

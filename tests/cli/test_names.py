@@ -14,7 +14,7 @@ from llrag_cli.files.ffmpeg import file_url
 from llrag_cli.runs.export import count_frames
 
 FEW = ("--set", "sampler.steps=[1000]", "--backbone", "tiny")
-NAMES = ["pink:7", "-dash", "a b'c\"d", "%03d", "[x]", "new\nline", "n\u00fbmero \u4e03 \U0001f3ac :cat: a?b#c*|\\"]
+NAMES = ["-dash", "pink:7 [x] %03d a b'c\"d", "new\nline n\u00fbmero \u4e03 \U0001f3ac :cat: a?b#c*|\\"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,8 +40,8 @@ def test_a_run_may_have_any_name(llrag: Llrag, tmp_path: Path, name: str) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing beside it
 
 
-@pytest.mark.parametrize("name", ["2026-11-28T17:54:00", "-[/x]"])
-def test_other_results_may_have_any_name(llrag: Llrag, tmp_path: Path, name: str) -> None:
+def test_other_results_may_have_any_name(llrag: Llrag, tmp_path: Path) -> None:
+    name = "-2026-11-28T17:54:00 [/x]"
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     for arguments in (
         ("generate", "a red circle", "--takes", "2", "--seconds", "2", f"--out={name}/takes", *FEW),
