@@ -41,7 +41,7 @@ def test_a_run_may_have_any_name(llrag: Llrag, tmp_path: Path, name: str) -> Non
 
 
 def test_other_results_may_have_any_name(llrag: Llrag, tmp_path: Path) -> None:
-    name = "-2026-11-28T17:54:00 [/x]"
+    name = "-2026-11-28T17:54:00[/x]"
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     for arguments in (
         ("generate", "a red circle", "--takes", "2", "--seconds", "2", f"--out={name}/takes", *FEW),
