@@ -110,7 +110,7 @@ def test_web_servers_that_hang_or_do_not_stop(
 def test_files_of_web_servers_have_hashes() -> None:
     source = catalogue().metrics["mapping"].sources["vbench"].model_dump()
     source["files"][0]["sha256"] = None
-    with pytest.raises(ValidationError, match="has no `sha256`"):
+    with pytest.raises(ValidationError, match="has neither `sha256` nor `blob`"):
         Source.model_validate(source)
 
 
