@@ -49,6 +49,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room
             "tests/runs/test_video.py",
             "tests/runs/test_power_cut.py",
             "tests/runs/test_export.py",
+            "tests/batch/test_collect.py",
+            "tests/runs/test_resume.py",
         ),
     ),
     "sampling": (("sampling/*.py",), ("tests/sampling", "tests/engine/test_rollout.py")),

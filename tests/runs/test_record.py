@@ -23,6 +23,7 @@ from llrag_cli.errors import (
 )
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
 from llrag_cli.scenes.timeline import ReferenceSpan, next_shot
 from runs.records import record_of
@@ -217,3 +218,8 @@ def test_errors_of_the_library_name_no_flag() -> None:
     for error in errors:
         assert error.problem and error.hint
         assert "--" not in error.problem + error.hint and "llrag " not in error.problem + error.hint
+
+
+def test_speed_is_that_of_new_video() -> None:
+    assert Progress(blocks=9, resumed_at=3, done=5, seconds_of_video=7.5, new_seconds=3.0, elapsed=2.0).speed == 1.5
+    assert Progress(blocks=9).speed == 0
