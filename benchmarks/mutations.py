@@ -49,6 +49,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room
             "tests/runs/test_video.py",
             "tests/runs/test_power_cut.py",
             "tests/runs/test_export.py",
+            "tests/batch/test_collect.py",
+            "tests/runs/test_resume.py",
         ),
     ),
     "sampling": (("sampling/*.py",), ("tests/sampling", "tests/engine/test_rollout.py")),
@@ -223,7 +225,10 @@ def main(
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkout"
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "runs-*"))
+        for name in ("src", "tests", "presets", "docs", "benchmarks", ".ci"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, folder / name)
         os.environ["PYTHONPATH"] = str(folder / "src")  # of commands that tests start
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutation may be written within one tick of the clock
         _preload()

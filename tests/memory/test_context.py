@@ -70,3 +70,11 @@ def test_what_can_be_retrieved_is_not_attended_anyway(
 def test_the_first_retrieval_at_the_released_settings() -> None:
     counts = {start: len(retrievable(start=start, window=12, sink=1, guard=5)) for start in range(0, 30, 3)}
     assert counts == {0: 0, 3: 0, 6: 0, 9: 0, 12: 0, 15: 0, 18: 1, 21: 4, 24: 7, 27: 10}
+
+
+def test_a_sink_that_was_moved_has_the_times_of_its_slots() -> None:
+    context = retrieval_window(start=30, block=3, window=12, sink=2, count=4, retrieved=[[4, 2]], sink_start=9)
+    assert context.shared == (9, 10, 27, 28, 29)
+    assert context.shared_times == (0, 1, 6, 7, 8)
+    plain = sliding_window(start=30, block=3, window=12, sink=2, sink_start=9)
+    assert plain.shared == plain.shared_times == (9, 10, 23, 24, 25, 26, 27, 28, 29)

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from llrag_cli.memory.candidates import Candidates, cosine_similarities
 from llrag_cli.memory.context import retrievable
-from llrag_cli.memory.strategies import Diverse, Gate, Nearest, Random, RetrievalMemory, Successor, Uniform
+from llrag_cli.memory.encoder import EncoderConfig
+from llrag_cli.memory.strategies import (
+    Diverse,
+    Gate,
+    Nearest,
+    Random,
+    RetrievalMemory,
+    SlidingWindow,
+    Successor,
+    Uniform,
+)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -174,3 +184,15 @@ def test_relevance_weighs_similarity_against_diversity(relevance: float, expecte
     keys = torch.stack((cosines, away), dim=1)[None]
     frames, _ = chosen(Diverse(retrieved=2, relevance=relevance), torch.tensor([[1.0, 0.0]]), keys, range(3))
     assert frames[0].tolist() == expected
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    assert Nearest().model_dump() == {
+        "strategy": "nearest", "window": 12, "sink": 1, "recache": "keep", "retrieved": 6, "guard": 0,
+        "keys": "average", "encoder": None, "archive": "device",
+    }  # fmt: skip
+    assert SlidingWindow().model_dump() == {"strategy": "none", "window": 12, "sink": 1, "recache": "keep"}
+    assert (Diverse().relevance, Gate().threshold) == (0.5, 0.9)
+    assert EncoderConfig().model_dump() == {
+        "in_channels": 16, "spatial_h": 60, "spatial_w": 104, "latent_dim": 1024, "hidden_dims": (64, 128, 256),
+    }  # fmt: skip

@@ -286,3 +286,9 @@ def test_the_command_refuses_before_it_works(llrag: Llrag, tmp_path: Path, monke
     with pytest.raises(UsageError, match="OpenTimelineIO is not installed"):
         edit.require_opentimelineio()
     assert llrag("export", "run", "--no-timeline").returncode == 0
+
+
+@pytest.mark.parametrize(("seed", "written"), [(2**63 - 1, 2**63 - 1), (2**63, str(2**63)), (0, 0)])
+def test_seeds_that_a_timeline_cannot_hold_are_text(tmp_path: Path, seed: int, written: int | str) -> None:
+    write_otio(tmp_path / "timeline.otio", shot_files(SHOTS), name="orchids", fps=FPS, seed=seed)
+    assert json.loads((tmp_path / "timeline.otio").read_text())["metadata"]["llrag"]["seed"] == written

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.errors import (
@@ -23,7 +25,9 @@ from llrag_cli.errors import (
 )
 from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
+from llrag_cli.runs.statistics import peak_memory
 from llrag_cli.scenes.timeline import ReferenceSpan, next_shot
 from runs.records import record_of
 
@@ -217,3 +221,15 @@ def test_errors_of_the_library_name_no_flag() -> None:
     for error in errors:
         assert error.problem and error.hint
         assert "--" not in error.problem + error.hint and "llrag " not in error.problem + error.hint
+
+
+def test_speed_is_that_of_new_video() -> None:
+    assert Progress(blocks=9, resumed_at=3, done=5, seconds_of_video=7.5, new_seconds=3.0, elapsed=2.0).speed == 1.5
+    assert Progress(blocks=9).speed == 0
+
+
+def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3))
+    for platform, size in (("linux", 3072), ("darwin", 3)):  # Linux counts in units of 1024 bytes
+        monkeypatch.setattr("sys.platform", platform)
+        assert peak_memory(torch.device("cpu")) == size

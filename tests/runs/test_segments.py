@@ -86,3 +86,13 @@ def test_an_encoder_that_stops_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(VideoWriter, "close", lambda writer: writer.path.write_bytes(b"\0\0\0\x18ftyp"))
     with pytest.raises(LlragError, match=r"video\.mp4` could not be written: ffmpeg left a box is cut off"):
         video.write(moving(12))
+
+
+def test_a_header_that_is_cut_off_behind_a_whole_box_is_said() -> None:
+    whole = (8).to_bytes(4, "big") + b"free"
+    assert [(box.kind, box.start, box.content, box.end) for box in boxes(2 * whole)] == [
+        ("free", 0, 8, 8),
+        ("free", 8, 16, 16),
+    ]
+    with pytest.raises(ValueError, match="a box is cut off"):
+        list(boxes(whole + whole[:7]))
