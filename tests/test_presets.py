@@ -8,13 +8,14 @@ from pydantic import ValidationError
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory
-from llrag_cli.presets import load_config, preset_names
+from llrag_cli.models.family import family_of
+from llrag_cli.presets import load_config, preset_names, with_settings
 
 FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-framewise"]
 
 
 def test_there_are_six_configurations_the_embedded_one_and_frame_wise_ones() -> None:
-    assert preset_names() == ["tiny", "causal-forcing", *FRAMEWISE, "longlive", "self-forcing"]
+    assert preset_names() == ["tiny", "tiny-distilled", "causal-forcing", *FRAMEWISE, "longlive", "self-forcing"]
     for name in preset_names():
         assert load_config(name).memory.strategy == "nearest"
         assert load_config(name, memory="none").memory.strategy == "none"
@@ -33,6 +34,20 @@ def test_the_released_values(name: str) -> None:
     assert (native.backbone.height, native.backbone.width, native.backbone.fps) == (60, 104, 16)
     assert native.backbone.ema == (name == "self-forcing")
     assert (native.backbone.lora is not None) == (name == "longlive")
+
+
+def test_the_distilled_embedded_model_samples_as_the_real_backbones_do() -> None:
+    distilled, plain = load_config("tiny-distilled"), load_config("tiny")
+    assert distilled.sampler == load_config("self-forcing").sampler
+    same = {"name": plain.name, "about": plain.about, "sampler": plain.sampler}
+    assert distilled.model_copy(update={**same, "backbone": plain.backbone}) == plain
+    assert distilled.backbone.model_copy(update={"weights": None}) == plain.backbone
+    file = family_of(distilled).files(distilled, Path("elsewhere"))["backbone.weights"]
+    assert file.is_file() and file.name == "tiny-distilled.safetensors"
+    own = with_settings(distilled, ["backbone.weights=mine.safetensors"])
+    assert family_of(own).files(own, Path("elsewhere"))["backbone.weights"] == Path("elsewhere/mine.safetensors")
+    below = with_settings(distilled, ["backbone.weights=x/tiny-distilled.safetensors"])
+    assert family_of(below).files(below, Path("e"))["backbone.weights"] == Path("e/x/tiny-distilled.safetensors")
 
 
 def test_configurations_are_frozen() -> None:

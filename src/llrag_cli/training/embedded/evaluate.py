@@ -50,13 +50,14 @@ def main(
     unseen: Annotated[bool, typer.Option("--unseen/--seen", help="Held out of training, or used in it")] = True,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     objects: Annotated[int | None, typer.Option(min=1, max=4, help="Objects of each prompt; default: mixed")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Backbone in place of the embedded one")] = None,
+    backbone: Annotated[str, typer.Option(help="Preset of the embedded family")] = "tiny",
+    weights: Annotated[Path | None, typer.Option(help="Weights in place of the preset's")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the run folders here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON")] = False,
 ) -> None:
     """Generate videos of prompts and print how often they show what was prompted."""
     named = [] if weights is None else [f"backbone.weights={weights.absolute()}"]
-    config = load_config("tiny", memory=None if rag else "none", settings=[*named, *(settings or ())])
+    config = load_config(backbone, memory=None if rag else "none", settings=[*named, *(settings or ())])
     pipeline = Pipeline.load(config, device="cpu")
     scenes = drawn_scenes(count, unseen=unseen, objects=objects)
     with tempfile.TemporaryDirectory() as scratch:

@@ -56,10 +56,11 @@ def follow(pipeline: Pipeline, before: Scene, after: Scene, *, seed: int) -> Fol
 def main(
     count: Annotated[int, typer.Option(min=1, help="Switches")] = 24,
     seed: Annotated[int, typer.Option(help="Seed of the first video")] = 0,
+    backbone: Annotated[str, typer.Option(help="Preset of the embedded family")] = "tiny",
     as_json: Annotated[bool, typer.Option("--json", help="Print every row as JSON")] = False,  # noqa: FBT002
 ) -> None:
     """Generate switches of the prompt and print how often the video follows."""
-    pipeline = Pipeline.load(load_config("tiny"), device="cpu")
+    pipeline = Pipeline.load(load_config(backbone), device="cpu")
     scenes = [scene for scene in drawn_scenes(6 * count, seed=77) if scene.motion != "pan"][: 2 * count]
     pairs = zip(scenes[::2], scenes[1::2], strict=True)
     rows = [follow(pipeline, one, other, seed=seed + number) for number, (one, other) in enumerate(pairs)]
