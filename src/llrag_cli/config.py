@@ -134,6 +134,8 @@ class RunConfig(Config):
                     f"a window of {memory.window} less sink {memory.sink} and retrieved {retrieved} leaves "
                     f"{local} local frames, fewer than the {block} of a block"
                 )
+        if memory.commit_frames is not None and memory.commit_frames < block:
+            raise ValueError(f"commit_frames {memory.commit_frames} is less than the {block} frames of a block")
         if isinstance(memory, RetrievalMemory) and memory.sink > block:
             raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with retrieval")
         return self

@@ -239,7 +239,8 @@ def _caches(
     parts = [Part("K/V that a block attends to", attended * frame * batch, "device", window)]
     if memory.retrieves and tier == "device":
         return [*parts, Part("archive of K/V", frames * frame * batch, "device", PICTURE | LENGTH)]
-    parts.append(Part("K/V window", attended * frame * batch, "device", window))
+    kept = frames if memory.recent_frames is None else min(frames, memory.sink + memory.recent_frames)
+    parts.append(Part("K/V window", kept * frame * batch, "device", window))
     if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return parts
     head = sizes.dim // sizes.heads

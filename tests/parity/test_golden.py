@@ -62,6 +62,9 @@ def test_every_quantity_is_within_tolerance(checks: list) -> None:
         "switch_slots_w9_s1_renew",
         "switch_two_w9_s1_renew",
         "switch_w12_s3_keep",
+        "commit_w12_s3_c12",
+        "commit_w12_s3_c6",
+        "sfsink_commit_r6_s3_c9",
     ],
 )
 def test_every_case_is_compared(checks: list, case: str) -> None:
@@ -170,11 +173,10 @@ def first_chunk(folder: Path, case: str = "first_chunk_2step_given2") -> Path:
 
 def test_a_kind_that_is_not_implemented_is_skipped_by_name(tmp_path: Path) -> None:
     file = first_chunk(tmp_path)
-    for kind in ("commit_rule", "read_locus"):
-        edit(file, kind=kind)
-        (check,) = replay(golden(tmp_path))
-        assert check.passed and check.error is None
-        assert check.note == f"`{kind}` is not implemented"
+    edit(file, kind="read_locus")
+    (check,) = replay(golden(tmp_path))
+    assert check.passed and check.error is None
+    assert check.note == "`read_locus` is not implemented"
 
 
 def test_an_unknown_kind_is_an_error(tmp_path: Path) -> None:
@@ -192,6 +194,27 @@ def test_a_prompt_switch_recomputes_what_the_sink_needs(tmp_path: Path) -> None:
     file.write_text(json.dumps(about))
     (*_, last) = failed = [check for check in replay(golden(tmp_path)) if not check.passed]
     assert failed[0].quantity == "latents" and last.quantity == "its keys and values"
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "failed"),
+    [
+        ("commit_w12_s3_c12", {"commit_frames": 9}, ["latents", "newest keys and values"]),
+        ("commit_w12_s3_c6", {"commit_frames": None}, ["latents", "newest keys and values"]),
+        ("sfsink_commit_r6_s3_c9", {"sink_positions": "kept", "recent_frames": 6}, ["latents"]),
+        ("sfsink_commit_r6_s3_c9", {"commit_frames": None}, ["latents"]),
+    ],
+)
+def test_another_commit_rule_is_noticed(tmp_path: Path, case: str, changes: dict[str, object], failed: list) -> None:
+    copy([case, "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / f"{case}.json", **changes)
+    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == failed
+
+
+def test_half_precision_is_near_with_a_commit_rule(tmp_path: Path) -> None:
+    copy(["commit_w12_s3_c6", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    (check,) = replay(golden(tmp_path, torch.bfloat16))
+    assert check.passed and check.error is not None and check.note == "relative"
 
 
 def test_prompts_switch_at_most_once_a_block() -> None:

@@ -201,8 +201,9 @@ class RecomputedArchive(Archive):
     """Latents only, on disk: keys and values of a retrieved frame are computed by another clean pass over its block.
 
     The pass is under the prompt of the frame's last write. It attends to the sink and the block, not to what the block
-    attended to when it was generated, so the result is approximate. A page depends on the video alone, not on the
-    content of the slots.
+    attended to when it was generated, so the result is approximate. Unless the commit rule is `full` it attends to the
+    block alone, which with the rule `self` is what the block attended to. A page depends on the video alone, not on
+    the content of the slots.
     """
 
     recomputes = True

@@ -141,7 +141,8 @@ class WanKVCache:
     """The caches of all layers of one rollout of ``frames`` frames.
 
     ``recent`` frames besides the sink stay on the compute device, and the last ``pinned`` of the ``references``;
-    ``None`` keeps all frames there. With an ``archive``, frames that left can be read back.
+    ``None`` keeps all frames there. With an ``archive``, frames that left can be read back. Passes that compute an old
+    block again attend to ``commit_sink`` frames of the sink, by default to all.
     """
 
     def __init__(
@@ -154,8 +155,10 @@ class WanKVCache:
         references: int = 0,
         pinned: int = 0,
         archive: Archive | None = None,
+        commit_sink: int | None = None,
     ) -> None:
         self.sink = sink
+        self.commit_sink = sink if commit_sink is None else commit_sink
         self.window = None if recent is None else sink + recent
 
         def pages() -> FramePages:

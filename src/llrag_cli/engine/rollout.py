@@ -4,7 +4,7 @@ for each block:
     retrieved = past frames most like the newest one                  # history, memory strategy
     context   = [sink | retrieved | recent], each at its rotary time  # context policy
     latents   = few-step denoising of noise, given context and prompt
-    a clean pass stores the block's keys and values in the cache
+    a clean pass stores the block's keys and values in the cache      # in the same context, or by a commit rule
     history grows by the block
 """
 
@@ -126,8 +126,8 @@ def rollout(
     coming: Retrieved | None = None  # where the query is known before the block begins
     moved = 0
 
-    def set_context(start: int, retrieved: Sequence[Sequence[int]] = ()) -> None:
-        session.set_context(cursor.context(start, retrieved), start=start, block=block, height=shape[1], width=shape[2])
+    def set_context(context: Context, start: int) -> None:
+        session.set_context(context, start=start, block=block, height=shape[1], width=shape[2])
 
     def look_up(index: int) -> Retrieved:
         return retrieve(
@@ -144,7 +144,7 @@ def rollout(
         given = cursor.given(index * block)
         if given is not None:
             return given.to(session.device, session.dtype)
-        set_context(index * block)
+        set_context(cursor.context(index * block), index * block)
         batch_shape = (len(prompt), block, *shape)
         return denoise(session, schedule, cursor, steps=schedule.steps[:1], block=index, shape=batch_shape)
 
@@ -162,13 +162,12 @@ def rollout(
                 session.set_prompt(change.prompt)
                 recache = cursor.recache(start)
                 cache.move_sink(cursor.stretch.sink_start)
-                if recache is not None:
-                    again, window = recache
+                for again, window in recache:
                     session.recache(again.context, window, start=again.first, timestep=context_timestep)
                 watch.lap("recache")
             retrieved, similarities = coming or look_up(index)
             watch.lap("retrieve")
-            set_context(start, retrieved)
+            set_context(cursor.context(start, retrieved), start)
             before, moved = moved, cache.moved
             watch.lap("gather")
             given = cursor.given(start)
@@ -188,6 +187,9 @@ def rollout(
             last = start + block >= frames
             coming = None if drafts or last or index + 1 in changes else look_up(index + 1)
             watch.lap("retrieve")
+            commit = cursor.commit_context(start)
+            if commit is not None:
+                set_context(commit, start)
             session.update_cache(latents, context_timestep if given is None else 0.0, coming[0] if coming else ())
             watch.lap("update_cache")
             cut = change is not None and change.cut and index > 0
@@ -208,15 +210,17 @@ def store(
     """Pass a reference through the backbone, once, as the frames of a span of numbers.
 
     It passes in blocks, the last of which may be shorter, at timestep 0. Each attends to itself and to the frames of
-    the reference before it that the window without its sink holds, on a clock that starts with the reference.
+    the reference before it that the window without its sink holds, or those of the memory's commit rule, on a clock
+    that starts with the reference.
     """
     count, (height, width) = len(span), reference.latents.shape[3:]
-    window = count if memory.window is None else max(memory.window - memory.sink, block)
+    plain = count if memory.window is None else max(memory.window - memory.sink, block)
     session.set_prompt(reference.prompt)
     for offset in range(0, count, block):
         latents = reference.latents[:, offset : offset + block].to(session.device, session.dtype)
         size = latents.shape[1]
-        context = retrieval_window(start=offset, block=size, window=max(window, size), sink=0, count=0)
+        window = max(memory.commit_reach(size) or plain, size)
+        context = retrieval_window(start=offset, block=size, window=window, sink=0, count=0)
         context = replace(context, shared=tuple(span[frame] for frame in context.shared))
         session.set_context(context, start=span[offset], block=size, height=height, width=width)
         history.append(latents)
@@ -309,7 +313,7 @@ def new_cache(
     So many frames of ``references`` come before it, of which the last ``pinned`` can be attended to at any time.
     """
     frames = block * math.ceil(frames / block)
-    recent = None if memory.window is None else max(memory.window - memory.sink, block)
+    recent = None if memory.recent_frames is None else max(memory.recent_frames, block)
     archive = None
     if isinstance(memory, RetrievalMemory) and memory.retrieves:
         if memory.archive == "auto":
@@ -327,6 +331,7 @@ def new_cache(
         layers=backbone.layers,
         sink=memory.sink,
         recent=recent,
+        commit_sink=memory.sink if memory.commit == "full" else 0,
         frames=frames,
         references=references,
         pinned=pinned,

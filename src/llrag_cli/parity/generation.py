@@ -81,12 +81,14 @@ def _replay(
     prompts: Sequence[int] = (),
     switches: Mapping[int, int] | None = None,
     wanted: Sequence[str] = (),
+    memory: MemoryConfig | None = None,
 ) -> Replay:
     """``prompts`` are rows of the embeddings, one for each prompt; by default, the first ``batch`` rows are a batch.
 
-    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is.
+    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is. ``memory`` is
+    by default that of the original's configuration.
     """
-    memory = memory_of(config)
+    memory = memory or memory_of(config)
     if isinstance(memory, Nearest) and memory.retrieves:
         memory = memory.model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
@@ -207,6 +209,9 @@ class Tap:
         if "final_cache.layer0" in self._wanted:
             keys, values = self._slots(0, end=self._start + self.block)
             self.seen |= {"final_cache.layer0.k": keys, "final_cache.layer0.v": values}
+        if "final.k" in self._wanted:
+            keys, values = self._slots(self.inner.layers - 1, end=self._start + self.block)
+            self.seen |= {"final.k": keys, "final.v": values}
         self._session.close()
 
     def record_clean(self, latents: Tensor) -> None:
@@ -322,6 +327,47 @@ def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path
                 theirs = theirs[:, theirs.shape[1] - ours.shape[1] :]
             checks.append(golden.compare(case, quantity, ours, theirs, bar))
         yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def commit_rule(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout whose clean passes attend to the newest frames alone: its latents, and the newest keys and values."""
+    reference = golden.tensors(folder, about["file"])
+    replay = _replay(
+        golden,
+        golden.backbone(folder, about["weights"]),
+        about["config"],
+        golden.tensors(folder, about["inputs"]),
+        frames=reference["latents"].shape[1],
+        batch=1,
+        encode=average_pool,
+        prompts=[about["prompt_row"]],
+        wanted=list(reference),
+        memory=committing_memory(about),
+    )
+    yield golden.compare(
+        case, "latents", replay.latents, reference["latents"], bar_of(about, LATENTS), half=HALF_ROLLOUT
+    )
+    newest = {name: theirs for name, theirs in reference.items() if name.startswith("final.")}
+    if newest and golden.exact:
+        bar = float(about["tolerance"]["kv_recommended_atol"])
+        checks = [
+            golden.compare(case, "newest keys and values", replay.seen[name][:, -theirs.shape[1] :], theirs, bar)
+            for name, theirs in newest.items()
+        ]
+        yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def committing_memory(about: Mapping[str, Any]) -> MemoryConfig:
+    """The memory of a case of the commit rule.
+
+    A sink that is ``moved`` next to the newest frames has the times of slots: only differences of times matter.
+    """
+    frames, sizes = about["commit_frames"], about["config"]["model_kwargs"]
+    sink = sizes["sink_size"]
+    rule: dict[str, Any] = {} if frames is None else {"commit": "recent", "commit_frames": frames}
+    if about.get("sink_positions") == "moved":
+        return Nearest(window=sink + about["recent_frames"], sink=sink, retrieved=0, **rule)
+    return SlidingWindow(window=sizes["local_attn_size"], sink=sink, **rule)
 
 
 def switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:
