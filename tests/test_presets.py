@@ -76,6 +76,15 @@ def test_a_bad_setting_is_named(setting: str, problem: str, hint: str) -> None:
             ["memory.strategy=none", "memory.window=null", "memory.commit=recent"],
             "commit `recent` without a window needs commit_frames",
         ),
+        (
+            ["memory.read_steps=3", "sampler.steps=[1000, 500]"],
+            "read_steps 3 is more than the number of denoising steps, 2",
+        ),
+        (
+            ["memory.read_steps=2", "sampler.first_steps=[1000]"],
+            "read_steps 2 is more than the number of denoising steps, 1",
+        ),
+        (["memory.strategy=none", "memory.read_layers=1"], "`none` has no `memory.read_layers`"),
         (["memory.strategy=none", "memory.times=ordered"], "`none` has no `memory.times`"),
     ],
 )

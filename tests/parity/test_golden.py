@@ -15,7 +15,7 @@ from llrag_cli.cache.tiers import EXACT, Tier
 from llrag_cli.errors import LlragError
 from llrag_cli.parity import BUNDLED, Check, Golden, replay
 from llrag_cli.parity.checks import read_json
-from llrag_cli.parity.generation import generation, switch_blocks
+from llrag_cli.parity.generation import far_frames, generation, switch_blocks
 from parity.bundle import write_bundle
 
 
@@ -65,6 +65,7 @@ def test_every_quantity_is_within_tolerance(checks: list) -> None:
         "commit_w12_s3_c12",
         "commit_w12_s3_c6",
         "sfsink_commit_r6_s3_c9",
+        "locus_s3_last_layer",
     ],
 )
 def test_every_case_is_compared(checks: list, case: str) -> None:
@@ -171,14 +172,6 @@ def first_chunk(folder: Path, case: str = "first_chunk_2step_given2") -> Path:
     return folder / f"{case}.json"
 
 
-def test_a_kind_that_is_not_implemented_is_skipped_by_name(tmp_path: Path) -> None:
-    file = first_chunk(tmp_path)
-    edit(file, kind="read_locus")
-    (check,) = replay(golden(tmp_path))
-    assert check.passed and check.error is None
-    assert check.note == "`read_locus` is not implemented"
-
-
 def test_an_unknown_kind_is_an_error(tmp_path: Path) -> None:
     edit(first_chunk(tmp_path), kind="first_chonk")
     with pytest.raises(LlragError, match="has the unknown kind `first_chonk`") as caught:
@@ -209,6 +202,29 @@ def test_another_commit_rule_is_noticed(tmp_path: Path, case: str, changes: dict
     copy([case, "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
     edit(tmp_path / f"{case}.json", **changes)
     assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == failed
+
+
+@pytest.mark.parametrize(
+    "changes", [{"far": {"step3": [1, 2]}}, {"far": {"step2": [2], "step3": [2]}}, {"stride": 3}, {"near_frames": 9}]
+)
+def test_far_frames_that_are_read_elsewhere_are_noticed(tmp_path: Path, changes: dict[str, object]) -> None:
+    copy(["locus_s3_last_layer", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / "locus_s3_last_layer.json", **changes)
+    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == ["latents"]
+
+
+def test_far_frames_are_the_newest_of_each_group() -> None:
+    assert far_frames(end=6, near=6, stride=4, held=24) == ()
+    assert far_frames(end=10, near=6, stride=4, held=24) == (0, 1, 2, 3)
+    assert far_frames(end=12, near=6, stride=4, held=24) == (5, 5, 5, 5)
+    assert far_frames(end=33, near=6, stride=4, held=24) == tuple(f for f in (26, 22, 18, 14) for _ in range(4))
+
+
+def test_a_locus_that_is_not_the_last_steps_and_layers_is_an_error(tmp_path: Path) -> None:
+    copy(["locus_s3_last_layer", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / "locus_s3_last_layer.json", far={"step1": [2]})
+    with pytest.raises(LlragError, match=r"\[1\] are not the last of 4"):
+        list(replay(golden(tmp_path)))
 
 
 def test_half_precision_is_near_with_a_commit_rule(tmp_path: Path) -> None:

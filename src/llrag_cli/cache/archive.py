@@ -55,6 +55,8 @@ class Slots:
 class Archive(ABC):
     """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
+    Its layers are those that are written, which may be the last ones of the backbone.
+
     ``slots`` pages of each video are on the device. ``recomputes`` is whether pages are computed again instead of
     being stored. Storage for ``frames`` from frame ``first`` on is allocated at the first write.
     """

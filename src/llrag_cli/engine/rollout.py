@@ -45,6 +45,7 @@ class BackboneSession(Protocol):
     def dtype(self) -> torch.dtype: ...
     def set_prompt(self, prompt: Tensor) -> None: ...
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
+    def set_reading(self, *, retrieved: bool) -> None: ...
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
     def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float) -> None: ...
     def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]] = ()) -> None: ...
@@ -123,6 +124,7 @@ def rollout(
     session = backbone.start(prompt, cache)
     cursor = Cursor(memory, noise, block=block, references=spans)
     drafts = isinstance(memory, RetrievalMemory) and memory.query == "draft"
+    reading = memory.read_steps if isinstance(memory, RetrievalMemory) else None
     coming: Retrieved | None = None  # where the query is known before the block begins
     moved = 0
 
@@ -178,7 +180,9 @@ def rollout(
             else:
                 steps = schedule.first_steps if start == cursor.generated_from else schedule.steps
                 batch_shape = (len(prompt), block, *shape)
-                latents = denoise(session, schedule, cursor, steps=steps, block=index, shape=batch_shape).contiguous()
+                latents = denoise(
+                    session, schedule, cursor, steps=steps, block=index, shape=batch_shape, reading=reading
+                ).contiguous()
                 require_finite(latents, index)
             watch.lap("denoise")
             history.append(latents)
@@ -235,13 +239,19 @@ def denoise(
     steps: Tensor,
     block: int,
     shape: tuple[int, ...],
+    reading: int | None = None,
 ) -> Tensor:
-    """Few-step sampling of one block [B, T, C, h, w]: predict x0, add less noise, repeat; the last x0 is the result."""
+    """Few-step sampling of one block [B, T, C, h, w]: predict x0, add less noise, repeat; the last x0 is the result.
+
+    The last ``reading`` steps attend to retrieved frames; None: all do.
+    """
     device, dtype = session.device, session.dtype
     latents = noise.draw(block, 0, shape).to(device, dtype)
     for step, timestep in enumerate(steps):
         if step > 0:
             latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
+        if reading is not None:
+            session.set_reading(retrieved=step >= len(steps) - reading)
         latents = schedule.clean(latents, session.flow(latents, timestep), timestep)
     return latents
 
@@ -313,11 +323,13 @@ def new_cache(
     So many frames of ``references`` come before it, of which the last ``pinned`` can be attended to at any time.
     """
     frames = block * math.ceil(frames / block)
-    recent = None if memory.recent_frames is None else max(memory.recent_frames, block)
+    recent = window = None if memory.recent_frames is None else max(memory.recent_frames, block)
+    unread = 0
     archive = None
     if isinstance(memory, RetrievalMemory) and memory.retrieves:
         if memory.archive == "auto":
             raise ValueError("the tier of the archive is not chosen yet")
+        unread = memory.unread_layers(backbone.layers)
         archive = new_archive(
             memory.archive,
             retrieved=memory.retrieved,
@@ -332,6 +344,8 @@ def new_cache(
         sink=memory.sink,
         recent=recent,
         commit_sink=memory.sink if memory.commit == "full" else 0,
+        unread=unread,
+        unread_recent=window,
         frames=frames,
         references=references,
         pinned=pinned,

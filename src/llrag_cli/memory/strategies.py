@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from typing_extensions import Self
 
 from llrag_cli.cache.tiers import Tier
+from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config, require_kinds
 from llrag_cli.memory.candidates import Candidates, cosine_similarities, top
 
@@ -100,6 +101,14 @@ class RetrievalMemory(MemoryConfig):
         description="rotary times of retrieved frames: 0 for all (`collapsed`), or between sink and local frames, by "
         "when they were made (`interpolated`) or by rank (`ordered`)",
     )
+    read_steps: int | None = Field(
+        default=None, gt=0, description="last denoising steps that attend to retrieved frames; null: all steps"
+    )
+    read_layers: int | None = Field(
+        default=None,
+        gt=0,
+        description="last layers of the backbone that attend to retrieved frames, and that are archived; null: all",
+    )
     keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
     encoder: str | None = Field(
         default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
@@ -109,6 +118,20 @@ class RetrievalMemory(MemoryConfig):
         description="where keys and values of frames outside the window are kept: `device`, `host`, `disk` (exact), "
         "`host-int8`, `recompute` (approximate); `auto` takes the first exact one that fits",
     )
+
+    def unread_layers(self, layers: int) -> int:
+        """How many of a backbone's layers, the first ones, attend to no retrieved frames.
+
+        Raises ``UsageError`` if more layers are to read than there are.
+        """
+        if self.read_layers is None:
+            return 0
+        if self.read_layers > layers:
+            raise UsageError(
+                f"read_layers {self.read_layers} is more than the {layers} layers of the backbone",
+                hint=f"set `memory.read_layers` to at most {layers}, or null for all",
+            )
+        return layers - self.read_layers
 
     @property
     def retrieves(self) -> bool:

@@ -309,9 +309,16 @@ class WanSession:
         shared = torch.tensor(context.shared)
         for index, layer in enumerate(self.cache.layers):
             parts = [layer.pages.read(shared)] if context.shared else []
-            if context.retrieved:
+            reads = bool(context.retrieved) and index >= self.cache.unread
+            if reads:
                 parts.append(self.cache.retrieved(index, context.retrieved))
-            layer.gather(parts, tables, block=block * tokens, hidden=hidden)
+            retrieved = context.retrieved_count * tokens if reads else 0
+            layer.gather(parts, tables[: len(parts)], block=block * tokens, hidden=hidden, retrieved=retrieved)
+
+    def set_reading(self, *, retrieved: bool) -> None:
+        """Whether the next passes of the block attend to retrieved frames; after ``set_context`` they do."""
+        for layer in self.cache.layers:
+            layer.set_reading(retrieved=retrieved)
 
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
@@ -348,7 +355,7 @@ class WanSession:
 
     @torch.no_grad()
     def recompute(self, row: int, start: int, latents: Tensor, prompt: int) -> list[LayerKV]:
-        """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer.
+        """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer that reads them.
 
         One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which attend to themselves and, if
         it lies before them and the commit rule reads it, the sink, under the prompt of a number.
@@ -369,7 +376,7 @@ class WanSession:
         own = self._tables(torch.arange(first, first + block, dtype=torch.float64)[None], rows, columns)
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
-        fresh = [layer.fresh for layer in alone if layer.fresh is not None]
+        fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
     def close(self) -> None:
