@@ -63,6 +63,9 @@ def test_configurations_are_frozen() -> None:
         ("memory.retrieved", "`memory.retrieved` is not KEY=VALUE", "for example `memory.retrieved=4`"),
         ("memory.retrieved=-1", "greater than or equal to 0, not `-1`", "documentation of the settings"),
         ("memory.retrieved=9", "leaves 2 local frames, fewer than the 3 of a block", "documentation of the settings"),
+        ("memory.commit=past", "should be 'full', 'recent' or 'self'", "documentation of the settings"),
+        ("memory.commit_frames=6", "read by commit `recent` only, not by `full`", "documentation of the settings"),
+        ("memory.times=ranks", "should be 'collapsed', 'interpolated' or 'ordered'", "documentation of the settings"),
         ("memory.sink=4", "a sink of 4 is longer than a block of 3", "documentation of the settings"),
         ("sampler.steps=[250, 1000]", "steps must fall from noise to clean", "documentation of the settings"),
         ("sampler.shift=[", "`[` is not a valid value for `sampler.shift`", "values are written as in YAML"),
@@ -76,6 +79,44 @@ def test_a_bad_setting_is_named(setting: str, problem: str, hint: str) -> None:
         load_config("tiny", settings=[setting])
     assert problem in caught.value.problem
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["memory.commit=self", "memory.commit_frames=6"], "read by commit `recent` only, not by `self`"),
+        (["memory.commit=recent", "memory.commit_frames=13"], "commit_frames 13 is more than the window of 12"),
+        (["memory.commit=recent", "memory.commit_frames=2"], "commit_frames 2 is less than the 3 frames of a block"),
+        (
+            ["memory.strategy=none", "memory.window=null", "memory.commit=recent"],
+            "commit `recent` without a window needs commit_frames",
+        ),
+        (
+            ["memory.read_steps=3", "sampler.steps=[1000, 500]"],
+            "read_steps 3 is more than the number of denoising steps, 2",
+        ),
+        (
+            ["memory.read_steps=2", "sampler.first_steps=[1000]"],
+            "read_steps 2 is more than the number of denoising steps, 1",
+        ),
+        (["memory.strategy=none", "memory.read_layers=1"], "`none` has no `memory.read_layers`"),
+        (["memory.strategy=none", "memory.times=ordered"], "`none` has no `memory.times`"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(settings: list[str], problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config("tiny", settings=settings)
+    assert problem in caught.value.problem
+
+
+def test_commit_rules_of_the_literature_are_settings() -> None:
+    memory = load_config("tiny", settings=["memory.commit=recent", "memory.commit_frames=9"]).memory
+    assert memory.commit_reach(3) == 9 and memory.recent_frames == 11  # the window without its sink
+    memory = load_config("tiny", settings=["memory.commit=recent"]).memory
+    assert memory.commit_reach(3) == memory.recent_frames == 12  # the newest frames take the place of the sink
+    assert load_config("tiny", settings=["memory.commit=self"]).memory.commit_reach(3) == 3
+    plain = load_config("tiny").memory
+    assert plain.commit_reach(3) is None and plain.recent_frames == 11
 
 
 def test_a_setting_is_applied() -> None:

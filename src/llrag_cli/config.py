@@ -134,6 +134,12 @@ class RunConfig(Config):
                     f"a window of {memory.window} less sink {memory.sink} and retrieved {retrieved} leaves "
                     f"{local} local frames, fewer than the {block} of a block"
                 )
+        if memory.commit_frames is not None and memory.commit_frames < block:
+            raise ValueError(f"commit_frames {memory.commit_frames} is less than the {block} frames of a block")
+        if isinstance(memory, RetrievalMemory) and memory.read_steps is not None:
+            fewest = min(len(steps) for steps in (self.sampler.steps, self.sampler.first_steps) if steps is not None)
+            if memory.read_steps > fewest:
+                raise ValueError(f"read_steps {memory.read_steps} is more than the number of denoising steps, {fewest}")
         if isinstance(memory, RetrievalMemory) and memory.sink > block:
             raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with retrieval")
         return self

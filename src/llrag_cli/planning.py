@@ -236,15 +236,23 @@ def _caches(
     tokens, frame = _tokens(config, sizes), _page(config, sizes)
     attended = frames if memory.window is None else min(frames, memory.window)
     window = PICTURE | LENGTH if memory.window is None else PICTURE
-    parts = [Part("K/V that a block attends to", attended * frame * batch, "device", window)]
+    by_layer, unread, without = frame // sizes.layers, 0, attended
+    if isinstance(memory, RetrievalMemory):
+        unread = memory.unread_layers(sizes.layers)
+        without = max(attended - memory.retrieved, min(attended, memory.commit_reach(block) or 0))
+    context = (sizes.layers - unread) * attended + unread * without
+    parts = [Part("K/V that a block attends to", context * by_layer * batch, "device", window)]
+    kept = frames if memory.recent_frames is None else min(frames, memory.sink + memory.recent_frames)
     if memory.retrieves and tier == "device":
-        return [*parts, Part("archive of K/V", frames * frame * batch, "device", PICTURE | LENGTH)]
-    parts.append(Part("K/V window", attended * frame * batch, "device", window))
+        parts.append(Part("K/V window", kept * unread * by_layer * batch, "device", window))
+        archived = (sizes.layers - unread) * by_layer
+        return [*parts, Part("archive of K/V", frames * archived * batch, "device", PICTURE | LENGTH)]
+    parts.append(Part("K/V window", kept * frame * batch, "device", window))
     if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return parts
     head = sizes.dim // sizes.heads
     layout = Layout.of((tokens, sizes.heads, head), dtype, eight_bit=tier == "host-int8")
-    page = sizes.layers * layout.bytes * batch
+    page = (sizes.layers - unread) * layout.bytes * batch
     parts.append(Part("retrieved K/V", slots_of(tier, memory.retrieved) * page, "device", PICTURE))
     if tier == "recompute":
         parts.append(Part("recomputing (estimate)", (memory.sink + 2 * block) * frame, "device", PICTURE))

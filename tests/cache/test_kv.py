@@ -17,8 +17,8 @@ from llrag_cli.cache.tiers import Tier
 def test_a_context_counts_its_frames() -> None:
     assert Context((0, 4), (0, 4), 5).retrieved_count == 0
     assert Context((0, 4), (0, 4), 5).frame_count == 2
-    both = Context((0, 4), (0, 4), 5, retrieved=((1, 2, 3), (2, 3, 4)))
-    assert (both.retrieved_count, both.frame_count, both.retrieved_time) == (3, 5, 0)
+    both = Context((0, 4), (0, 4), 5, retrieved=((1, 2, 3), (2, 3, 4)), retrieved_times=((0, 0, 0), (1, 1, 1)))
+    assert (both.retrieved_count, both.frame_count) == (3, 5)
     assert both.hidden == range(0)
 
 

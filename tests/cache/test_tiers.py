@@ -351,6 +351,20 @@ def test_caches_grow_with_the_batch_and_weights_do_not(tmp_path: Path) -> None:
     assert "keys of the history" in parts and "pinned references" in parts
 
 
+def test_the_window_of_a_commit_rule_holds_what_takes_the_place_of_the_sink(tmp_path: Path) -> None:
+    sizes = {}
+    for rule in ("full", "recent", "self"):
+        settings = ["memory.archive=host", "memory.sink=3", f"memory.commit={rule}"]
+        planned = plan(
+            load_config("tiny", settings=settings),
+            tmp_path, device=torch.device("cpu"), dtype=torch.float32, seconds=60,
+        )  # fmt: skip
+        sizes[rule] = {part.name: part.bytes for part in planned.parts}
+    assert sizes["self"] == sizes["full"]
+    assert sizes["recent"].pop("K/V window") * 12 == sizes["full"].pop("K/V window") * 15
+    assert sizes["recent"] == sizes["full"]
+
+
 def budget(free: dict[str, int | None], *parts: tuple[int, str], limit: int | None = None) -> Budget:
     named = tuple(Part(f"part {number}", size, where) for number, (size, where) in enumerate(parts))  # type: ignore[arg-type]
     return Budget(load_config("tiny"), named, torch.device("cuda"), free, limit)  # type: ignore[arg-type]

@@ -48,7 +48,8 @@ def test_prompts_from_a_file_as_json(llrag: Llrag, tmp_path: Path) -> None:
     ]
     assert records[1]["unknown_words"] == ["dragon"]
     assert "understood: white cross, passes by, purple · ignored: dragon\n" in done.stderr
-    assert records[0]["config"]["memory"] == {"strategy": "none", "window": 12, "sink": 1, "recache": "keep"}
+    memory = {"strategy": "none", "window": 12, "sink": 1, "recache": "keep", "commit": "full", "commit_frames": None}
+    assert records[0]["config"]["memory"] == memory
 
 
 def test_where_the_archive_goes_is_recorded(llrag: Llrag, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import pytest
 import torch
@@ -35,6 +36,11 @@ def under(strategy: str) -> MemoryConfig:
     """The same memory with another strategy; a gate is set where some frames pass and some do not."""
     content = fields_for(RETRIEVING.model_dump(), strategy)
     return parse_memory(content | ({"threshold": 0.5} if strategy == "gate" else {}))
+
+
+def timed(rule: str) -> MemoryConfig:
+    """The same memory with another rule for the times of retrieved frames."""
+    return parse_memory(RETRIEVING.model_dump() | {"times": rule})
 
 
 @pytest.mark.parametrize("memory", [NATIVE, RETRIEVING])
@@ -91,6 +97,26 @@ def test_retrieved_frames_change_the_video(write: Write) -> None:
     blind = latents_of(write(RETRIEVING.model_copy(update={"guard": 100}), frames=30))
     assert torch.equal(retrieved[:, :9], blind[:, :9])
     assert not torch.allclose(retrieved[:, 15:], blind[:, 15:], atol=1e-3)
+
+
+def test_the_times_of_retrieved_frames_change_the_video_once_some_are_retrieved(write: Write) -> None:
+    collapsed = write(RETRIEVING, frames=30)
+    first = next(block.start for block in collapsed if block.retrieved)
+    videos = {rule: latents_of(write(timed(rule), frames=30)) for rule in ("collapsed", "ordered", "interpolated")}
+    assert torch.equal(videos["collapsed"], latents_of(collapsed))
+    for one, other in combinations(videos.values(), 2):
+        assert torch.equal(one[:, :first], other[:, :first])
+        assert not torch.allclose(one[:, 21:], other[:, 21:], atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("rule", ["ordered", "interpolated"])
+def test_times_are_those_of_each_video_of_a_batch(write: Write, rule: str, block: int) -> None:
+    together = write(timed(rule), batch=3, frames=30, block=block)
+    assert any(len({tuple(row) for row in each.retrieved}) > 1 for each in together)
+    for row in range(3):
+        alone = write(timed(rule), samples=(row,), frames=30, block=block)
+        torch.testing.assert_close(latents_of(together)[row : row + 1], latents_of(alone), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", RETRIEVAL)

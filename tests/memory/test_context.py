@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llrag_cli.memory.context import retrievable, retrieval_window, sliding_window
+from llrag_cli.cache.context import Context
+from llrag_cli.memory.context import (
+    Stretch,
+    attended,
+    retrievable,
+    retrieval_window,
+    retrieved_times,
+    sliding_window,
+)
+from llrag_cli.memory.strategies import Nearest
 
 COUNTS = {"window": st.integers(6, 16), "sink": st.integers(0, 3), "block": st.sampled_from([1, 3])}
 
@@ -43,7 +55,7 @@ def test_retrieval_at_the_released_settings() -> None:
     assert full.shared == (0, 28, 29)
     assert full.shared_times == (0, 7, 8)
     assert full.start_time == 9
-    assert full.retrieved_time == 0
+    assert full.retrieved_times == ((0,) * 6,)
     assert full.frame_count + 3 == 12
     early = retrieval_window(start=6, block=3, window=12, sink=1, count=6)
     assert early.shared == (0, 4, 5)
@@ -78,3 +90,88 @@ def test_a_sink_that_was_moved_has_the_times_of_its_slots() -> None:
     assert context.shared_times == (0, 1, 6, 7, 8)
     plain = sliding_window(start=30, block=3, window=12, sink=2, sink_start=9)
     assert plain.shared == plain.shared_times == (9, 10, 23, 24, 25, 26, 27, 28, 29)
+
+
+# --- the times of retrieved frames ------------------------------------------------------------------
+
+
+def times_of(rule: str, frames: list[int], *, start: int = 30, block: int = 3, **more: int) -> tuple[float, ...]:
+    memory = Nearest(window=12, sink=more.pop("sink", 1), retrieved=6, times=rule)  # type: ignore[arg-type]
+    start_time = more.pop("start_time", min(start, 12 - block))
+    (row,) = retrieved_times(memory, [frames], start=start, block=block, start_time=start_time, **more)
+    return row
+
+
+def test_collapsed_times_are_all_0() -> None:
+    assert times_of("collapsed", [4, 2, 9, 1, 7, 3]) == (0, 0, 0, 0, 0, 0)
+    assert times_of("collapsed", [-2, 5]) == (0, 0)
+
+
+def test_ordered_times_are_the_free_slots_by_rank() -> None:
+    assert times_of("ordered", [4, 2, 9, 1, 7, 3]) == (4, 2, 6, 1, 5, 3)
+    assert times_of("ordered", [9, 4]) == (2, 1)  # fewer than K: the first free slots
+    assert times_of("ordered", [2000, 40, 3, 2999, 7, 900], start=3600) == (5, 3, 1, 6, 2, 4)
+    assert times_of("ordered", [4, 2, 9, 1, 7, 3], block=1) == (4, 2, 6, 1, 5, 3)
+    assert times_of("ordered", [4, 3, 9], sink=3) == (4, 3, 5)
+    assert times_of("ordered", [4, -2, 9, -1], since=-3) == (3, 1, 4, 2)
+
+
+def test_interpolated_times_are_by_when_a_frame_was_made() -> None:
+    """Slots 1 to 6 are free, and the oldest local frame is 28 in slot 7; with blocks of one frame it is 26."""
+    assert times_of("interpolated", [14, 7, 21]) == (4, 2.5, 5.5)
+    assert times_of("interpolated", [13], block=1) == (4,)
+    assert times_of("interpolated", [1799], start=3600) == (1 + 6 * 1799 / 3598,)
+    assert times_of("interpolated", [14], sink=3, start=28) == (3 + 6 * 14 / 28,)  # no local frames but the block's
+    assert times_of("interpolated", [12, -4], since=-4) == (1 + 6 * 16 / 32, 1)
+
+
+def test_times_are_packed_where_few_slots_are_free() -> None:
+    """Blocks may retrieve before their window is full: from references, and after a cut."""
+    assert times_of("ordered", [-2, -1], start=0, since=-2) == (0, 0)
+    assert times_of("ordered", [-2, -1], start=3, since=-2) == (1, 1)  # local frames begin right after the sink
+    assert times_of("ordered", [-3, -1, -2], start=6, since=-3) == (1, 2, 1.5)  # slots 1 to 3 of 6 are free
+    assert times_of("interpolated", [-4, 0], start=6, since=-4) == (1, 1 + 3 * 4 / 8)
+    assert times_of("interpolated", [15, 5], start=30, start_time=1) == (1, 1)  # the first block after a cut
+
+
+@pytest.mark.parametrize("rule", ["ordered", "interpolated"])
+@given(
+    number=st.integers(0, 400),
+    cut=st.integers(0, 30),
+    references=st.integers(0, 5),
+    count=st.integers(1, 6),
+    seed=st.randoms(use_true_random=False),
+    **COUNTS,
+)
+def test_retrieved_frames_come_between_sink_and_local_part(
+    rule: str, number: int, cut: int, references: int, count: int, seed: Any, window: int, sink: int, block: int
+) -> None:
+    sink = min(sink, block)
+    count = min(count, window - sink - block)
+    memory = Nearest(window=window, sink=sink, retrieved=count, times=rule)  # type: ignore[arg-type]
+    stretch = Stretch() if cut == 0 else Stretch().cut(cut * block, keep=sink)
+    start = (cut + number) * block
+    plain = attended(memory, stretch, start=start, block=block)
+    pool = [frame for frame in range(-references, start) if frame not in plain.shared]
+    pool = [
+        frame for frame in pool if frame < min((f for f in plain.shared if f >= stretch.origin + sink), default=start)
+    ]
+    rows = [seed.sample(pool, min(count, len(pool))) for _ in range(2)]
+    context = attended(memory, stretch, start=start, block=block, retrieved=rows, since=-references)
+    assert (context.shared, context.shared_times, context.start_time) == (
+        plain.shared, plain.shared_times, plain.start_time,
+    )  # fmt: skip
+    sunken = min(sink, plain.start_time)
+    local = [*plain.shared_times, plain.start_time][sunken]
+    for row, times in zip(rows, context.retrieved_times, strict=False):
+        by_age = [time for _, time in sorted(zip(row, times, strict=True))]
+        assert by_age == sorted(by_age)
+        assert all(sunken <= time < local or time == sunken == local for time in by_age)
+        assert sunken == local or len(set(by_age)) == len(by_age)
+
+
+def test_a_context_needs_a_time_for_each_frame() -> None:
+    with pytest.raises(ValueError, match="one time"):
+        Context((0, 1), (0,), 2)
+    with pytest.raises(ValueError, match="one time"):
+        Context((), (), 2, retrieved=((0, 1),), retrieved_times=((0,),))

@@ -15,7 +15,7 @@ from llrag_cli.cache.tiers import EXACT, Tier
 from llrag_cli.errors import LlragError
 from llrag_cli.parity import BUNDLED, Check, Golden, replay
 from llrag_cli.parity.checks import read_json
-from llrag_cli.parity.generation import generation, switch_blocks
+from llrag_cli.parity.generation import far_frames, generation, switch_blocks
 from parity.bundle import write_bundle
 
 
@@ -62,6 +62,10 @@ def test_every_quantity_is_within_tolerance(checks: list) -> None:
         "switch_slots_w9_s1_renew",
         "switch_two_w9_s1_renew",
         "switch_w12_s3_keep",
+        "commit_w12_s3_c12",
+        "commit_w12_s3_c6",
+        "sfsink_commit_r6_s3_c9",
+        "locus_s3_last_layer",
     ],
 )
 def test_every_case_is_compared(checks: list, case: str) -> None:
@@ -168,15 +172,6 @@ def first_chunk(folder: Path, case: str = "first_chunk_2step_given2") -> Path:
     return folder / f"{case}.json"
 
 
-def test_a_kind_that_is_not_implemented_is_skipped_by_name(tmp_path: Path) -> None:
-    file = first_chunk(tmp_path)
-    for kind in ("commit_rule", "read_locus"):
-        edit(file, kind=kind)
-        (check,) = replay(golden(tmp_path))
-        assert check.passed and check.error is None
-        assert check.note == f"`{kind}` is not implemented"
-
-
 def test_an_unknown_kind_is_an_error(tmp_path: Path) -> None:
     edit(first_chunk(tmp_path), kind="first_chonk")
     with pytest.raises(LlragError, match="has the unknown kind `first_chonk`") as caught:
@@ -192,6 +187,50 @@ def test_a_prompt_switch_recomputes_what_the_sink_needs(tmp_path: Path) -> None:
     file.write_text(json.dumps(about))
     (*_, last) = failed = [check for check in replay(golden(tmp_path)) if not check.passed]
     assert failed[0].quantity == "latents" and last.quantity == "its keys and values"
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "failed"),
+    [
+        ("commit_w12_s3_c12", {"commit_frames": 9}, ["latents", "newest keys and values"]),
+        ("commit_w12_s3_c6", {"commit_frames": None}, ["latents", "newest keys and values"]),
+        ("sfsink_commit_r6_s3_c9", {"sink_positions": "kept", "recent_frames": 6}, ["latents"]),
+        ("sfsink_commit_r6_s3_c9", {"commit_frames": None}, ["latents"]),
+    ],
+)
+def test_another_commit_rule_is_noticed(tmp_path: Path, case: str, changes: dict[str, object], failed: list) -> None:
+    copy([case, "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / f"{case}.json", **changes)
+    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == failed
+
+
+@pytest.mark.parametrize(
+    "changes", [{"far": {"step3": [1, 2]}}, {"far": {"step2": [2], "step3": [2]}}, {"stride": 3}, {"near_frames": 9}]
+)
+def test_far_frames_that_are_read_elsewhere_are_noticed(tmp_path: Path, changes: dict[str, object]) -> None:
+    copy(["locus_s3_last_layer", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / "locus_s3_last_layer.json", **changes)
+    assert [check.quantity for check in replay(golden(tmp_path)) if not check.passed] == ["latents"]
+
+
+def test_far_frames_are_the_newest_of_each_group() -> None:
+    assert far_frames(end=6, near=6, stride=4, held=24) == ()
+    assert far_frames(end=10, near=6, stride=4, held=24) == (0, 1, 2, 3)
+    assert far_frames(end=12, near=6, stride=4, held=24) == (5, 5, 5, 5)
+    assert far_frames(end=33, near=6, stride=4, held=24) == tuple(f for f in (26, 22, 18, 14) for _ in range(4))
+
+
+def test_a_locus_that_is_not_the_last_steps_and_layers_is_an_error(tmp_path: Path) -> None:
+    copy(["locus_s3_last_layer", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    edit(tmp_path / "locus_s3_last_layer.json", far={"step1": [2]})
+    with pytest.raises(LlragError, match=r"\[1\] are not the last of 4"):
+        list(replay(golden(tmp_path)))
+
+
+def test_half_precision_is_near_with_a_commit_rule(tmp_path: Path) -> None:
+    copy(["commit_w12_s3_c6", "inputs", "weights_generator"], tmp_path, source=GOLDENS / "scenes")
+    (check,) = replay(golden(tmp_path, torch.bfloat16))
+    assert check.passed and check.error is not None and check.note == "relative"
 
 
 def test_prompts_switch_at_most_once_a_block() -> None:

@@ -55,6 +55,8 @@ class Slots:
 class Archive(ABC):
     """Frames that can be retrieved; a subclass defines what is kept of a frame and how its page is restored.
 
+    Its layers are those that are written, which may be the last ones of the backbone.
+
     ``slots`` pages of each video are on the device. ``recomputes`` is whether pages are computed again instead of
     being stored. Storage for ``frames`` from frame ``first`` on is allocated at the first write.
     """
@@ -201,8 +203,9 @@ class RecomputedArchive(Archive):
     """Latents only, on disk: keys and values of a retrieved frame are computed by another clean pass over its block.
 
     The pass is under the prompt of the frame's last write. It attends to the sink and the block, not to what the block
-    attended to when it was generated, so the result is approximate. A page depends on the video alone, not on the
-    content of the slots.
+    attended to when it was generated, so the result is approximate. Unless the commit rule is `full` it attends to the
+    block alone, which with the rule `self` is what the block attended to. A page depends on the video alone, not on
+    the content of the slots.
     """
 
     recomputes = True

@@ -9,16 +9,23 @@ from dataclasses import dataclass
 class Context:
     """Past frames and the rotary time each is attended at.
 
-    ``retrieved`` holds frames of each video of the batch, all rows equally long; ``shared`` frames are the same for
-    all. Times are rotary frame positions; those of the block count up from ``start_time``.
+    ``retrieved`` holds frames of each video of the batch, all rows equally long, and ``retrieved_times`` a time for
+    each; ``shared`` frames are the same for all. Times are rotary frame positions; those of the block count up from
+    ``start_time``.
     """
 
     shared: tuple[int, ...]
     shared_times: tuple[int, ...]
     start_time: int
     retrieved: tuple[tuple[int, ...], ...] = ()  # [B][K]
-    retrieved_time: int = 0
+    retrieved_times: tuple[tuple[float, ...], ...] = ()  # [B][K]
     hidden: range = range(0)  # frames of the block, counted from its first, that it does not attend to itself
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` unless every frame has one time."""
+        sizes = [[len(row) for row in rows] for rows in (self.retrieved, self.retrieved_times)]
+        if len(self.shared) != len(self.shared_times) or sizes[0] != sizes[1]:
+            raise ValueError("every frame of a context needs one time")
 
     @property
     def retrieved_count(self) -> int:

@@ -79,14 +79,23 @@ class WanKVLayerCache:
     def __init__(self, pages: FramePages) -> None:
         self.pages = pages
         self._buffer: tuple[Tensor, Tensor] | None = None
-        self._visible = [slice(0, 0)]
+        self._visible = self._without_retrieved = self._all = [slice(0, 0)]
         self._block = 0
         self.fresh: tuple[Tensor, Tensor] | None = None  # the last pass's own keys (not rotated) and values
 
-    def gather(self, parts: list[tuple[Tensor, Tensor]], tables: list[Tensor], *, block: int, hidden: slice) -> None:
+    def gather(
+        self,
+        parts: list[tuple[Tensor, Tensor]],
+        tables: list[Tensor],
+        *,
+        block: int,
+        hidden: slice,
+        retrieved: int = 0,
+    ) -> None:
         """Rotate the context, parts [B, N, tokens, heads, D], into the buffer.
 
-        ``block`` counts the block's tokens; ``hidden`` are those of them that it does not attend to itself.
+        ``block`` counts the block's tokens; ``hidden`` are those of them that it does not attend to itself. The last
+        ``retrieved`` tokens of the context can be left out by ``set_reading``.
         """
         total = block + sum(keys.shape[1] * keys.shape[2] for keys, _ in parts)
         if parts:
@@ -99,10 +108,12 @@ class WanKVLayerCache:
             self._buffer[1][:, begin:end] = values.flatten(1, 2)
             begin = end
         self._block = block
-        around = (
-            (slice(0, hidden.start), slice(hidden.stop, total)) if hidden.stop > hidden.start else (slice(0, total),)
-        )
-        self._visible = [part for part in around if part.stop > part.start]
+        self._all, self._without_retrieved = (_around(hidden, end) for end in (total, total - retrieved))
+        self._visible = self._all
+
+    def set_reading(self, *, retrieved: bool) -> None:
+        """Whether the next passes attend to retrieved frames; after ``gather`` they do."""
+        self._visible = self._all if retrieved else self._without_retrieved
 
     def store(self, keys: Tensor, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Write the block's keys (not yet rotated) and values [B, L, heads, D]; returns all that it attends to."""
@@ -137,11 +148,19 @@ class WanKVLayerCache:
             self._buffer = grown
 
 
+def _around(hidden: slice, end: int) -> list[slice]:
+    """The parts of the first ``end`` tokens that are not hidden."""
+    around = (slice(0, hidden.start), slice(hidden.stop, end)) if hidden.stop > hidden.start else (slice(0, end),)
+    return [part for part in around if part.stop > part.start]
+
+
 class WanKVCache:
     """The caches of all layers of one rollout of ``frames`` frames.
 
     ``recent`` frames besides the sink stay on the compute device, and the last ``pinned`` of the ``references``;
-    ``None`` keeps all frames there. With an ``archive``, frames that left can be read back.
+    ``None`` keeps all frames there. With an ``archive``, frames that left can be read back. Passes that compute an old
+    block again attend to ``commit_sink`` frames of the sink, by default to all. The first ``unread`` layers attend to
+    no retrieved frames: they have no archive, and keep ``unread_recent`` frames besides the sink (None: all).
     """
 
     def __init__(
@@ -154,14 +173,21 @@ class WanKVCache:
         references: int = 0,
         pinned: int = 0,
         archive: Archive | None = None,
+        commit_sink: int | None = None,
+        unread: int = 0,
+        unread_recent: int | None = None,
     ) -> None:
         self.sink = sink
+        self.commit_sink = sink if commit_sink is None else commit_sink
         self.window = None if recent is None else sink + recent
 
-        def pages() -> FramePages:
-            return FramePages(sink=sink, ring=self.window, frames=frames, references=references, pinned=pinned)
+        self.unread = unread
 
-        self.layers = [WanKVLayerCache(pages()) for _ in range(layers)]
+        def pages(kept: int | None) -> FramePages:
+            ring = None if kept is None else sink + kept
+            return FramePages(sink=sink, ring=ring, frames=frames, references=references, pinned=pinned)
+
+        self.layers = [WanKVLayerCache(pages(unread_recent if layer < unread else recent)) for layer in range(layers)]
         self.archive = archive
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
@@ -170,16 +196,16 @@ class WanKVCache:
             self.archive.fetch(retrieved, recompute)
 
     def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K]."""
+        """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K], of a layer that reads them."""
         if self.archive is not None:
-            return self.archive.read(layer, retrieved)
+            return self.archive.read(layer - self.unread, retrieved)
         return self.layers[layer].pages.read(torch.tensor(retrieved))
 
     def commit(self, start: int, latents: Tensor, tokens: int, *, prompt: int = 0) -> None:
         """Store the last pass's keys and values, those of the frames of latents [B, T, C, H, W] from ``start`` on."""
         fresh = [layer.commit(start, tokens) for layer in self.layers]
         if self.archive is not None:
-            self.archive.write(start, latents, fresh, prompt=prompt)
+            self.archive.write(start, latents, fresh[self.unread :], prompt=prompt)
 
     def close(self) -> None:
         """Free what is held: window, buffers and archive."""

@@ -4,7 +4,7 @@ for each block:
     retrieved = past frames most like the newest one                  # history, memory strategy
     context   = [sink | retrieved | recent], each at its rotary time  # context policy
     latents   = few-step denoising of noise, given context and prompt
-    a clean pass stores the block's keys and values in the cache
+    a clean pass stores the block's keys and values in the cache      # in the same context, or by a commit rule
     history grows by the block
 """
 
@@ -45,6 +45,7 @@ class BackboneSession(Protocol):
     def dtype(self) -> torch.dtype: ...
     def set_prompt(self, prompt: Tensor) -> None: ...
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None: ...
+    def set_reading(self, *, retrieved: bool) -> None: ...
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor: ...
     def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float) -> None: ...
     def update_cache(self, latents: Tensor, timestep: float, prefetch: Sequence[Sequence[int]] = ()) -> None: ...
@@ -123,11 +124,12 @@ def rollout(
     session = backbone.start(prompt, cache)
     cursor = Cursor(memory, noise, block=block, references=spans)
     drafts = isinstance(memory, RetrievalMemory) and memory.query == "draft"
+    reading = memory.read_steps if isinstance(memory, RetrievalMemory) else None
     coming: Retrieved | None = None  # where the query is known before the block begins
     moved = 0
 
-    def set_context(start: int, retrieved: Sequence[Sequence[int]] = ()) -> None:
-        session.set_context(cursor.context(start, retrieved), start=start, block=block, height=shape[1], width=shape[2])
+    def set_context(context: Context, start: int) -> None:
+        session.set_context(context, start=start, block=block, height=shape[1], width=shape[2])
 
     def look_up(index: int) -> Retrieved:
         return retrieve(
@@ -144,7 +146,7 @@ def rollout(
         given = cursor.given(index * block)
         if given is not None:
             return given.to(session.device, session.dtype)
-        set_context(index * block)
+        set_context(cursor.context(index * block), index * block)
         batch_shape = (len(prompt), block, *shape)
         return denoise(session, schedule, cursor, steps=schedule.steps[:1], block=index, shape=batch_shape)
 
@@ -162,13 +164,12 @@ def rollout(
                 session.set_prompt(change.prompt)
                 recache = cursor.recache(start)
                 cache.move_sink(cursor.stretch.sink_start)
-                if recache is not None:
-                    again, window = recache
+                for again, window in recache:
                     session.recache(again.context, window, start=again.first, timestep=context_timestep)
                 watch.lap("recache")
             retrieved, similarities = coming or look_up(index)
             watch.lap("retrieve")
-            set_context(start, retrieved)
+            set_context(cursor.context(start, retrieved), start)
             before, moved = moved, cache.moved
             watch.lap("gather")
             given = cursor.given(start)
@@ -179,7 +180,9 @@ def rollout(
             else:
                 steps = schedule.first_steps if start == cursor.generated_from else schedule.steps
                 batch_shape = (len(prompt), block, *shape)
-                latents = denoise(session, schedule, cursor, steps=steps, block=index, shape=batch_shape).contiguous()
+                latents = denoise(
+                    session, schedule, cursor, steps=steps, block=index, shape=batch_shape, reading=reading
+                ).contiguous()
                 require_finite(latents, index)
             watch.lap("denoise")
             history.append(latents)
@@ -188,6 +191,9 @@ def rollout(
             last = start + block >= frames
             coming = None if drafts or last or index + 1 in changes else look_up(index + 1)
             watch.lap("retrieve")
+            commit = cursor.commit_context(start)
+            if commit is not None:
+                set_context(commit, start)
             session.update_cache(latents, context_timestep if given is None else 0.0, coming[0] if coming else ())
             watch.lap("update_cache")
             cut = change is not None and change.cut and index > 0
@@ -208,15 +214,17 @@ def store(
     """Pass a reference through the backbone, once, as the frames of a span of numbers.
 
     It passes in blocks, the last of which may be shorter, at timestep 0. Each attends to itself and to the frames of
-    the reference before it that the window without its sink holds, on a clock that starts with the reference.
+    the reference before it that the window without its sink holds, or those of the memory's commit rule, on a clock
+    that starts with the reference.
     """
     count, (height, width) = len(span), reference.latents.shape[3:]
-    window = count if memory.window is None else max(memory.window - memory.sink, block)
+    plain = count if memory.window is None else max(memory.window - memory.sink, block)
     session.set_prompt(reference.prompt)
     for offset in range(0, count, block):
         latents = reference.latents[:, offset : offset + block].to(session.device, session.dtype)
         size = latents.shape[1]
-        context = retrieval_window(start=offset, block=size, window=max(window, size), sink=0, count=0)
+        window = max(memory.commit_reach(size) or plain, size)
+        context = retrieval_window(start=offset, block=size, window=window, sink=0, count=0)
         context = replace(context, shared=tuple(span[frame] for frame in context.shared))
         session.set_context(context, start=span[offset], block=size, height=height, width=width)
         history.append(latents)
@@ -231,13 +239,19 @@ def denoise(
     steps: Tensor,
     block: int,
     shape: tuple[int, ...],
+    reading: int | None = None,
 ) -> Tensor:
-    """Few-step sampling of one block [B, T, C, h, w]: predict x0, add less noise, repeat; the last x0 is the result."""
+    """Few-step sampling of one block [B, T, C, h, w]: predict x0, add less noise, repeat; the last x0 is the result.
+
+    The last ``reading`` steps attend to retrieved frames; None: all do.
+    """
     device, dtype = session.device, session.dtype
     latents = noise.draw(block, 0, shape).to(device, dtype)
     for step, timestep in enumerate(steps):
         if step > 0:
             latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
+        if reading is not None:
+            session.set_reading(retrieved=step >= len(steps) - reading)
         latents = schedule.clean(latents, session.flow(latents, timestep), timestep)
     return latents
 
@@ -309,11 +323,13 @@ def new_cache(
     So many frames of ``references`` come before it, of which the last ``pinned`` can be attended to at any time.
     """
     frames = block * math.ceil(frames / block)
-    recent = None if memory.window is None else max(memory.window - memory.sink, block)
+    recent = window = None if memory.recent_frames is None else max(memory.recent_frames, block)
+    unread = 0
     archive = None
     if isinstance(memory, RetrievalMemory) and memory.retrieves:
         if memory.archive == "auto":
             raise ValueError("the tier of the archive is not chosen yet")
+        unread = memory.unread_layers(backbone.layers)
         archive = new_archive(
             memory.archive,
             retrieved=memory.retrieved,
@@ -327,6 +343,9 @@ def new_cache(
         layers=backbone.layers,
         sink=memory.sink,
         recent=recent,
+        commit_sink=memory.sink if memory.commit == "full" else 0,
+        unread=unread,
+        unread_recent=window,
         frames=frames,
         references=references,
         pinned=pinned,

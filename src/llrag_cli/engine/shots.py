@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from llrag_cli.cache.context import Context
-from llrag_cli.memory.context import Recache, RecacheRule, Stretch, attended, recache_of
+from llrag_cli.memory.context import (
+    Recache,
+    RecacheRule,
+    Stretch,
+    attended,
+    block_by_block,
+    commit_context,
+    recache_of,
+)
 from llrag_cli.memory.strategies import MemoryConfig
 from llrag_cli.sampling.noise import Noise
 
@@ -71,21 +79,28 @@ class Cursor:
         else:
             self.generated_from = min(self.generated_from, start)
 
-    def recache(self, start: int) -> tuple[Recache, Tensor] | None:
-        """What the change of the prompt at frame ``start`` computes again, and the latents of that, if anything.
+    def recache(self, start: int) -> list[tuple[Recache, Tensor]]:
+        """The passes that the change of the prompt at frame ``start`` computes frames again in, with their latents.
 
-        Frames are counted from the start of the video, and the sink is where it is from then on.
+        It is one pass, or none; with commit `self` one for each block. Frames are counted from the start of the video,
+        and the sink is where it is from then on.
         """
         rule = None if self.shot is None else self.shot.recache
         stretch = self.stretch
         time = stretch.time(start)
         found = recache_of(self.memory, start=time, sink_start=stretch.sink, lead=stretch.lead, rule=rule)
         if found is None:
-            return None
+            return []
         self.stretch = stretch.with_sink(found.sink_start)
         latents = torch.cat([*self._recent], dim=1)[:, found.first - time :]
-        recache = Recache(stretch.frame(found.first), stretch.in_video(found.context), self.stretch.sink_start)
-        return recache, latents
+        alone = self.memory.commit == "self"
+        passes = block_by_block(found, stop=time, block=self.block) if alone else [found]
+        sizes = [after - each.first for each, after in zip(passes, [*(p.first for p in passes[1:]), time], strict=True)]
+        sink_start = self.stretch.sink_start
+        return [
+            (Recache(stretch.frame(each.first), stretch.in_video(each.context), sink_start), part)
+            for each, part in zip(passes, latents.split(sizes, dim=1), strict=True)
+        ]
 
     def add(self, latents: Tensor) -> None:
         """Take note of a finished block."""
@@ -97,8 +112,18 @@ class Cursor:
     def context(self, start: int, retrieved: Sequence[Sequence[int]] = ()) -> Context:
         """What the block at a frame attends to."""
         return attended(
-            self.memory, self.stretch, start=start, block=self.block, retrieved=retrieved, pinned=self.pinned
+            self.memory,
+            self.stretch,
+            start=start,
+            block=self.block,
+            retrieved=retrieved,
+            pinned=self.pinned,
+            since=self.origins[0],
         )
+
+    def commit_context(self, start: int) -> Context | None:
+        """What the clean pass of the block at a frame attends to; None: what its denoising passes attend to."""
+        return commit_context(self.memory, self.stretch, start=start, block=self.block)
 
     def opens(self, start: int) -> bool:
         """Whether no frame of the stretch comes before a frame."""

@@ -81,8 +81,9 @@ def retrieval_window(
     """LongLive-RAG's window: sink, ``retrieved`` frames [B][<= count], and a local part shortened by ``count``.
 
     Time is relative: a frame has the time of its slot in the window (the block is in the last slots once the window
-    is full), and all retrieved frames have time 0, as the first frame of the sink. The local part is shorter by
-    ``count`` frames always, whether or not as many were retrieved. The sink is ``sink`` frames from ``sink_start`` on.
+    is full), and all retrieved frames have time 0, as the first frame of the sink (``retrieved_times`` has other
+    rules). The local part is shorter by ``count`` frames always, whether or not as many were retrieved. The sink is
+    ``sink`` frames from ``sink_start`` on.
     """
     start_time = min(start, window - block)
     local = window - sink - count  # frames, the block's own included
@@ -91,21 +92,57 @@ def retrieval_window(
     sunken = range(sink_start, min(end, start))
     frames = (*sunken, *range(min(first, start), start))
     times = tuple(frame - sink_start if frame in sunken else frame - start + start_time for frame in frames)
-    rows = tuple(tuple(row) for row in retrieved)
+    rows = tuple(tuple(row) for row in retrieved) if retrieved and retrieved[0] else ()
     sunk = min(max(sink - start, 0), block)  # frames of the block itself that belong to the sink
     return Context(
         shared=frames,
         shared_times=times,
         start_time=start_time,
-        retrieved=rows if rows and rows[0] else (),
+        retrieved=rows,
+        retrieved_times=tuple((0,) * len(row) for row in rows),
         hidden=range(sunk, max(sunk, block - max(local, 0))),
     )
 
 
-def context_of(
-    memory: MemoryConfig, *, start: int, block: int, retrieved: Sequence[Sequence[int]] = (), sink_start: int = 0
-) -> Context:
-    """The context of the block at ``start`` under a memory configuration; ``retrieved`` is [B][K]."""
+def retrieved_times(
+    memory: RetrievalMemory,
+    retrieved: Sequence[Sequence[int]],
+    *,
+    start: int,
+    block: int,
+    start_time: int,
+    since: int = 0,
+) -> tuple[tuple[float, ...], ...]:
+    """Rotary times [B][<= K] of retrieved frames, by the memory's rule (compared in Memory Forcing, arXiv 2610.11756).
+
+    The block at ``start`` has the times from ``start_time`` on. Frames, retrieved ones too, are counted from the start
+    of the video, the first one there is is ``since`` (below 0 with references). Between the last slot of the sink and
+    the first of the local part, K slots are free once the window is full, and fewer, g, before that. The rules:
+
+    - `collapsed`: all at 0, the time of the first frame of the sink (LongLive-RAG);
+    - `ordered`: by rank, oldest first. The i-th frame is in the i-th free slot; if only g of K slots are free, they
+      are i * g / K apart from the first of them;
+    - `interpolated`: by when the frame was made. Frame ``since`` is in the first free slot, the oldest local frame in
+      its own, and a frame between them at its share of the way; times are not whole numbers.
+
+    So with the last two, retrieved frames come after the sink and before the local part, older before newer, and are
+    at one time, that of the first local frame, if no slot is free.
+    """
+    if memory.times == "collapsed":
+        return tuple((0,) * len(row) for row in retrieved)
+    local = max(memory.window - memory.sink - memory.retrieved, 0)
+    after_sink = min(memory.sink, start_time)
+    first_local = max(after_sink, start_time + block - local)
+    free = first_local - after_sink
+    if memory.times == "ordered":
+        step = min(1.0, free / memory.retrieved)
+        return tuple(tuple(after_sink + step * sorted(row).index(frame) for frame in row) for row in retrieved)
+    oldest = start - max(0, start_time - first_local)  # of the local part
+    return tuple(tuple(after_sink + free * (frame - since) / (oldest - since) for frame in row) for row in retrieved)
+
+
+def context_of(memory: MemoryConfig, *, start: int, block: int, sink_start: int = 0) -> Context:
+    """The context of the block at ``start`` under a memory configuration, without retrieved frames."""
     if not isinstance(memory, RetrievalMemory):
         return sliding_window(start=start, block=block, window=memory.window, sink=memory.sink, sink_start=sink_start)
     return retrieval_window(
@@ -114,7 +151,6 @@ def context_of(
         window=memory.window,
         sink=memory.sink,
         count=memory.retrieved,
-        retrieved=retrieved,
         sink_start=sink_start,
     )
 
@@ -127,22 +163,48 @@ def attended(
     block: int,
     retrieved: Sequence[Sequence[int]] = (),
     pinned: Sequence[int] = (),
+    since: int = 0,
 ) -> Context:
     """The context of the block at ``start``, a frame of the video, with frames ``pinned`` that are always attended to.
 
-    Pinned frames have time 0. With retrieval they take the place of retrieved frames, of which there are fewer;
-    without, they shorten the window. So a block attends to as many frames as without them.
+    The first frame there is, of references or of the video, is ``since``. Pinned frames have time 0. With retrieval
+    they take the place of retrieved frames, of which there are fewer; without, they shorten the window. So a block
+    attends to as many frames as without them.
     """
     if pinned and not isinstance(memory, RetrievalMemory) and memory.window is not None:
         memory = memory.model_copy(update={"window": memory.window - len(pinned)})
-    context = stretch.in_video(
-        context_of(memory, start=stretch.time(start), block=block, retrieved=retrieved, sink_start=stretch.sink)
-    )
+    context = stretch.in_video(context_of(memory, start=stretch.time(start), block=block, sink_start=stretch.sink))
+    rows: tuple[tuple[int, ...], ...] = ()
+    times: tuple[tuple[float, ...], ...] = ()
+    if isinstance(memory, RetrievalMemory) and retrieved and retrieved[0]:
+        rows = tuple(tuple(row) for row in retrieved)
+        times = retrieved_times(memory, rows, start=start, block=block, start_time=context.start_time, since=since)
     return replace(
         context,
+        retrieved=rows,
+        retrieved_times=times,
         shared=(*pinned, *context.shared),
         shared_times=(*(0 for _ in pinned), *context.shared_times),
     )
+
+
+def commit_context(memory: MemoryConfig, stretch: Stretch, *, start: int, block: int) -> Context | None:
+    """What the clean pass of the block at ``start``, a frame of the video, attends to under the memory's commit rule.
+
+    None: what its denoising passes attend to (`full`). Otherwise the newest frames of the stretch, the block's own
+    included: C of them (`recent`, Commit Forcing, github.com/Dwell-Jing/commit-forcing) or those of the block alone
+    (`self`, ID-Forcing, arXiv 2610.03120). Frames of the sink are read like any others while they are among the
+    newest, but not a sink that a cut has kept. Times are those of the window without retrieval: the block's are the
+    same as in its denoising passes.
+    """
+    reach = memory.commit_reach(block)
+    if reach is None:
+        return None
+    time = stretch.time(start)
+    start_time = min(time, memory.window - block) if isinstance(memory, RetrievalMemory) else time
+    frames = range(max(stretch.lead, time + block - reach), time)
+    times = tuple(frame - time + start_time for frame in frames)
+    return stretch.in_video(Context(shared=tuple(frames), shared_times=times, start_time=start_time))
 
 
 RecacheRule = Literal["keep", "renew", "none"]
@@ -167,21 +229,39 @@ def recache_of(
     it attend to it (``keep``), or the oldest frames of the window become the sink (``renew``). Times are absolute, or
     with retrieval those of the slots of a full window, as in ``retrieval_window``. A sink of ``lead`` frames that a cut
     has kept is of another picture: it is never computed again.
+
+    The pass leaves keys and values, so the memory's commit rule holds for it too: unless that is `full`, the frames
+    do not attend to the sink, and all are computed again that a later clean pass can attend to.
     """
     rule = rule or memory.recache
     if rule == "none" or start == lead:
         return None
     oldest = 0 if memory.window is None else max(0, start - memory.window)
     relative = isinstance(memory, RetrievalMemory)
+    reads_sink = memory.commit == "full"
     if rule == "renew":
         first = max(oldest, lead)
         return Recache(first, Context((), (), 0 if relative else first), first)
-    if oldest == 0:
-        kept = tuple(range(sink_start, lead))
+    if memory.window is None or memory.recent_frames is None or oldest == 0:
+        kept = tuple(range(sink_start, lead)) if reads_sink else ()
         return Recache(lead, Context(kept, kept, lead), sink_start)
-    first, sink = oldest + memory.sink, tuple(range(sink_start, sink_start + memory.sink))
-    times = tuple(range(memory.sink)) if relative else sink
-    return Recache(first, Context(sink, times, memory.sink if relative else first), sink_start)
+    sink = range(sink_start, sink_start + memory.sink)
+    first = max(start - memory.recent_frames, sink.stop)
+    start_time = memory.window - (start - first) if relative else first
+    if not reads_sink:
+        return Recache(first, Context((), (), start_time), sink_start)
+    times = range(memory.sink) if relative else sink
+    return Recache(first, Context(tuple(sink), tuple(times), start_time), sink_start)
+
+
+def block_by_block(recache: Recache, *, stop: int, block: int) -> list[Recache]:
+    """The frames of a recache, up to frame ``stop``, in blocks that each attend to themselves alone.
+
+    Blocks are counted back from ``stop``; the first may be shorter.
+    """
+    first, time = recache.first, recache.context.start_time
+    starts = [max(first, start) for start in range(stop - block, first - block, -block)][::-1]
+    return [Recache(start, Context((), (), time + start - first), recache.sink_start) for start in starts]
 
 
 def retrievable(*, start: int, window: int, sink: int, guard: int) -> range:

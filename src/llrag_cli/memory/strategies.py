@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from typing_extensions import Self
 
 from llrag_cli.cache.tiers import Tier
+from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config, require_kinds
 from llrag_cli.memory.candidates import Candidates, cosine_similarities, top
 
@@ -30,16 +31,54 @@ class MemoryConfig(Config):
         description="when the prompt changes: compute keys and values of the window again and keep the sink's, or make "
         "the oldest frames of the window the sink (`renew`), or neither",
     )
+    commit: Literal["full", "recent", "self"] = Field(
+        default="full",
+        description="what the clean pass that leaves a block's keys and values attends to: what its denoising does "
+        "(`full`), the newest frames without sink and retrieved ones (`recent`), or the block alone (`self`)",
+    )
+    commit_frames: int | None = Field(
+        default=None,
+        gt=0,
+        description="C: frames attended with commit `recent`, own block included; null: the window's",
+    )
 
     @property
     def retrieves(self) -> bool:
         """Whether frames outside the window are attended again, so that an archive is needed."""
         return False
 
+    def commit_reach(self, block: int) -> int | None:
+        """Frames that the clean pass of a block of ``block`` frames attends to, its own included.
+
+        They are the newest ones. None: the pass attends to what denoising attends to.
+        """
+        if self.commit == "full":
+            return None
+        return block if self.commit == "self" else self.commit_frames or self.window
+
+    @property
+    def recent_frames(self) -> int | None:
+        """Newest frames, besides the sink, whose keys and values later blocks may attend to; None: all."""
+        if self.window is None:
+            return None
+        committed = self.commit_frames or self.window if self.commit == "recent" else 0
+        return max(self.window - self.sink, committed)
+
     @model_validator(mode="after")
     def _sink_fits(self) -> Self:
         if self.window is not None and self.sink >= self.window:
             raise ValueError(f"a sink of {self.sink} frames does not fit into a window of {self.window}")
+        return self
+
+    @model_validator(mode="after")
+    def _commit_fits(self) -> Self:
+        if self.commit != "recent":
+            if self.commit_frames is not None:
+                raise ValueError(f"commit_frames is read by commit `recent` only, not by `{self.commit}`")
+        elif self.window is None and self.commit_frames is None:
+            raise ValueError("commit `recent` without a window needs commit_frames, the frames that it attends to")
+        elif self.window is not None and self.commit_frames is not None and self.commit_frames > self.window:
+            raise ValueError(f"commit_frames {self.commit_frames} is more than the window of {self.window}")
         return self
 
 
@@ -57,6 +96,19 @@ class RetrievalMemory(MemoryConfig):
         default=6, ge=0, le=MOST_RETRIEVED, description="K: frames retrieved from the history for each block"
     )
     guard: int = Field(default=0, ge=0, description="R: newest evicted frames that are no candidates")
+    times: Literal["collapsed", "interpolated", "ordered"] = Field(
+        default="collapsed",
+        description="rotary times of retrieved frames: 0 for all (`collapsed`), or between sink and local frames, by "
+        "when they were made (`interpolated`) or by rank (`ordered`)",
+    )
+    read_steps: int | None = Field(
+        default=None, gt=0, description="last denoising steps that attend to retrieved frames; null: all steps"
+    )
+    read_layers: int | None = Field(
+        default=None,
+        gt=0,
+        description="last layers of the backbone that attend to retrieved frames, and that are archived; null: all",
+    )
     keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
     encoder: str | None = Field(
         default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
@@ -66,6 +118,20 @@ class RetrievalMemory(MemoryConfig):
         description="where keys and values of frames outside the window are kept: `device`, `host`, `disk` (exact), "
         "`host-int8`, `recompute` (approximate); `auto` takes the first exact one that fits",
     )
+
+    def unread_layers(self, layers: int) -> int:
+        """How many of a backbone's layers, the first ones, attend to no retrieved frames.
+
+        Raises ``UsageError`` if more layers are to read than there are.
+        """
+        if self.read_layers is None:
+            return 0
+        if self.read_layers > layers:
+            raise UsageError(
+                f"read_layers {self.read_layers} is more than the {layers} layers of the backbone",
+                hint=f"set `memory.read_layers` to at most {layers}, or null for all",
+            )
+        return layers - self.read_layers
 
     @property
     def retrieves(self) -> bool:

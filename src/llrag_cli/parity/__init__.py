@@ -11,7 +11,7 @@ from llrag_cli.errors import LlragError, closest
 from llrag_cli.files.guarded import reason_of
 from llrag_cli.parity.checkpoints import formats, manifest
 from llrag_cli.parity.checks import Check, Golden, read_json
-from llrag_cli.parity.generation import generation, lora, prompt_switch
+from llrag_cli.parity.generation import commit_rule, generation, lora, prompt_switch, read_locus
 from llrag_cli.parity.parts import autoencoder, scheduler, units, vae
 
 __all__ = ["BUNDLED", "Check", "Golden", "replay"]
@@ -21,15 +21,11 @@ BUNDLED = Path(__file__).parent / "vectors"
 Case = Callable[[Golden, str, dict[str, Any], Path], Iterator[Check]]
 
 
-def _unsupported(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
-    yield Check(case, "latents", None, 0.0, f"`{about['kind']}` is not implemented")
-
-
 KINDS: Mapping[str, Case] = {  # how a case is replayed whose JSON has a `kind`
     "first_chunk": generation,
     "prompt_switch": prompt_switch,
-    "commit_rule": _unsupported,
-    "read_locus": _unsupported,
+    "commit_rule": commit_rule,
+    "read_locus": read_locus,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cache.rotary import rotate
-from llrag_cli.engine.rollout import Block, retrieve, rollout
+from llrag_cli.engine.rollout import Block, denoise, retrieve, rollout
 from llrag_cli.engine.shots import Change, Cursor
 from llrag_cli.memory.context import retrievable
 from llrag_cli.memory.encoder import LatentAutoencoder, encoder_from
@@ -81,12 +81,14 @@ def _replay(
     prompts: Sequence[int] = (),
     switches: Mapping[int, int] | None = None,
     wanted: Sequence[str] = (),
+    memory: MemoryConfig | None = None,
 ) -> Replay:
     """``prompts`` are rows of the embeddings, one for each prompt; by default, the first ``batch`` rows are a batch.
 
-    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is.
+    ``switches`` are the numbers of the blocks at which later prompts take over, and which prompt it is. ``memory`` is
+    by default that of the original's configuration.
     """
-    memory = memory_of(config)
+    memory = memory or memory_of(config)
     if isinstance(memory, Nearest) and memory.retrieves:
         memory = memory.model_copy(update={"archive": golden.archive})
     schedule = FlowMatchSchedule(
@@ -171,6 +173,10 @@ class Tap:
             if name in self._wanted:
                 self._record_cache(name, end=start + (block if call else 0), layer=1)
 
+    def set_reading(self, *, retrieved: bool) -> None:
+        """As ``BackboneSession.set_reading``."""
+        self._session.set_reading(retrieved=retrieved)
+
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """As ``BackboneSession.flow``."""
         name = f"steps.block{self._block:02d}"
@@ -207,6 +213,9 @@ class Tap:
         if "final_cache.layer0" in self._wanted:
             keys, values = self._slots(0, end=self._start + self.block)
             self.seen |= {"final_cache.layer0.k": keys, "final_cache.layer0.v": values}
+        if "final.k" in self._wanted:
+            keys, values = self._slots(self.inner.layers - 1, end=self._start + self.block)
+            self.seen |= {"final.k": keys, "final.v": values}
         self._session.close()
 
     def record_clean(self, latents: Tensor) -> None:
@@ -322,6 +331,107 @@ def prompt_switch(golden: Golden, case: str, about: dict[str, Any], folder: Path
                 theirs = theirs[:, theirs.shape[1] - ours.shape[1] :]
             checks.append(golden.compare(case, quantity, ours, theirs, bar))
         yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def commit_rule(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout whose clean passes attend to the newest frames alone: its latents, and the newest keys and values."""
+    reference = golden.tensors(folder, about["file"])
+    replay = _replay(
+        golden,
+        golden.backbone(folder, about["weights"]),
+        about["config"],
+        golden.tensors(folder, about["inputs"]),
+        frames=reference["latents"].shape[1],
+        batch=1,
+        encode=average_pool,
+        prompts=[about["prompt_row"]],
+        wanted=list(reference),
+        memory=committing_memory(about),
+    )
+    yield golden.compare(
+        case, "latents", replay.latents, reference["latents"], bar_of(about, LATENTS), half=HALF_ROLLOUT
+    )
+    newest = {name: theirs for name, theirs in reference.items() if name.startswith("final.")}
+    if newest and golden.exact:
+        bar = float(about["tolerance"]["kv_recommended_atol"])
+        checks = [
+            golden.compare(case, "newest keys and values", replay.seen[name][:, -theirs.shape[1] :], theirs, bar)
+            for name, theirs in newest.items()
+        ]
+        yield max(checks, key=lambda check: check.error or 0.0)
+
+
+def committing_memory(about: Mapping[str, Any]) -> MemoryConfig:
+    """The memory of a case of the commit rule.
+
+    A sink that is ``moved`` next to the newest frames has the times of slots: only differences of times matter.
+    """
+    frames, sizes = about["commit_frames"], about["config"]["model_kwargs"]
+    sink = sizes["sink_size"]
+    rule: dict[str, Any] = {} if frames is None else {"commit": "recent", "commit_frames": frames}
+    if about.get("sink_positions") == "moved":
+        return Nearest(window=sink + about["recent_frames"], sink=sink, retrieved=0, **rule)
+    return SlidingWindow(window=sizes["local_attn_size"], sink=sink, **rule)
+
+
+def read_locus(golden: Golden, case: str, about: dict[str, Any], folder: Path) -> Iterator[Check]:
+    """A rollout without sink whose last layers attend to frames far back in the last denoising steps.
+
+    Every pass attends to the newest ``near_frames``. The far frames are the newest of each group of ``stride`` before
+    them, and count ``stride`` times each: their logits are raised by ln(stride), which is the same. Up to ``stride``
+    far frames are attended to as they are. Times are absolute, and clean passes attend to no far frames.
+    """
+    config, reference = about["config"], golden.tensors(folder, about["file"])
+    inputs, backbone = golden.tensors(folder, about["inputs"]), golden.backbone(folder, about["weights"])
+    near, stride, block = about["near_frames"], about["stride"], config["num_frame_per_block"]
+    held = config["model_kwargs"]["local_attn_size"]
+    schedule = FlowMatchSchedule(
+        steps=config["denoising_step_list"],
+        shift=config["model_kwargs"]["timestep_shift"],
+        warp=config["warp_denoising_step"],
+    )
+    far_by_step = {int(name.removeprefix("step")): layers for name, layers in about["far"].items()}
+    reading = last(far_by_step, len(schedule.steps))
+    (layers,) = {last(layers, backbone.layers) for layers in far_by_step.values()}
+    frames, (height, width) = reference["latents"].shape[1], reference["latents"].shape[3:]
+    cache = WanKVCache(layers=backbone.layers, sink=0, recent=None, frames=frames, unread=backbone.layers - layers)
+    prompt = inputs["prompt_embeds"][about["prompt_row"], None]
+    session, noise = backbone.start(prompt, cache), RecordedNoise(inputs["noise"], inputs["renoise"])
+    blocks = []
+    for index, start in enumerate(range(0, frames, block)):
+        recent = tuple(range(max(0, start + block - near), start))
+        plain = Context(recent, recent, start)
+        far = far_frames(end=start + block, near=near, stride=stride, held=held)
+        context = replace(plain, retrieved=(far,), retrieved_times=(far,)) if far else plain
+        session.set_context(context, start=start, block=block, height=height, width=width)
+        shape = (1, block, *inputs["noise"].shape[2:])
+        latents = denoise(session, schedule, noise, steps=schedule.steps, block=index, shape=shape, reading=reading)
+        session.set_context(plain, start=start, block=block, height=height, width=width)
+        session.update_cache(latents, float(config["context_noise"]))
+        blocks.append(latents)
+    session.close()
+    made = torch.cat(blocks, dim=1)
+    yield golden.compare(case, "latents", made, reference["latents"], bar_of(about, LATENTS), half=HALF_ROLLOUT)
+
+
+def far_frames(*, end: int, near: int, stride: int, held: int) -> tuple[int, ...]:
+    """Frames that a block up to frame ``end`` attends to before the newest ``near``, each as often as it counts.
+
+    They are among the newest ``held``, which are in the cache.
+    """
+    count = min(held, end)
+    if count <= near + stride:
+        return tuple(range(end - count, end - near))
+    chosen = range(end - near - 1, end - count - 1 + stride - 1, -stride)
+    return tuple(frame for frame in chosen for _ in range(stride))
+
+
+def last(numbers: Iterable[int], total: int) -> int:
+    """How many numbers there are, which must be the last ones below ``total``."""
+    count = len({*numbers})
+    if {*numbers} != {*range(total - count, total)}:
+        raise ValueError(f"{sorted(numbers)} are not the last of {total}")
+    return count
 
 
 def switch_blocks(frames: Sequence[int], *, block: int) -> dict[int, int]:

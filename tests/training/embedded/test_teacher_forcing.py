@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_training_sees_what_generation_sees(transformer: WanTransformer3DModel, 
     session = backbone.start(prompt, WanKVCache(layers=2, sink=1, recent=None, frames=18))
     for index, context in enumerate(contexts):
         frames = slice(3 * index, 3 * index + 3)
-        doubled = type(context)(**{**vars(context), "retrieved": context.retrieved * 2})
+        doubled = replace(context, retrieved=context.retrieved * 2, retrieved_times=context.retrieved_times * 2)
         session.set_context(doubled, start=3 * index, block=3, height=SHAPE[1], width=SHAPE[2])
         torch.testing.assert_close(session.flow(noisy[:, frames], timestep), flows[:, frames], atol=1e-4, rtol=1e-4)
         session.update_cache(clean[:, frames], 0.0, [])

@@ -295,21 +295,30 @@ class WanSession:
         rows, columns = self.backbone.grid(height, width)
         times = []
         if context.shared:
-            times.append(torch.tensor(context.shared_times, dtype=torch.float64))
+            times.append(torch.tensor([context.shared_times], dtype=torch.float64))
         if context.retrieved:
             self.cache.fetch(context.retrieved, self.recompute)
-            times.append(torch.full((context.retrieved_count,), context.retrieved_time, dtype=torch.float64))
+            alike = len({*context.retrieved_times}) == 1  # then one row of the table is enough
+            chosen = context.retrieved_times[:1] if alike else context.retrieved_times
+            times.append(torch.tensor(chosen, dtype=torch.float64))
         own = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
-        self._table = self._tables(own, rows, columns)
+        self._table = self._tables(own[None], rows, columns)
         tables = [self._tables(part, rows, columns) for part in times]
         tokens = rows * columns
         hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
         shared = torch.tensor(context.shared)
         for index, layer in enumerate(self.cache.layers):
             parts = [layer.pages.read(shared)] if context.shared else []
-            if context.retrieved:
+            reads = bool(context.retrieved) and index >= self.cache.unread
+            if reads:
                 parts.append(self.cache.retrieved(index, context.retrieved))
-            layer.gather(parts, tables, block=block * tokens, hidden=hidden)
+            retrieved = context.retrieved_count * tokens if reads else 0
+            layer.gather(parts, tables[: len(parts)], block=block * tokens, hidden=hidden, retrieved=retrieved)
+
+    def set_reading(self, *, retrieved: bool) -> None:
+        """Whether the next passes of the block attend to retrieved frames; after ``set_context`` they do."""
+        for layer in self.cache.layers:
+            layer.set_reading(retrieved=retrieved)
 
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
@@ -346,17 +355,17 @@ class WanSession:
 
     @torch.no_grad()
     def recompute(self, row: int, start: int, latents: Tensor, prompt: int) -> list[LayerKV]:
-        """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer.
+        """Keys and values [T, tokens, heads, D] of an old block of video ``row``, in each layer that reads them.
 
         One clean pass over its latents [1, T, C, H, W] of frames from ``start`` on, which attend to themselves and, if
-        it lies before them, the sink, under the prompt of a number.
+        it lies before them and the commit rule reads it, the sink, under the prompt of a number.
         """
         assert self.cache.window is not None
         block = latents.shape[1]
         rows, columns = self.backbone.grid(*latents.shape[3:])
         first_sink = self.cache.layers[0].pages.sink_start
-        sink = torch.arange(first_sink, max(first_sink, min(first_sink + self.cache.sink, start)))
-        tables = [self._tables((sink - first_sink).double(), rows, columns)] if len(sink) else []
+        sink = torch.arange(first_sink, max(first_sink, min(first_sink + self.cache.commit_sink, start)))
+        tables = [self._tables((sink - first_sink).double()[None], rows, columns)] if len(sink) else []
         alone = []
         for layer in self.cache.layers:
             keys, values = layer.pages.read(sink)
@@ -364,10 +373,10 @@ class WanSession:
             alone.append(WanKVLayerCache(layer.pages))
             alone[-1].gather(parts, tables, block=block * rows * columns, hidden=slice(0, 0))
         first = min(max(0, start), self.cache.window - block)
-        own = self._tables(torch.arange(first, first + block, dtype=torch.float64), rows, columns)
+        own = self._tables(torch.arange(first, first + block, dtype=torch.float64)[None], rows, columns)
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
-        fresh = [layer.fresh for layer in alone if layer.fresh is not None]
+        fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
     def close(self) -> None:
@@ -376,5 +385,5 @@ class WanSession:
         self._prompts, self._table = {}, None
 
     def _tables(self, times: Tensor, rows: int, columns: int) -> Tensor:
-        """Rotary angles [1, F * rows * columns, 1, D/2, 2] of frames at times [F], on the device."""
-        return self.backbone.rotary.table(times, height=rows, width=columns)[None].to(self.device)
+        """Rotary angles [N, F * rows * columns, 1, D/2, 2] of frames at times [N, F], on the device."""
+        return self.backbone.rotary.table(times, height=rows, width=columns).to(self.device)

@@ -74,9 +74,8 @@ def lay_out(clips: Sequence[Sequence[Row]], *, block: int) -> Layout:
 
 def row_of(context: Context) -> Row:
     """The row of a block in a clip whose clean rows are all of its blocks, in order."""
-    frames = (*context.shared, *(context.retrieved[0] if context.retrieved else ()))
-    times = (*context.shared_times, *(context.retrieved_time,) * context.retrieved_count)
-    return Row(frames, times, context.start_time)
+    chosen, chosen_times = (context.retrieved[0], context.retrieved_times[0]) if context.retrieved else ((), ())
+    return Row((*context.shared, *chosen), (*context.shared_times, *chosen_times), context.start_time)
 
 
 def native_contexts(rng: random.Random, frames: int, *, block: int, window: int, sink: int) -> list[Context]:
