@@ -242,7 +242,7 @@ def _logs() -> list[Attack]:
         Attack("video: noise", "cannot be read", INSPECT, RUNS.copied(text("video.mp4", bytes(range(256)) * 99))),
         Attack(
             "video: noise, exported",
-            "cannot be read",
+            "has changed since it was written",
             EXPORT,
             RUNS.copied(text("video.mp4", bytes(range(256)) * 99)),
             writes="out(/.*)?",

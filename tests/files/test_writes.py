@@ -12,6 +12,7 @@ from test_structure import FILES, tree_of
 
 FREE = {  # modules that may write by themselves, and why
     "files.durable": "it is the helper",
+    "cli.streams": "opens the null device",
     "download.web": "writes the partial file of a download, under the lock of its folder",
     "download.convert": "safetensors writes into a temporary folder, and `replacing` takes the file from there",
     **dict.fromkeys(
@@ -131,13 +132,16 @@ def test_ffmpeg_reads_files_by_url() -> None:
     starting = {
         name
         for name in FILES
-        if any(
-            isinstance(node, ast.Call) and called(node) in ("ffmpeg", "read_frames", "write_frames")
-            for node in ast.walk(tree_of(name))
-        )
-        and any(
-            isinstance(node, ast.Import) and {"subprocess", "imageio_ffmpeg"} & {alias.name for alias in node.names}
-            for node in ast.walk(tree_of(name))
+        if any(isinstance(node, ast.Call) and called(node) == "run_ffmpeg" for node in ast.walk(tree_of(name)))
+        or (
+            any(
+                isinstance(node, ast.Import) and {"subprocess", "imageio_ffmpeg"} & {alias.name for alias in node.names}
+                for node in ast.walk(tree_of(name))
+            )
+            and any(
+                isinstance(node, ast.Call) and called(node) in ("ffmpeg", "read_frames", "write_frames")
+                for node in ast.walk(tree_of(name))
+            )
         )
     }
     assert starting - {"files.ffmpeg"} == set(FFMPEG)

@@ -188,10 +188,13 @@ def test_relevance_weighs_similarity_against_diversity(relevance: float, expecte
 
 def test_defaults_are_those_of_the_paper() -> None:
     assert Nearest().model_dump() == {
-        "strategy": "nearest", "window": 12, "sink": 1, "recache": "keep", "retrieved": 6, "guard": 0,
+        "strategy": "nearest", "window": 12, "sink": 1, "recache": "keep", "commit": "full", "commit_frames": None,
+        "retrieved": 6, "guard": 0, "times": "collapsed", "read_steps": None, "read_layers": None,
         "keys": "average", "encoder": None, "archive": "device",
     }  # fmt: skip
-    assert SlidingWindow().model_dump() == {"strategy": "none", "window": 12, "sink": 1, "recache": "keep"}
+    assert SlidingWindow().model_dump() == {
+        "strategy": "none", "window": 12, "sink": 1, "recache": "keep", "commit": "full", "commit_frames": None,
+    }  # fmt: skip
     assert (Diverse().relevance, Gate().threshold) == (0.5, 0.9)
     assert EncoderConfig().model_dump() == {
         "in_channels": 16, "spatial_h": 60, "spatial_w": 104, "latent_dim": 1024, "hidden_dims": (64, 128, 256),

@@ -216,6 +216,7 @@ def test_a_transformer_of_other_latents_than_the_vae_is_refused(weights: Path) -
     head = state["head.head.weight"]
     state["head.head.weight"] = torch.zeros(3 * len(head), head.shape[1])
     state["head.head.bias"] = torch.zeros(3 * len(head))
+    (weights / "self_forcing.pt").unlink()
     save_file(state, weights / "self_forcing.safetensors")
     config = load_config("self-forcing", memory="none", settings=(*SMALL, "backbone.ema=false"))
     with pytest.raises(UnsupportedModelError, match=r"its latents have 16 channels, the transformer .* reads 48"):
