@@ -200,7 +200,7 @@ def overview(results: Sequence[Mapping[str, Any]]) -> Table | None:
         return None
     horizons = sorted({result["seconds"] for result in results})
     sprites = any(_objects(entry) is not None for result in results for entry in result["memories"].values())
-    figures = [*RANKS.values(), *(["objects kept"] if sprites else [])]
+    figures = ["average rank", "drift rank", *(["objects kept"] if sprites else [])]
     by_key = {(result["backbone"], result["seconds"]): result for result in results}
     rows = []
     for backbone in dict.fromkeys(result["backbone"] for result in results):
