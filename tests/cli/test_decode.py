@@ -33,6 +33,8 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
 
 def test_a_lost_or_damaged_video_is_made_again(llrag: Llrag, run: RunFolder) -> None:
     before = contents(run)
+    for killed in ("video.mp4.123.partial", "video.mp4.123.123.part.mp4"):
+        (run.path / killed).write_bytes(b"half")
     run.video.write_bytes(before["video.mp4"][:-5000] + bytes(5000))
     assert run.video_has_changed(run.read_record())
     done = llrag("decode", "run")

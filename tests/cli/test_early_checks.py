@@ -26,6 +26,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "inspect": (("inspect", "notes"), "`notes` is not a run folder"),
     "backbone": (("generate", "x", "--backbone", "tinny"), "unknown preset `tinny`"),
     "backbone of doctor": (("doctor", "--backbone", "tinny"), "unknown preset `tinny`"),
+    "decoder": (
+        ("generate", "a red circle", "--backbone", "tiny", "--decoder", "tiny"),
+        "`video.decoder` is `tiny`, but the embedded model has one decoder",
+    ),
     "backbone of bench": (("bench", "--backbone", "tinny"), "unknown preset `tinny`"),
     "backbone of bench speed": (("bench", "speed", "--backbone", "tinny"), "unknown preset `tinny`"),
     "backbone of collect": (("collect", "prompts.txt", "--out", "o", "--backbone", "tinny"), "unknown preset `tinny`"),

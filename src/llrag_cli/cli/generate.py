@@ -155,6 +155,7 @@ def generate(
     from llrag_cli.files.image import open_image
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.formatting import parse_bytes
+    from llrag_cli.models.family import family_of
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length
 
@@ -203,6 +204,7 @@ def generate(
         open_image(image)
     timeline = None if asked is None else planned(asked, config, file=scene)
     if preset is not None:  # otherwise the default is chosen below
+        family_of(config).require_settings(config)
         require_understood(config, texts if timeline is None else timeline.prompts)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)

@@ -116,7 +116,7 @@ DecoderName = Annotated[
         "--decoder",
         parser=parse_decoder,
         metavar="DECODER",
-        help="full, the VAE's own; tiny, a small one for previews of Wan backbones, many times as fast",
+        help="full (the default), the VAE's own; tiny, a small one for previews of Wan backbones, many times as fast",
     ),
 ]
 Device = Annotated[

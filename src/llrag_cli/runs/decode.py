@@ -42,6 +42,8 @@ def decode_run(
         committed = read_committed(folder, shape=record.latent_shape, dtype=DTYPES[record.dtype])
         if committed.latents is None:
             raise UsageError(f"`{folder.path}` has no latents yet", hint="continue the run first")
+        for stale in (*folder.path.glob("video.mp4.*.partial"), *folder.path.glob("video.mp4.*.part.mp4")):
+            stale.unlink(missing_ok=True)  # of a decoding that was killed; the folder is locked
         marks: list[VideoMark] = []
         with replacing(folder.video) as target:
             video = SegmentedVideo(
