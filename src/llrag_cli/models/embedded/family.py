@@ -47,7 +47,7 @@ class EmbeddedFamily:
         if config.video.decoder != "full":
             raise UsageError(
                 "`video.decoder` is `tiny`, but the embedded model has one decoder",
-                hint="leave out `--decoder` and `video.decoder`, or use a backbone of another family",
+                hint="leave `video.decoder` at `full`, or use a backbone of another family",
             )
         for setting in ("lora", "base"):
             if getattr(config.backbone, setting) is not None:
