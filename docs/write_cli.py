@@ -29,6 +29,7 @@ COMMANDS = (
     "inspect",
     "bench",
     "bench score",
+    "bench compare",
     "bench speed",
     "bench leave-and-return",
     "bench returning",

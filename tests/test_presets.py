@@ -164,7 +164,7 @@ def test_a_video_lasts_at_least_as_long_as_asked(seconds: float, latent: int, fr
 def test_another_strategy_keeps_the_parameters_that_it_has() -> None:
     preset = load_config("tiny").memory
     assert isinstance(preset, RetrievalMemory)
-    for name in STRATEGIES:
+    for name in STRATEGIES.keys() - {"own"}:  # it needs a rule
         memory = load_config("tiny", memory=name).memory
         assert (memory.strategy, memory.window, memory.sink) == (name, preset.window, preset.sink)
         if isinstance(memory, RetrievalMemory):

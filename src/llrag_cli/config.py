@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config
+from llrag_cli.memory import own as _own  # noqa: F401 - enters its strategy into the registry
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWindow, parse_memory
 
 Location = Literal["device", "host", "disk"]
@@ -121,7 +122,7 @@ class RunConfig(Config):
     @property
     def label(self) -> str:
         """Preset and memory strategy, for titles."""
-        return f"{self.name} {self.memory.strategy}"
+        return f"{self.name} {self.memory.title}"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

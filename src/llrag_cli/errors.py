@@ -103,6 +103,17 @@ class AttentionError(LlragError):
         self.name = name
 
 
+class OwnRuleError(UsageError):
+    """A memory rule from outside the package that only a file asks for: it is code, and was not loaded."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(
+            f"the memory rule `{rule}` is code from outside llrag, which no file can make it run",
+            hint=f"name it yourself if you trust it: `load_config(..., memory={rule!r})`",
+        )
+        self.rule = rule
+
+
 Remedy = Literal["shorter", "plain", "archive", "offload", "window", "smaller", "model"]
 
 

@@ -1,8 +1,9 @@
-"""Numbers as people read and write them."""
+"""Numbers and lists as people read and write them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from llrag_cli.errors import UsageError
 
@@ -18,6 +19,11 @@ def human(amount: float) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def parse_bytes(text: str) -> int:

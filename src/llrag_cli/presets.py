@@ -9,6 +9,7 @@ from typing import Any
 from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.settings import apply_setting, parse_setting, read_yaml, setting_names, validate
+from llrag_cli.memory.own import load_rule, named_rule
 from llrag_cli.memory.strategies import STRATEGIES, fields_for
 
 
@@ -27,8 +28,9 @@ def preset_names() -> list[str]:
 def load_config(source: str | Path = "tiny", *, memory: str | None = None, settings: Iterable[str] = ()) -> RunConfig:
     """A bundled preset by name, or a YAML file, with another memory strategy and ``KEY=VALUE`` settings applied.
 
-    With another strategy the preset's memory parameters stay, as far as that strategy has them. Raises ``UsageError``
-    for an unknown preset, strategy, key or value.
+    With another strategy the preset's memory parameters stay, as far as that strategy has them. A rule of your own is
+    named ``package.module:function``, and is imported. Raises ``UsageError`` for an unknown preset, strategy, key or
+    value.
     """
     path = _locate(source)
     content, lines = read_yaml(path)
@@ -44,18 +46,23 @@ def with_settings(config: RunConfig, settings: Iterable[str] = (), *, memory: st
     strategy = next((value for name, value in reversed(parsed) if name == "memory.strategy"), memory)
     if strategy is None and not parsed:
         return config
+    parsed = [(name, value) for name, value in parsed if name != "memory.strategy"]
+    if isinstance(strategy, str) and (rule := named_rule(strategy)) is not None:
+        strategy, parsed = "own", [("memory.rule", rule), *parsed]
     content = config.model_dump(mode="json", exclude_unset=True)
     if strategy is not None:
         require_strategy(strategy)
         content["memory"] = fields_for(config.memory.model_dump(mode="json"), strategy)
     for name, value in parsed:
         apply_setting(content, name, value)
+        if name == "memory.rule" and isinstance(value, str) and named_rule(value):
+            load_rule(value)
     return _validate(content, "settings", {})
 
 
 def require_strategy(name: object) -> None:
-    """Raise ``UsageError`` unless there is a memory strategy of that name."""
-    if name not in STRATEGIES:
+    """Raise ``UsageError`` unless there is a memory strategy of that name, or a rule from outside the package."""
+    if name not in STRATEGIES and (not isinstance(name, str) or named_rule(name) is None):
         raise UsageError(f"unknown memory strategy `{name}`", hint=closest(str(name), STRATEGIES))
 
 

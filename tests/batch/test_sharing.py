@@ -17,7 +17,7 @@ from llrag_cli.cli.gather import gather
 from llrag_cli.cli.generate import _continuing_all, _folders_of_prompts
 from llrag_cli.errors import RunLockedError, UsageError
 from llrag_cli.evaluation import run as running
-from llrag_cli.evaluation.grid import Grid
+from llrag_cli.evaluation.grid import Grid, strategy_variant
 from llrag_cli.evaluation.run import Bench
 from llrag_cli.runs.folder import RunFolder
 
@@ -89,7 +89,7 @@ def test_a_second_benchmark_takes_what_the_first_does_not_hold(tmp_path: Path, m
 
     monkeypatch.setattr(running, "make_video", made)
     monkeypatch.setattr(running, "Pipeline", SimpleNamespace(load=lambda *arguments, **options: None))
-    grid = Grid(("tiny",), ("none", "random"), (4.0,), ((1, "a red circle"),), (0,))
+    grid = Grid(("tiny",), (strategy_variant("none"), strategy_variant("random")), (4.0,), ((1, "a red circle"),), (0,))
     first = next(iter(grid.cases()))
     lock = RunFolder(first.folder(tmp_path)).lock()
     lock.__enter__()

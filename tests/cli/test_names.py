@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Llrag
-from llrag_cli.evaluation.grid import Case, folder_name
+from llrag_cli.evaluation.grid import Case, backbone_folder
 from llrag_cli.files.ffmpeg import file_url
 from llrag_cli.runs.export import count_frames
 
@@ -73,8 +73,8 @@ def test_ffmpeg_is_given_absolute_files(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_folders_of_a_benchmark_are_inside_it() -> None:
-    assert folder_name("tiny") == "tiny"
-    assert folder_name("presets/my_model.v2.yaml") == "my_model.v2"
+    assert backbone_folder("tiny") == "tiny"
+    assert backbone_folder("presets/my_model.v2.yaml") == "my_model.v2"
     strange = [
         "...yaml",
         "..",
@@ -87,7 +87,7 @@ def test_the_folders_of_a_benchmark_are_inside_it() -> None:
         "a:b.yaml",
         "a?b.yaml",
     ]
-    names = [folder_name(name) for name in strange]
+    names = [backbone_folder(name) for name in strange]
     assert len(set(names)) == len({Path(name).name.removesuffix(".yaml").removesuffix(".yml") for name in strange})
     for name in names:
         assert (

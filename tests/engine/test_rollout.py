@@ -29,7 +29,7 @@ from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 NATIVE = SlidingWindow(window=6, sink=1)
 RETRIEVING = Nearest(window=8, sink=1, retrieved=3, guard=1)
-RETRIEVAL = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, RetrievalMemory)]
+RETRIEVAL = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, RetrievalMemory) and name != "own"]
 
 
 def under(strategy: str) -> MemoryConfig:

@@ -29,7 +29,7 @@ from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 NATIVE = SlidingWindow(window=8, sink=1)
 RETRIEVING = Nearest(window=8, sink=1, retrieved=3, guard=1)
-RETRIEVALS = [name for name, kind in STRATEGIES.items() if issubclass(kind, RetrievalMemory)]
+RETRIEVALS = [name for name, kind in STRATEGIES.items() if issubclass(kind, RetrievalMemory) and name != "own"]
 PROMPTS = torch.randn(4, 1, 5, 8, generator=torch.Generator().manual_seed(1))
 
 

@@ -18,13 +18,15 @@ import pytest
 from browser import wait_until
 from conftest import Llrag
 from llrag_cli import LlragError
-from llrag_cli.evaluation.grid import Case, Grid, memory_config, subset
+from llrag_cli.errors import UsageError
+from llrag_cli.evaluation.grid import Case, Grid, encoder_variant, parse_variant, strategy_variant, subset
 from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
-from llrag_cli.evaluation.report import overview
+from llrag_cli.evaluation.report import overview, table
 from llrag_cli.evaluation.results import compare, verdict
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.memory.strategies import Random
+from llrag_cli.presets import load_config
 
 RANKED = ranked_metrics("offline")
 GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4", "--set", "sampler.steps=[1000, 500]")
@@ -179,11 +181,14 @@ def test_bad_requests_get_a_sentence(llrag: Llrag, arguments: list[str], said: s
 
 
 def test_memories_differ_in_memory_only() -> None:
-    none, random = memory_config("tiny", "none"), memory_config("tiny", "random", ["memory.guard=1"])
+    none, random = (
+        strategy_variant("none").config("tiny"),
+        strategy_variant("random").config("tiny", ["memory.guard=1"]),
+    )
     assert isinstance(random.memory, Random) and random.memory.guard == 1
     assert none.sampler == random.sampler and none.backbone == random.backbone
     assert none.memory.window == random.memory.window  # equal context
-    assert memory_config("tiny", "none", ["memory.guard=1"]) == none
+    assert strategy_variant("none").config("tiny", ["memory.guard=1"]) == none
 
 
 def test_a_share_of_prompts_keeps_its_numbers() -> None:
@@ -213,9 +218,10 @@ def test_a_significant_gain_is_reported_and_chance_is_not() -> None:
     (result,) = compare(scored("none", base) + scored("a", sure) + scored("b", chance), baseline="none", ranked=RANKED)
     assert result["memories"]["a"]["differences"]["first_to_last"]["wins"] == 1
     assert result["memories"]["b"]["differences"]["first_to_last"]["wins"] == 0.5
-    said = verdict(result, baseline="none")
-    assert "`a` is better in similarity of first and last clip +0.1000" in said
-    assert "`b` has no significant difference from `none`" in said
+    assert verdict(result, baseline="none").lines == [  # 12 prompts that all gain stand the correction
+        "a against none: drift better in similarity of first and last clip; VBench no significant difference",
+        "b against none: drift no significant difference; VBench no significant difference",
+    ]
     assert {entry["average_rank"] for entry in result["memories"].values()} == {2}
 
 
@@ -224,13 +230,13 @@ def test_less_is_better_where_it_is() -> None:
     noisy = [value + 0.5 + 0.01 * (number % 3) for number, value in enumerate(base)]
     both = scored("none", base, "chroma_noise_growth") + scored("a", noisy, "chroma_noise_growth")
     (result,) = compare(both, baseline="none", ranked=RANKED)
-    assert "worse in growth of chroma noise +0.5" in verdict(result, baseline="none")
+    assert "drift worse in growth of chroma noise" in str(verdict(result, baseline="none"))
     assert result["memories"]["a"]["differences"]["chroma_noise_growth"]["wins"] == 0
 
 
 def test_too_few_prompts_are_too_few() -> None:
     (result,) = compare(scored("none", [0.1, 0.2]) + scored("a", [0.5, 0.6]), baseline="none", ranked=RANKED)
-    assert verdict(result, baseline="none").endswith("fewer than 5 prompts, too few for a conclusion")
+    assert str(verdict(result, baseline="none")).endswith("fewer than 5 prompts, too few for a conclusion")
 
 
 def test_only_what_every_method_has_is_compared() -> None:
@@ -278,12 +284,12 @@ def test_several_backbones_and_horizons_at_a_glance() -> None:
     table = overview(results)
     assert table is not None and overview(results[:1]) is None
     assert table.columns[2] == "objects kept, 30 s" and len(table.columns) == 6
-    rows = {row.heading: [cell.text for cell in row.cells] for row in table.rows}
+    rows = {row.heading: ["; ".join((cell.text, *cell.below)) for cell in row.cells] for row in table.rows}
     assert rows == {
         "tiny, none (sliding window)": ["1.50", "1.62", "0.5000", "1.50", "1.50", "0.2500"],
         "tiny, nearest": [
-            *("1.50", "1.38", "0.7500 (+0.2500 [+0.2500, +0.2500])"),
-            *("1.50", "1.50", "0.2500 (+0.0000 [+0.0000, +0.0000])"),
+            *("1.50", "1.38", "0.7500; +0.2500†, 100 % won; [+0.2500, +0.2500]"),
+            *("1.50", "1.50", "0.2500; +0.0000, 50 % won; [+0.0000, +0.0000]"),
         ],
         "longlive, none (sliding window)": ["1.00", "1.00", "–", "–", "–", "–"],
     }
@@ -300,8 +306,73 @@ def test_scores_of_two_backends_cannot_be_compared() -> None:
 
 
 def test_cases_of_one_pipeline_follow_each_other() -> None:
-    grid = Grid(("tiny", "longlive"), ("none", "random"), (30.0, 60.0), ((1, "a"), (2, "b")), (0, 1))
+    memories = (strategy_variant("none"), strategy_variant("random"))
+    grid = Grid(
+        ("tiny", "longlive"),
+        memories,
+        (30.0, 60.0),
+        ((1, "a"), (2, "b")),
+        (0, 1),
+    )
     loads = [(case.backbone, case.memory) for case in grid.cases()]
     assert len(loads) == 16
     assert sum(one != two for one, two in itertools.pairwise(loads)) == 3
     assert grid.seconds == 60
+
+
+def test_a_gain_that_does_not_stand_the_correction_is_marked() -> None:
+    base = [0.5 + 0.01 * number for number in range(6)]
+    sure = [value + 0.1 + 0.01 * (-1) ** number for number, value in enumerate(base)]
+    (result,) = compare(scored("none", base) + scored("a", sure), baseline="none", ranked=RANKED)
+    gap = result["memories"]["a"]["differences"]["first_to_last"]
+    assert gap["p"] == 2 / 2**6  # the least that six prompts can give
+    tests = 1 + len(RANKED)  # what is neither better nor worse is not tested
+    assert result["tests"] == tests and gap["p_corrected"] == pytest.approx(tests * 2 / 2**6)
+    said = verdict(result, baseline="none")
+    assert said.lines == [
+        "a against none: drift better in similarity of first and last clip†; VBench no significant difference",
+        f"† not significant after Holm's correction for {tests} tests",
+    ]
+    cells = {row.heading: row.cells for row in table(result, baseline="none").rows}
+    assert cells["similarity of first and last clip ↑"][1].below[0] == "+0.1000†, 100 % won"
+
+
+def test_a_variant_has_settings_of_its_own() -> None:
+    few = parse_variant("k2=memory.retrieved=2 memory.guard=1")
+    assert few.config("tiny").memory == load_config("tiny", settings=["memory.retrieved=2", "memory.guard=1"]).memory
+    other = parse_variant("next=memory.strategy=successor memory.commit=recent")
+    memory = other.config("tiny", ["memory.guard=3", "memory.relevance=0.2", "sampler.steps=[1000]"]).memory
+    assert (memory.strategy, memory.commit) == ("successor", "recent")
+    assert memory.model_dump()["guard"] == 3  # shared settings apply, as far as its strategy has them
+    assert parse_variant("k2=memory.guard=1").config("tiny", ["memory.guard=3"]).memory.model_dump()["guard"] == 1
+    quoted = parse_variant("one='sampler.steps=[1000, 500]'").config("tiny")
+    assert quoted.sampler.steps == (1000, 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("k2", "the variant `k2` has no settings"),
+        ("=memory.retrieved=2", "a variant cannot be named ``"),
+        ("a/b=memory.retrieved=2", "a variant cannot be named `a/b`"),
+        ("nearest=memory.retrieved=2", "a variant cannot be named `nearest`"),
+        ("k='memory.retrieved=2", "the settings of the variant `k` cannot be read"),
+    ],
+)
+def test_a_wrong_variant_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(problem)):
+        parse_variant(text)
+
+
+def test_a_variant_of_the_encoder_names_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "own encoder.safetensors"
+    file.write_bytes(b"")
+    memory = encoder_variant(f"mine={file}").config("tiny").memory.model_dump()
+    assert (memory["keys"], memory["encoder"]) == ("encoder", str(file))
+    with pytest.raises(UsageError, match="no such file: `absent`"):
+        encoder_variant("mine=absent")
+
+
+def test_a_wrong_setting_of_a_variant_names_the_setting() -> None:
+    with pytest.raises(UsageError, match=r"memory\.retreived"):
+        parse_variant("k2=memory.retreived=2").config("tiny")

@@ -18,7 +18,7 @@ from browser import wait_until
 from llrag_cli import LlragError
 from llrag_cli.evaluation import report
 from llrag_cli.evaluation.charts import Curve, line_chart, ticks
-from llrag_cli.evaluation.grid import Grid
+from llrag_cli.evaluation.grid import Grid, strategy_variant
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import METRICS, metrics_of, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
@@ -57,7 +57,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def run(memories: int) -> tuple[Path, Grid]:
         prompts = tuple((number, PROMPT) for number in range(1, 3))
-        grid = Grid(("tiny",), MEMORIES[:memories], (3.0,), prompts, (0,))
+        grid = Grid(("tiny",), tuple(map(strategy_variant, MEMORIES[:memories])), (3.0,), prompts, (0,))
         rng, scored = random.Random(0), []
         videos = [write_video(tmp_path / f"{seed}.mp4", seed=seed) for seed in range(memories)]
         for case in grid.cases():
@@ -99,7 +99,7 @@ def test_the_page_holds_everything_and_trusts_no_prompt(make: Make) -> None:
     )
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "default-src 'none'" in page and "unsafe" not in page
-    assert "none (sliding window)" in page and "average rank" in page and "minus none, 95 %" in page
+    assert "none (sliding window)" in page and "average rank" in page and "nearest, minus none" in page
     for name in METRICS:
         assert (METRICS[name].heading in page) == (name not in ("consistency_mapped",) or "mapped" in page)
 

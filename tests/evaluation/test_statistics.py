@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from llrag_cli.evaluation.statistics import average_ranks, interval, ranks, win_rate
+from llrag_cli.evaluation.statistics import (
+    DRAWS,
+    EXACT_CLUSTERS,
+    average_ranks,
+    holm,
+    interval,
+    ranks,
+    sign_flip_test,
+    win_rate,
+)
 
 
 def test_ties_share_their_ranks() -> None:
@@ -76,3 +85,28 @@ def test_an_interval_is_of_95_percent_and_of_one_draw_unless_asked_otherwise() -
     assert interval(values) == interval(values, level=0.95, seed=0)
     assert interval(values) != interval(values, level=0.9, seed=0)
     assert interval(values) != interval(values, level=0.95, seed=1)
+
+
+def test_the_sign_flip_test_counts_all_patterns_of_few_clusters() -> None:
+    assert sign_flip_test([1.0, 2.0, 3.0]) == 2 / 8  # +++ and --- alone are as far from 0
+    assert sign_flip_test([1.0, -1.0]) == 1.0
+    assert sign_flip_test([0.0, 0.0]) == 1.0
+    # two videos of one prompt have one sign: three clusters, not four
+    assert sign_flip_test([1.0, 1.0, 2.0, 3.0], clusters=["a", "a", "b", "c"]) == 2 / 8
+    assert sign_flip_test([1.0, math.nan, 2.0, 3.0]) == 4 / 16  # the sign of a missing one changes nothing
+    assert math.isnan(sign_flip_test([math.nan]))
+
+
+def test_the_sign_flip_test_draws_patterns_of_many_clusters() -> None:
+    differences = [0.1 + 0.01 * number for number in range(EXACT_CLUSTERS + 4)]
+    assert sign_flip_test(differences) == 1 / (1 + DRAWS)  # never 0: the pattern seen is one of them
+    level = [(-1) ** number * 0.1 for number in range(EXACT_CLUSTERS + 4)]
+    assert sign_flip_test(level) == 1.0
+    weak = [(-1) ** (number // 3) * value for number, value in enumerate(differences)]
+    assert sign_flip_test(weak) == sign_flip_test(weak) > 0.1  # the same draws each time
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # 0.04 * 1 may not fall below 0.03 * 2
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conftest import Llrag
 from llrag_cli.errors import UsageError
-from llrag_cli.evaluation.grid import memory_config
+from llrag_cli.evaluation.grid import strategy_variant
 from llrag_cli.memory.candidates import Candidates
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory, register
 from llrag_cli.presets import load_config
@@ -77,7 +77,7 @@ def test_it_is_listed(llrag: Llrag) -> None:
 
 def test_a_benchmark_uses_it(llrag: Llrag) -> None:
     settings = ["memory.stride=5", "memory.guard=0"]
-    own, other = memory_config("tiny", "mine", settings), memory_config("tiny", "nearest", settings)
+    own, other = (strategy_variant(name).config("tiny", settings) for name in ("mine", "nearest"))
     assert own.memory.model_dump()["stride"] == 5
     assert "stride" not in other.memory.model_dump()  # a setting applies to the strategies that have it
     done = llrag("bench", "--memory", "none", "--memory", "mine", "--count", "2", "--dry-run", "--json")

@@ -9,6 +9,7 @@ from llrag_cli.batch.collect import NumberedPrompt, collect
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.memory.own import OwnRule, load_rule
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.latents import LatentFolder
 from llrag_cli.runs.maker import Existing, make_video
@@ -58,6 +59,8 @@ def load_pipeline(spec: PipelineSpec) -> Pipeline:
     """The pipeline of a specification, kept for the next job that has the same."""
     if spec not in _loaded:
         _loaded.clear()
+        if isinstance(spec.config.memory, OwnRule):
+            load_rule(spec.config.memory.rule)  # as the process that made the job has done
         _loaded[spec] = Pipeline.load(
             spec.config, device=spec.device, dtype=spec.dtype, how=spec.execution, prompts=spec.prompts
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llrag_cli.cli.bench_compare import bench_compare, show_comparison
 from llrag_cli.cli.bench_leave_and_return import bench_leave_and_return
 from llrag_cli.cli.bench_returning import bench_returning
 from llrag_cli.cli.bench_score import bench_score
@@ -16,8 +17,7 @@ from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seco
 
 if TYPE_CHECKING:
     from llrag_cli.batch.executors import Engine
-    from llrag_cli.evaluation.grid import Case, Grid
-    from llrag_cli.evaluation.report import Table as Overview
+    from llrag_cli.evaluation.grid import Case, Grid, Variant
     from llrag_cli.evaluation.run import Bench
 
 DEFAULT_PROMPTS = 8  # of the embedded model
@@ -25,6 +25,7 @@ MOST_PROMPTS = 10_000
 
 bench_app = typer.Typer(invoke_without_command=True)
 bench_app.command("score")(bench_score)
+bench_app.command("compare")(bench_compare)
 bench_app.command("speed")(bench_speed)
 bench_app.command("leave-and-return")(bench_leave_and_return)
 bench_app.command("returning")(bench_returning)
@@ -58,6 +59,23 @@ def bench(
     seed: Annotated[
         int, typer.Option(help="First seed, also of the sample of prompts; seeds of prompt n are 1000 (n - 1) higher")
     ] = 0,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            metavar="NAME=SETTINGS",
+            help='Another memory: a name, and settings of the preset that differ, for example k2="memory.retrieved=2"; '
+            "repeatable",
+        ),
+    ] = None,
+    encoder_variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder-variant",
+            metavar="NAME=FILE",
+            help="Another memory: the preset's, with frames looked up by this retrieval encoder; repeatable",
+        ),
+    ] = None,
     settings: Set = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the benchmark; the same command continues an interrupted one")
@@ -90,7 +108,7 @@ def bench(
     RunFolder(out).require_writable()
     grid = _grid(
         backbones or ["tiny"],
-        memories or ["none", "nearest"],
+        _memories(memories or ["none", "nearest"], variants or (), encoder_variants or ()),
         horizons or [30.0],
         prompts,
         count=count,
@@ -101,7 +119,7 @@ def bench(
     with console.working("loading"):
         models = find_backend(backend, device)
         from llrag_cli.evaluation.metrics.registry import about, ranked_metrics
-        from llrag_cli.evaluation.report import SCHEMA, overview, write_report
+        from llrag_cli.evaluation.report import SCHEMA, write_report
         from llrag_cli.evaluation.results import compare
         from llrag_cli.evaluation.run import Bench
 
@@ -129,18 +147,32 @@ def bench(
     if as_json:
         console.result_json({"schema": SCHEMA, **about(models), "baseline": grid.baseline, "results": results})
         return
-    for result in results:
-        _show(result, baseline=grid.baseline)
-    if (table := overview(results)) is not None:
-        _show_overview(table)
+    show_comparison(results, baseline=grid.baseline)
     console.result_not_measured(about(models))
     for file in files:
         console.result(str(file))
 
 
+def _memories(strategies: Sequence[str], variants: Sequence[str], encoders: Sequence[str]) -> list[Variant]:
+    """The memories to compare, each under a name of its own."""
+    from llrag_cli.errors import UsageError
+    from llrag_cli.evaluation.grid import encoder_variant, parse_variant, strategy_variant
+
+    memories = [
+        *map(strategy_variant, dict.fromkeys(strategies)),
+        *map(parse_variant, variants),
+        *map(encoder_variant, encoders),
+    ]
+    names = [memory.name for memory in memories]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two memories are named `{name}`", hint="give each variant a name of its own")
+    return memories
+
+
 def _grid(
     backbones: Sequence[str],
-    memories: Sequence[str],
+    memories: Sequence[Variant],
     horizons: Sequence[float],
     prompt_file: Path | None,
     *,
@@ -151,14 +183,14 @@ def _grid(
 ) -> Grid:
     """The videos of the benchmark; every wrong name is reported before anything is loaded."""
     from llrag_cli.errors import UsageError
-    from llrag_cli.evaluation.grid import SEED_STRIDE, Grid, memory_config, subset
+    from llrag_cli.evaluation.grid import SEED_STRIDE, Grid, subset
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.models.family import family_of
     from llrag_cli.runs.record import require_length
 
     for backbone in backbones:
         for memory in memories:
-            memory_config(backbone, memory, settings)
+            memory.config(backbone, settings)
     if not all(0 < horizon < float("inf") for horizon in horizons):
         raise UsageError("a horizon must be longer than 0 seconds", hint="for example `--horizon 30 --horizon 60`")
     for horizon in horizons:
@@ -177,7 +209,7 @@ def _grid(
     if prompt_file is not None:
         prompts = subset(read_prompt_file(prompt_file), count=count, seed=seed)
     else:
-        families = {family_of(memory_config(backbone, memories[0], settings)) for backbone in backbones}
+        families = {family_of(memories[0].config(backbone, settings)) for backbone in backbones}
         drawn = families.pop().example_prompts(count or DEFAULT_PROMPTS, seed=seed) if len(families) == 1 else None
         if drawn is None:
             raise UsageError(
@@ -187,7 +219,7 @@ def _grid(
         prompts = tuple(enumerate(drawn, start=1))
     grid = Grid(
         tuple(dict.fromkeys(backbones)),
-        tuple(dict.fromkeys(memories)),
+        tuple(memories),
         tuple(sorted(set(horizons))),
         prompts,
         tuple(range(seed, seed + seeds)),
@@ -277,68 +309,3 @@ def _show_plan(benchmark: Bench, missing: Sequence[Case], *, as_json: bool) -> N
         console.result_json(rows)
     else:
         console.result_table(table)
-
-
-def _show(result: Mapping[str, Any], *, baseline: str) -> None:
-    """The table and verdict of one backbone and horizon."""
-    from rich.table import Table
-
-    from llrag_cli.cli import console
-    from llrag_cli.evaluation.grid import memory_title
-    from llrag_cli.evaluation.metrics.registry import METRICS
-    from llrag_cli.evaluation.report import RANKS
-    from llrag_cli.evaluation.results import verdict
-    from llrag_cli.formatting import counted
-
-    memories: Mapping[str, Mapping[str, Any]] = result["memories"]
-    table = Table(
-        title=f"{result['backbone']}, {result['seconds']:g} s, {counted(result['prompts'], 'prompt')}, "
-        f"{result['videos']} videos of each memory",
-        title_justify="left",
-        title_style="",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("metric")
-    for memory, entry in memories.items():
-        table.add_column(memory_title(memory), justify="right")
-        if "differences" in entry:
-            table.add_column(f"minus {baseline}", justify="right")
-            table.add_column("wins", justify="right")
-    for name, metric in METRICS.items():
-        row = [metric.heading + (" (ranked)" if name in result["ranked_by"] else "")]
-        for entry in memories.values():
-            row.append(console.number(entry["means"].get(name)))
-            if "differences" in entry:
-                gap = entry["differences"].get(name)
-                row += ["-", "-"] if gap is None else [_interval(gap), f"{100 * gap['wins']:.0f} %"]
-        if any(cell != "-" for cell in row[1:]):
-            table.add_row(*row)
-    for name, heading in RANKS.items():
-        row = [heading]
-        for entry in memories.values():
-            row.append(console.number(entry[name]))
-            row += ["", ""] if "differences" in entry else []
-        table.add_row(*row)
-    console.result_table(table)
-    if result["not_ranked"]:
-        console.result(f"not ranked: {result['not_ranked']}")
-    console.result(verdict(result, baseline=baseline) + "\n")
-
-
-def _show_overview(overview: Overview) -> None:
-    """Every backbone, memory and horizon, a line each."""
-    from rich.table import Table
-
-    from llrag_cli.cli import console
-
-    table = Table(overview.corner, title=overview.title, title_justify="left", title_style="", box=None, pad_edge=False)
-    for column in overview.columns:
-        table.add_column(column, justify="right")
-    for row in overview.rows:
-        table.add_row(row.heading, *(cell.text for cell in row.cells))
-    console.result_table(table)
-
-
-def _interval(gap: Mapping[str, float]) -> str:
-    return f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"

@@ -61,14 +61,16 @@ def bench_speed(
     """
     from llrag_cli.cli import console
     from llrag_cli.errors import LlragError, UsageError
-    from llrag_cli.evaluation.grid import memory_config
+    from llrag_cli.evaluation.grid import strategy_variant
     from llrag_cli.models.family import family_of
 
     if blocks < 1 or (warmup is not None and warmup < 0):
         raise UsageError("nothing to time", hint="`--blocks` is at least 1, `--warmup` at least 0")
     shape = _shape(shape_file, random_weights=random_weights)
     source = backbone or ("self-forcing" if shape else "tiny")
-    configs = {memory: memory_config(source, memory, settings or ()) for memory in memories or ("none", "nearest")}
+    configs = {
+        memory: strategy_variant(memory).config(source, settings or ()) for memory in memories or ("none", "nearest")
+    }
     config = next(iter(configs.values()))
     if shape is not None and family_of(config).bundled:
         raise UsageError(

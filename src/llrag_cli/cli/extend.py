@@ -116,6 +116,7 @@ def continue_run(
     if folder.is_finished(record, seconds=total):
         console.note(f"`{path}` is already complete")
     else:
+        config.memory.require_ready()
         folder.require_writable()
         if isinstance(config.memory, RetrievalMemory):
             config = with_settings(config, archive_settings(archive or _renewed(config.memory.archive)))

@@ -26,6 +26,7 @@ from llrag_cli.errors import (
     NoLatentsError,
     NotARunError,
     OutOfMemoryError,
+    OwnRuleError,
     RunDiffersError,
     RunExistsError,
     RunLengthError,
@@ -122,6 +123,7 @@ HINTS: dict[type[LlragError], Callable[[Any], str]] = {
         "a cheaper `--archive`, `--offload` or a smaller `--memory-budget` needs less memory; finished blocks are "
         f"kept, `llrag generate --resume {quote(str(error.path))}` continues the run"
     ),
+    OwnRuleError: lambda error: f"if you trust it, name it: `--memory {error.rule}`",
     LoadingMemoryError: lambda _: "free some memory; `llrag doctor` shows what each backbone needs",
     NoLatentsError: lambda _: "`llrag collect PROMPTS --out FOLDER` generates some: latent_*.safetensors",
     TrainingExistsError: lambda _: "`--resume` continues it, `--force` starts over; or choose another `--out`",

@@ -64,6 +64,7 @@ class Pipeline:
         """
         if not isinstance(config, RunConfig):
             config = load_config(config)
+        config.memory.require_ready()
         how = how or Execution()
         if how.attention is not None:
             require_attention(how.attention)
@@ -213,6 +214,7 @@ class Pipeline:
 
     def with_memory(self, config: RunConfig) -> Pipeline:
         """The same weights under the memory of another configuration, which differs in its memory alone."""
+        config.memory.require_ready()
         file = family_of(config).files(config, self.folder).get("memory.encoder")
         if file is None:
             return replace(self, config=config, encode_key=average_pool)

@@ -16,7 +16,14 @@ from llrag_cli.evaluation.metrics.clips import clip_length
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import METRICS, NOT_MEASURED, Series, about, unavailable
 from llrag_cli.evaluation.rendition import renditions
-from llrag_cli.evaluation.results import MIN_PROMPTS, as_csv, is_significant, verdict
+from llrag_cli.evaluation.results import (
+    MIN_PROMPTS,
+    UNCORRECTED,
+    as_csv,
+    is_significant,
+    stands_correction,
+    verdict,
+)
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.evaluation.thumbnails import thumbnail_url, thumbnails
 from llrag_cli.files.durable import replace_text
@@ -91,6 +98,7 @@ def results_json(
         **about(backend),
         "metrics": metrics,
         "baseline": grid.baseline,
+        "variants": {memory.name: list(memory.settings) for memory in grid.memories if memory.settings},
         "results": list(results),
         "videos": videos,
     }
@@ -115,7 +123,8 @@ def report(
     return render(
         "report.html",
         summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
-        f"{', '.join(map(memory_title, grid.memories))}; {backend.name}",
+        f"{', '.join(memory_title(memory.name) for memory in grid.memories)}; {backend.name}",
+        variants={memory.name: " ".join(memory.settings) for memory in grid.memories if memory.settings},
         verdicts=[verdict(result, baseline=grid.baseline) for result in results],
         overview=overview(results),
         tables=[table(result, baseline=grid.baseline) for result in results],
@@ -137,10 +146,11 @@ def licences(backend: Backend) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table, and whether it is good or bad."""
+    """One cell of a table: a number, below it the difference to the baseline, and whether that is good or bad."""
 
     text: str
     tone: str = ""
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,30 +175,36 @@ class Table:
 def table(result: Mapping[str, Any], *, baseline: str) -> Table:
     """One entry of ``results.compare`` as a table of metrics by memories."""
     memories: Mapping[str, Mapping[str, Any]] = result["memories"]
-    columns = []
-    for memory, entry in memories.items():
-        columns.append(memory_title(memory))
-        if "differences" in entry:
-            columns += [f"minus {baseline}, 95 %", "wins"]
+    columns = [
+        memory_title(memory) + (f", minus {baseline}" if "differences" in entry else "")
+        for memory, entry in memories.items()
+    ]
     rows = []
     for name, metric in METRICS.items():
         if all(entry["means"].get(name) is None for entry in memories.values()):
             continue
-        cells: list[Cell] = []
-        for entry in memories.values():
-            cells.append(Cell(_number(entry["means"].get(name))))
-            if "differences" in entry:
-                cells += _difference(entry["differences"].get(name), better=metric.better, prompts=result["prompts"])
+        cells = [
+            _compared(
+                entry["means"].get(name),
+                entry.get("differences", {}).get(name),
+                better=metric.better,
+                prompts=result["prompts"],
+            )
+            for entry in memories.values()
+        ]
         arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
         ranked = " (ranked)" if name in result["ranked_by"] else " (drift)" if name in result["drift_ranked_by"] else ""
         rows.append(Row(f"{metric.heading}{arrow}{ranked}", cells))
-    for name, heading in RANKS.items():
-        cells = []
-        for entry in memories.values():
-            cells.append(Cell(_rank(entry[name])))
-            cells += [Cell(""), Cell("")] if "differences" in entry else []
-        rows.append(Row(heading, cells))
+    rows += [Row(heading, [Cell(_rank(entry[name])) for entry in memories.values()]) for name, heading in RANKS.items()]
     return Table(f"{result['backbone']}, {result['seconds']:g} s", columns, rows, result["not_ranked"])
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, under its title."""
+    rows = [[table.corner, *table.columns], ["---"] * (1 + len(table.columns))]
+    rows += [[row.heading, *(", ".join((cell.text, *cell.below)) for cell in row.cells)] for row in table.rows]
+    lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
+    return "\n".join([f"**{table.title}**", "", *lines])
 
 
 def overview(results: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -225,26 +241,24 @@ def _objects(entry: Mapping[str, Any] | None) -> float | None:
 
 def _objects_cell(entry: Mapping[str, Any] | None, *, prompts: int) -> Cell:
     """The share of objects that are kept, with the difference to the baseline."""
-    text = _number(_objects(entry))
     gap = None if entry is None else entry.get("differences", {}).get("sprite_identity")
-    if gap is None:
-        return Cell(text)
-    difference = _difference(gap, better="higher", prompts=prompts)[0]
-    return Cell(f"{text} ({difference.text})", difference.tone)
+    return _compared(_objects(entry), gap, better="higher", prompts=prompts)
 
 
 def _rank(rank: float | None) -> str:
     return "–" if rank is None else f"{rank:.2f}"
 
 
-def _difference(gap: Mapping[str, float] | None, *, better: str, prompts: int) -> list[Cell]:
+def _compared(value: float | None, gap: Mapping[str, float] | None, *, better: str, prompts: int) -> Cell:
+    """A mean, with its difference to the baseline."""
     if gap is None:
-        return [Cell("–"), Cell("–")]
-    tone = ""
+        return Cell(_number(value))
+    tone = mark = ""
     if better != "neither" and prompts >= MIN_PROMPTS and is_significant(gap):
         tone = "good" if (gap["mean"] > 0) == (better == "higher") else "bad"
-    text = f"{_signed(gap['mean'])} [{_signed(gap['low'])}, {_signed(gap['high'])}]"
-    return [Cell(text, tone), Cell(f"{100 * gap['wins']:.0f} %")]
+        mark = "" if stands_correction(gap) else UNCORRECTED
+    difference = f"{_signed(gap['mean'])}{mark}, {100 * gap['wins']:.0f} % won"
+    return Cell(_number(value), tone, (difference, f"[{_signed(gap['low'])}, {_signed(gap['high'])}]"))
 
 
 def _number(value: float | None) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llrag_cli.errors import LlragError
-from llrag_cli.evaluation.metrics.registry import METRICS, drift_metrics, mean_of
+from llrag_cli.evaluation.grid import Case
+from llrag_cli.evaluation.metrics.registry import GROUPS, METRICS, drift_metrics, mean_of
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.run import Scored
-from llrag_cli.evaluation.statistics import average_ranks, interval, win_rate
+from llrag_cli.evaluation.statistics import average_ranks, holm, interval, sign_flip_test, win_rate
+from llrag_cli.files.guarded import UnreadableError, shortened
+from llrag_cli.formatting import listed
 
 MIN_PROMPTS = 5  # with fewer, a bootstrap over prompts gives intervals that are far too narrow
+UNCORRECTED = "†"  # marks a difference that is significant on its own alone
+LEVEL = 0.05  # of significance after the correction
 Pair = tuple[int, int]  # prompt number and seed
 Column = list["float | None"]  # a metric of one memory's videos, in order of pairs
 
@@ -23,7 +29,8 @@ def compare(scored: Sequence[Scored], *, baseline: str, ranked: Sequence[str]) -
     """One entry for each backbone and horizon: per memory means, rank, and paired differences to the baseline.
 
     Only videos that every memory has are compared; memories are ranked by the metrics ``ranked``, and by those of drift
-    apart. Intervals are 95 %, bootstrap over prompts. Scores of more than one backend are an error.
+    apart. Intervals are 95 %, bootstrap over prompts. p-values are of a sign-flip test over prompts, and corrected for
+    the number of tests in the entry (Holm). Scores of more than one backend are an error.
     """
     backends = sorted({video.backend for video in scored})
     if len(backends) > 1:
@@ -65,24 +72,43 @@ def _compare_memories(
         "ranked_by": list(ranked) if ranks else [],
         "drift_ranked_by": drift_metrics() if drift else [],
         "not_ranked": not_ranked,
+        "tests": _correct(entries.values()),
         "memories": entries,
     }
+
+
+def _correct(entries: Iterable[Mapping[str, Any]]) -> int:
+    """Add Holm's ``p_corrected`` to all differences of metrics that can be better or worse; returns their number."""
+    tested = [
+        gap
+        for entry in entries
+        for name, gap in entry.get("differences", {}).items()
+        if METRICS[name].better != "neither"
+    ]
+    for gap, corrected in zip(tested, holm([gap["p"] for gap in tested]), strict=True):
+        gap["p_corrected"] = corrected
+    return len(tested)
 
 
 def differences(
     columns: Mapping[str, Column], baseline: Mapping[str, Column], pairs: Sequence[Pair]
 ) -> dict[str, dict[str, float]]:
-    """Paired differences of each metric to the baseline: mean, 95 % interval, and the share of pairs that are won."""
-    entries = {}
+    """Paired differences of each metric to the baseline.
+
+    The mean, its 95 % interval (``low``, ``high``), the share of pairs that are won (``wins``), and ``p``.
+    """
+    entries: dict[str, dict[str, float]] = {}
+    clusters = [number for number, _ in pairs]
     for name, metric in METRICS.items():
         gaps = [
             math.nan if value is None or base is None else value - base
             for value, base in zip(columns[name], baseline[name], strict=True)
         ]
-        mean, low, high = interval(gaps, clusters=[number for number, _ in pairs])
+        mean, low, high = interval(gaps, clusters=clusters)
         if not math.isnan(mean):
             wins = win_rate([-gap for gap in gaps] if metric.better == "lower" else gaps)
-            entries[name] = {"mean": mean, "low": low, "high": high, "wins": wins}
+            p = sign_flip_test(gaps, clusters=clusters)
+            entries[name] = {"mean": mean, "low": low, "high": high, "wins": wins, "p": p}
     return entries
 
 
@@ -114,39 +140,110 @@ def is_significant(difference: Mapping[str, float]) -> bool:
     return not difference["low"] <= 0 <= difference["high"]
 
 
-def verdict(result: Mapping[str, Any], *, baseline: str) -> str:
-    """One entry of ``compare`` in a sentence or two."""
+def stands_correction(difference: Mapping[str, float]) -> bool:
+    """Whether a difference is significant after the correction for the number of tests."""
+    return difference.get("p_corrected", 1.0) < LEVEL
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One entry of ``compare`` in words."""
+
+    subject: str
+    lines: list[str]  # one for each memory, and notes
+
+    def __str__(self) -> str:
+        return "\n".join([self.subject, *(f"  {line}" for line in self.lines)])
+
+
+def verdict(result: Mapping[str, Any], *, baseline: str) -> Verdict:
+    """For each memory, where it is better or worse than the baseline in each group of metrics.
+
+    Named are the metrics whose 95 % interval excludes 0; those that do not stand the correction are marked.
+    """
     subject = f"{result['backbone']}, {result['seconds']:g} s, {result['videos']} videos of each memory"
     if result["prompts"] < MIN_PROMPTS:
-        return f"{subject}: fewer than {MIN_PROMPTS} prompts, too few for a conclusion"
-    clauses = []
+        return Verdict(subject, [f"fewer than {MIN_PROMPTS} prompts, too few for a conclusion"])
+    lines = []
     for memory, entry in result["memories"].items():
-        if "differences" not in entry:
+        if "differences" in entry:
+            clauses = [_clause(group, entry["differences"]) for group in GROUPS]
+            lines.append(f"{memory} against {baseline}: {'; '.join(filter(None, clauses))}")
+    if any(UNCORRECTED in line for line in lines):
+        lines.append(f"{UNCORRECTED} not significant after Holm's correction for {result['tests']} tests")
+    return Verdict(subject, lines or ["nothing to compare with"])
+
+
+def _clause(group: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of a group in which a memory differs from the baseline; empty if none of them is known."""
+    named: dict[str, list[str]] = {"better": [], "worse": []}
+    known = False
+    for name, metric in METRICS.items():
+        gap = gaps.get(name)
+        if gap is None or metric.group != group or metric.better == "neither":
             continue
-        better: list[str] = []
-        worse: list[str] = []
-        for name, metric in METRICS.items():
-            gap = entry["differences"].get(name)
-            if gap is None or metric.better == "neither" or not is_significant(gap):
-                continue
-            text = f"{metric.heading} {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
-            (better if (gap["mean"] > 0) == (metric.better == "higher") else worse).append(text)
-        if better or worse:
-            parts = [f"better in {', '.join(better)}"] if better else []
-            parts += [f"worse in {', '.join(worse)}"] if worse else []
-            clauses.append(f"`{memory}` is {' and '.join(parts)}")
-        else:
-            clauses.append(f"`{memory}` has no significant difference from `{baseline}`")
-    return f"{subject}: {'; '.join(clauses) if clauses else 'nothing to compare with'}"
+        known = True
+        if is_significant(gap):
+            mark = "" if stands_correction(gap) else UNCORRECTED
+            direction = "better" if (gap["mean"] > 0) == (metric.better == "higher") else "worse"
+            named[direction].append(metric.heading.removeprefix("sprites: ") + mark)
+    parts = [f"{word} in {listed(names)}" for word, names in named.items() if names]
+    return f"{group} {', '.join(parts) or 'no significant difference'}" if known else ""
+
+
+COLUMNS = ("backbone", "memory", "seconds", "prompt_number", "seed", "prompt", "backend")  # before the metrics
+MOST_ROWS = 200_000
 
 
 def as_csv(scored: Sequence[Scored]) -> str:
     """One line a video and horizon."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["backbone", "memory", "seconds", "prompt_number", "seed", "prompt", *METRICS])
+    writer.writerow([*COLUMNS, *METRICS])
     for video in scored:
         case, metrics = video.case, video.scores.metrics
-        row = [case.backbone, case.memory, f"{video.seconds:g}", case.number, case.seed, case.prompt]
+        row = [case.backbone, case.memory, f"{video.seconds:g}", case.number, case.seed, case.prompt, video.backend]
         writer.writerow([*row, *("" if metrics.get(name) is None else metrics[name] for name in METRICS)])
     return file.getvalue()
+
+
+def from_csv(text: str) -> list[Scored]:
+    """The videos of ``as_csv``: all that a comparison needs. Raises ``UnreadableError``.
+
+    Columns of metrics may be missing, and come in any order.
+    """
+    rows = csv.reader(io.StringIO(text))
+    scored: list[Scored] = []
+    try:
+        header = next(rows, [])
+        unknown = [name for name in header if name not in COLUMNS and name not in METRICS]
+        missing = [name for name in COLUMNS if name not in header]
+        if missing or unknown or len({*header}) < len(header):
+            problem = f"the column `{missing[0]}` is missing" if missing else f"unknown or repeated column in {header}"
+            raise UnreadableError(shortened(problem, 200), hint="give a `results.csv` of a benchmark", line=1)
+        for row in rows:
+            if len(scored) == MOST_ROWS:
+                raise UnreadableError(f"more than {MOST_ROWS} rows", hint="is it the right file?")
+            if len(row) != len(header):
+                raise UnreadableError(f"{len(row)} values instead of {len(header)}", line=rows.line_num)
+            scored.append(_scored(dict(zip(header, row, strict=True)), line=rows.line_num))
+    except csv.Error as error:
+        raise UnreadableError(f"not valid CSV: {error}", line=rows.line_num) from None
+    if not scored:
+        raise UnreadableError("it has no rows")
+    return scored
+
+
+def _scored(row: Mapping[str, str], *, line: int) -> Scored:
+    numbers: dict[str, float | None] = {}
+    for name in ("seconds", "prompt_number", "seed", *METRICS):
+        text = row.get(name, "")
+        try:
+            numbers[name] = float(text) if text or name not in METRICS else None
+        except ValueError:
+            raise UnreadableError(f"`{name}` is no number: `{shortened(text, 40)}`", line=line) from None
+        if (number := numbers[name]) is not None and not math.isfinite(number):
+            raise UnreadableError(f"`{name}` is not finite", line=line)
+    seconds, number, seed = (numbers.pop(name) or 0.0 for name in ("seconds", "prompt_number", "seed"))
+    case = Case(row["backbone"], row["memory"], int(number), row["prompt"], int(seed))
+    return Scored(case, seconds, Scores(frames=0, clips=0, metrics=numbers, per_clip={}), row["backend"])

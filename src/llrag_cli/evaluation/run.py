@@ -16,7 +16,7 @@ from llrag_cli.batch.sharing import shared
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, RunLockedError
-from llrag_cli.evaluation.grid import Case, Grid, horizon_frames, memory_config
+from llrag_cli.evaluation.grid import Case, Grid, horizon_frames
 from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import metrics_of
@@ -52,7 +52,7 @@ class Bench:
 
     def config(self, case: Case) -> RunConfig:
         """The configuration of a video."""
-        return memory_config(case.backbone, case.memory, self.settings)
+        return self.grid.variant(case.memory).config(case.backbone, self.settings)
 
     def blocks(self, case: Case) -> int:
         """Number of blocks of a video."""

@@ -1,10 +1,13 @@
-"""Ranks, and bootstrap intervals of paired differences."""
+"""Ranks, bootstrap intervals and tests of paired differences, and the correction for many tests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+EXACT_CLUSTERS = 14  # up to as many, every combination of signs is tried: 2^14
+DRAWS = 20_000  # of signs, for more clusters
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -59,3 +62,34 @@ def win_rate(differences: Sequence[float]) -> float:
     array = np.asarray(differences, dtype=float)
     array = array[~np.isnan(array)]
     return float(((array > 0) + 0.5 * (array == 0)).mean()) if len(array) else float("nan")
+
+
+def sign_flip_test(differences: Sequence[float], *, clusters: Sequence[object] | None = None, seed: int = 0) -> float:
+    """Two-sided p-value of paired differences against "symmetric around 0"; nan is ignored.
+
+    A randomisation test (Fisher 1935): the share of sign patterns under which the sum is at least as far from 0. With
+    ``clusters``, one name for each difference, a cluster has one sign. Exact up to ``EXACT_CLUSTERS`` clusters, beyond
+    with random signs. nan if there is no difference at all.
+    """
+    array = np.asarray(differences, dtype=float)
+    names = list(range(len(array))) if clusters is None else list(clusters)
+    if np.isnan(array).all():
+        return float("nan")
+    groups = {name: [index for index, cluster in enumerate(names) if cluster == name] for name in dict.fromkeys(names)}
+    sums = np.array([np.nansum(array[group]) for group in groups.values()])
+    observed = abs(sums.sum()) * (1 - 1e-9)  # equal but for rounding counts as equal
+    if len(sums) <= EXACT_CLUSTERS:
+        signs = 1 - 2 * (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1)
+        return float((np.abs(signs @ sums) >= observed).mean())
+    signs = 1 - 2 * np.random.default_rng(seed).integers(0, 2, size=(DRAWS, len(sums)))
+    return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (1 + DRAWS))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): below 0.05, chance is ruled out for the family as a whole."""
+    array = np.asarray(p_values, dtype=float)
+    order = np.argsort(array, kind="stable")
+    corrected = np.empty_like(array)
+    factors = np.arange(len(array), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(array[order] * factors))
+    return [float(value) for value in corrected]

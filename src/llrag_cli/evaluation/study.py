@@ -141,8 +141,3 @@ def image_of(frame: Tensor) -> Image.Image:
 def estimate(values: Sequence[float], *, scenes: Sequence[int]) -> dict[str, float]:
     """Mean, and 95 % interval from a bootstrap over scenes; nan is ignored."""
     return dict(zip(("mean", "low", "high"), interval(values, clusters=scenes), strict=True))
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

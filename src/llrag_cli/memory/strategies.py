@@ -43,6 +43,14 @@ class MemoryConfig(Config):
     )
 
     @property
+    def title(self) -> str:
+        """What it is called in headings and names."""
+        return self.strategy
+
+    def require_ready(self) -> None:
+        """Raise ``LlragError`` if frames cannot be chosen in this process."""
+
+    @property
     def retrieves(self) -> bool:
         """Whether frames outside the window are attended again, so that an archive is needed."""
         return False

@@ -11,7 +11,7 @@ import torch
 
 from conftest import Llrag
 from llrag_cli.evaluation import report
-from llrag_cli.evaluation.grid import Case, Grid
+from llrag_cli.evaluation.grid import Case, Grid, strategy_variant
 from llrag_cli.evaluation.metrics.inputs import Backend, Video
 from llrag_cli.evaluation.metrics.registry import (
     METRICS,
@@ -60,7 +60,7 @@ def gray(path: Path, value: float) -> Path:
 def test_an_added_metric_is_in_the_benchmark_files(
     brightness: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = Grid(("tiny",), ("none", "nearest"), (5.0,), ((1, "a room"),), (0,))
+    grid = Grid(("tiny",), (strategy_variant("none"), strategy_variant("nearest")), (5.0,), ((1, "a room"),), (0,))
     scored = []
     for case, value in zip(grid.cases(), (0.25, 0.75), strict=True):
         gray(RunFolder(case.folder(tmp_path)).video, value)

@@ -10,8 +10,8 @@ from typing import Any
 from llrag_cli.evaluation.leave_return.study import SCHEMA, Row
 from llrag_cli.evaluation.leave_return.trips import CONDITIONS
 from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
-from llrag_cli.evaluation.study import estimate, listed
-from llrag_cli.formatting import counted
+from llrag_cli.evaluation.study import estimate
+from llrag_cli.formatting import counted, listed
 
 MEASURES: Mapping[str, str] = {"wall": "wall colour", "color": "object colours", "shape": "shapes"}
 BASELINES: Mapping[str, str] = {

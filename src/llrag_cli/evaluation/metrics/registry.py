@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -18,6 +18,8 @@ from llrag_cli.evaluation.metrics.pixels import chroma_noise, colorfulness, flic
 from llrag_cli.world.consistency import Consistency
 
 Values = list["float | None"]
+Group = Literal["drift", "objects", "VBench"]
+GROUPS: tuple[Group, ...] = get_args(Group)  # in the order of a verdict
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Metric:
     unavailable: Mapping[str, str] = field(default_factory=dict)  # backends that cannot compute it, and why
     drift: bool = False  # memories are ranked by it for drift, with any backend
     sprites: bool = False  # only of videos of the sprite world, which the embedded model makes
+
+    @property
+    def group(self) -> Group:
+        """What it tells of a video: whether it drifts, whether its objects are kept, or a figure of VBench."""
+        return "objects" if self.sprites else "drift" if self.drift else "VBench"
 
 
 def of_series(

@@ -13,8 +13,8 @@ from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
 from llrag_cli.evaluation.returning.judge import Measures
 from llrag_cli.evaluation.returning.plan import AGAIN, SCHEMA, windows
 from llrag_cli.evaluation.returning.study import Row
-from llrag_cli.evaluation.study import estimate, listed
-from llrag_cli.formatting import counted
+from llrag_cli.evaluation.study import estimate
+from llrag_cli.formatting import counted, listed
 
 
 @dataclass(frozen=True)
