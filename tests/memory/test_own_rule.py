@@ -136,6 +136,16 @@ def test_a_benchmark_compares_it_under_its_name(folder: Path, monkeypatch: pytes
     assert place.startswith("my_rules-newest-")
 
 
+def test_the_rule_of_the_documentation(llrag: Llrag, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/own-rules.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "page_rules.py").write_text(code)
+    done = llrag("generate", "a red circle", "--memory", "page_rules:spread", *MADE[4:], "--out", "run")
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / "run/memory.jsonl").read_text().splitlines()[-1])
+    assert len(last["retrieved"]) == 4 and sorted(last["retrieved"]) == last["retrieved"]
+
+
 def candidates(total: int = 5, batch: int = 2) -> Candidates:
     keys = torch.nn.functional.normalize(torch.arange(batch * total * 3.0).view(batch, total, 3) + 1, dim=-1)
     return Candidates(torch.arange(total), keys, keys[:, 0], block=3, draw=lambda: torch.rand(batch, total))
