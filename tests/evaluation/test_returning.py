@@ -20,6 +20,7 @@ from conftest import Llrag
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
+from llrag_cli.evaluation.grid import parse_variant
 from llrag_cli.evaluation.returning.judge import Measures, looked_at, measured, reference_of
 from llrag_cli.evaluation.returning.picture import sheet
 from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, GIVEN, MOMENTS, Plan, windows
@@ -266,7 +267,7 @@ def test_a_strip_holds_its_pictures() -> None:
 # --- report -----------------------------------------------------------------------------------------
 
 EVEN = Measures(color=0.9, identity=0.8, size=0.2, tint=0.05, presence=0.9)
-SETTINGS = {"conditions": list(CONDITIONS)}
+SETTINGS = {"conditions": list(CONDITIONS), "variants": {}}
 
 
 def rows_with(
@@ -281,7 +282,7 @@ def rows_with(
 
 def sentence_of(found: Mapping[str, Measures], **options: Any) -> str:
     shots = options.get("shots", (AGAIN, *CONDITIONS))
-    told: str = summary(rows_with(found, **options), {"conditions": [*shots[1:]]})["sentence"]
+    told: str = summary(rows_with(found, **options), {"conditions": [*shots[1:]], "variants": {}})["sentence"]
     return told
 
 
@@ -304,8 +305,10 @@ def test_differences_are_paired_and_have_intervals() -> None:
         ("random", "native"),
         ("times", "native"),
     ]
-    assert gaps["nearest", "native"]["tint"] == pytest.approx({"mean": -0.03, "low": -0.03, "high": -0.03})
-    assert gaps["times", "native"]["tint"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert gaps["nearest", "native"]["tint"] == pytest.approx(
+        {"mean": -0.03, "low": -0.03, "high": -0.03, "p": 2 / 2**6, "p_corrected": 25 * 2 / 2**6}
+    )
+    assert gaps["times", "native"]["tint"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_corrected": 1.0}
 
 
 def test_intervals_are_over_scenes_and_what_was_not_judged_is_left_out() -> None:
@@ -431,3 +434,34 @@ def test_impossible_requests_are_refused(llrag: Llrag, arguments: tuple[str, ...
     done = llrag("bench", "returning", *arguments)
     assert done.returncode == 2
     assert problem in done.stderr
+
+
+def test_a_variant_is_one_more_condition_with_its_words(pipeline: Pipeline) -> None:
+    variants = (parse_variant("k2=memory.retrieved=2"), parse_variant("late=memory.strategy=successor"))
+    plan = plan_of(pipeline.config, "native", "nearest", variants=variants)
+    assert [shot for _, _, shot in plan.row_keys()] == [AGAIN, "native", "nearest", "k2", "late"]
+    few, late = (plan.measured[name].applied(pipeline.config).memory for name in ("k2", "late"))
+    assert isinstance(few, RetrievalMemory) and few.retrieved == 2
+    assert late.strategy == "successor"
+    assert plan.settings["variants"] == {"k2": ["memory.retrieved=2"], "late": ["memory.strategy=successor"]}
+    for name in ("native", AGAIN):
+        with pytest.raises(UsageError, match=f"a variant cannot be named `{name}`"):
+            plan_of(pipeline.config, "nearest", variants=(parse_variant(f"{name}=memory.retrieved=2"),))
+    with pytest.raises(UsageError, match=r"memory\.retreived"):
+        plan_of(pipeline.config, "nearest", variants=(parse_variant("k2=memory.retreived=2"),))
+
+    def row(scene: int, shot: str, identity: float) -> Row:
+        measures = Measures(color=0.9, identity=identity, size=0.1, tint=0.1, presence=0.9)
+        return Row(scene, 0, shot, measures, (measures,), None)
+
+    rows = [row(scene, shot, 0.5) for scene in range(1, 13) for shot in (AGAIN, "native", "nearest")]
+    rows += [row(scene, "k2", 0.6 + 0.001 * scene) for scene in range(1, 13)]
+    rows += [row(scene, "late", 0.5 + 0.1 * (scene % 2)) for scene in range(1, 13)]
+    found = summary(rows, {"conditions": ["native", "nearest", "k2", "late"], "variants": plan.settings["variants"]})
+    assert found["variants"] == [
+        "k2 against nearest: better in identity",
+        "late against nearest: better in identity†",
+        "† not significant after Holm's correction for 25 tests",
+    ]
+    (gap,) = [each for each in found["differences"] if (each["condition"], each["minus"]) == ("k2", "nearest")]
+    assert gap["identity"]["p"] == 2 / 2**12 and gap["identity"]["p_corrected"] == 25 * 2 / 2**12

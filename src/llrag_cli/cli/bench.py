@@ -13,7 +13,7 @@ from llrag_cli.cli.bench_leave_and_return import bench_leave_and_return
 from llrag_cli.cli.bench_returning import bench_returning
 from llrag_cli.cli.bench_score import bench_score
 from llrag_cli.cli.bench_speed import bench_speed
-from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seconds, Set
+from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seconds, Set, Variants
 
 if TYPE_CHECKING:
     from llrag_cli.batch.executors import Engine
@@ -59,15 +59,7 @@ def bench(
     seed: Annotated[
         int, typer.Option(help="First seed, also of the sample of prompts; seeds of prompt n are 1000 (n - 1) higher")
     ] = 0,
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            metavar="NAME=SETTINGS",
-            help='Another memory: a name, and settings of the preset that differ, for example k2="memory.retrieved=2"; '
-            "repeatable",
-        ),
-    ] = None,
+    variants: Variants = None,
     encoder_variants: Annotated[
         list[str] | None,
         typer.Option(

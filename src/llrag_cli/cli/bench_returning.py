@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llrag_cli.cli.options import BackboneName, Json, Seconds, Set
+from llrag_cli.cli.options import BackboneName, Json, Seconds, Set, Variants
 from llrag_cli.cli.studies import (
     Out,
     PoolName,
@@ -25,6 +25,8 @@ from llrag_cli.cli.studies import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llrag_cli.evaluation.returning.plan import Plan
+
 
 def bench_returning(
     scenes: Scenes = 24,
@@ -38,6 +40,7 @@ def bench_returning(
             help="Memory to measure: native, nearest, random, first or times; repeatable, all by default",
         ),
     ] = None,
+    variants: Variants = None,
     out: Out = Path("returning"),
     backbone: BackboneName = None,
     settings: Set = None,
@@ -55,12 +58,14 @@ def bench_returning(
 
     from llrag_cli.cli import console
     from llrag_cli.cli.options import configuration
+    from llrag_cli.evaluation.grid import parse_variant
     from llrag_cli.evaluation.returning.plan import CONDITIONS, Plan
     from llrag_cli.evaluation.study_plan import require_pool
     from llrag_cli.runs.folder import RunFolder
 
     config = configuration(backbone, settings=settings or ())
-    plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config)
+    more = tuple(parse_variant(text) for text in variants or ())
+    plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config, more)
     RunFolder(out).require_writable()
     with console.working("loading"):
         from llrag_cli.evaluation.returning.picture import sheet
@@ -77,12 +82,13 @@ def bench_returning(
     if as_json:
         console.result_json(content)
     else:
-        show_study(_tables(results), results["sentence"], out=out)
+        sentence = "\n".join([results["sentence"], *results["variants"]])
+        show_study(_tables(results, plan), sentence, out=out)
 
 
-def _tables(results: Mapping[str, Any]) -> list[Table]:
+def _tables(results: Mapping[str, Any], plan: Plan) -> list[Table]:
     """Means and differences, with their intervals."""
-    from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS
+    from llrag_cli.evaluation.returning.plan import AGAIN
     from llrag_cli.evaluation.returning.report import MEASURES
     from llrag_cli.formatting import counted
 
@@ -93,7 +99,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
     )
     means = study_table(title, (*headings, "retrieved from A"))
     for name, entry in results["conditions"].items():
-        about = "A's given return" if name == AGAIN else CONDITIONS[name].about
+        about = "A's given return" if name == AGAIN else plan.measured[name].about
         known = entry["retrieved_of_a"]
         cells = [share(entry["whole"][measure], digits=3) for measure in MEASURES]
         means.add_row(f"{name}: {about}", *cells, "-" if known is None else f"{known:.2f}")

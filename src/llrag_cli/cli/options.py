@@ -71,6 +71,15 @@ Size = Annotated[str | None, typer.Option(metavar="WxH", help="Size of the pictu
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable")
 ]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME=SETTINGS",
+        help='Another memory: a name, and settings of the preset that differ, for example k2="memory.retrieved=2"; '
+        "repeatable",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Backend = Annotated[
     str,

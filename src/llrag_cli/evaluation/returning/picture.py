@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from llrag_cli.evaluation.canvas import Canvas, Style, wrap
-from llrag_cli.evaluation.returning.plan import CONDITIONS, GIVEN
+from llrag_cli.evaluation.returning.plan import GIVEN
 from llrag_cli.evaluation.returning.study import Study, unstripped
 
 SCENES = 4  # the first ones of the pool, whatever they show, with their first seed
@@ -18,7 +18,8 @@ TITLES = {"again": "A again"}
 def sheet(study: Study) -> bytes:
     """A PNG: for each scene a row of frames under each condition."""
     plan = study.plan
-    shown = [name for name in SHOWN if name in plan.conditions] or list(plan.conditions[: len(SHOWN)])
+    conditions = plan.measured
+    shown = [name for name in SHOWN if name in conditions] or [*conditions][: len(SHOWN)]
     titles = [*(TITLES.get(name, name) for name in GIVEN), *(f"after {second:.3g} s" for second in plan.moments)]
     scenes = study.returns[:SCENES]
     texts = [
@@ -42,7 +43,7 @@ def sheet(study: Study) -> bytes:
         for row, name in enumerate(shown):
             y = top + row * (CELL + GAP)
             below = canvas.text(MARGIN + TEXT + GAP, y, [name], NAME, color=canvas.palette.ink)
-            about = wrap(CONDITIONS[name].about, SMALL, width=LABEL - GAP, lines=4)
+            about = wrap(conditions[name].about, SMALL, width=LABEL - GAP, lines=4)
             canvas.text(MARGIN + TEXT + GAP, below, about, SMALL, color=canvas.palette.dim)
             file = study.picture(number, 0, name)
             cells = unstripped(Image.open(file).convert("RGB"), len(titles)) if file.exists() else [None] * len(titles)

@@ -10,10 +10,11 @@ from typing import Any
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError, closest
+from llrag_cli.evaluation.grid import Variant
 from llrag_cli.evaluation.study_plan import Key, Pool, require_counts, require_memory_of_sprites, weights_digests
 from llrag_cli.presets import with_settings
 
-SCHEMA = 1
+SCHEMA = 2
 GIVEN: Mapping[str, float] = {"C": 9.0, "A": 18.0, "B": 27.0, "again": 6.0}  # seconds of each shot, in their order
 AGAIN = "again"  # A's given return, which the model made with A in its window; judged as well
 LONGEST = 3600.0  # seconds
@@ -54,6 +55,13 @@ def require_condition(name: str) -> Condition:
     return CONDITIONS[name]
 
 
+def condition_of(variant: Variant) -> Condition:
+    """A variant of the nearest frames as a condition; raises ``UsageError`` if its name is taken."""
+    if variant.name in (AGAIN, *CONDITIONS):
+        raise UsageError(f"a variant cannot be named `{variant.name}`", hint="that is a condition; take another name")
+    return Condition(variant.name, "nearest", " ".join(variant.settings), variant.settings)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a study makes; it is written down, and a study continues only under the same plan."""
@@ -64,6 +72,7 @@ class Plan:
     seconds: float  # of the continuation
     conditions: tuple[str, ...]
     config: RunConfig
+    variants: tuple[Variant, ...] = ()  # more conditions
 
     def __post_init__(self) -> None:
         require_counts(self.scenes, self.seeds)
@@ -73,7 +82,8 @@ class Plan:
             )
         for name in self.conditions:
             require_condition(name)
-        if not self.conditions or len({*self.conditions}) < len(self.conditions):
+        names = [*self.conditions, *(variant.name for variant in self.variants)]
+        if not names or len({*names}) < len(names):
             raise UsageError("each condition is measured once", hint="name at least one, and none twice")
         memory = require_memory_of_sprites(self.config, judged="returning scenes are")
         if memory.strategy != "nearest":
@@ -81,6 +91,14 @@ class Plan:
                 f"the conditions choose the memory strategy, and the configuration has `{memory.strategy}`",
                 hint="leave `memory.strategy` at `nearest`",
             )
+        for condition in self.measured.values():
+            condition.applied(self.config)
+
+    @property
+    def measured(self) -> dict[str, Condition]:
+        """All conditions by name, variants last."""
+        known = {name: CONDITIONS[name] for name in self.conditions}
+        return known | {variant.name: condition_of(variant) for variant in self.variants}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,7 +110,8 @@ class Plan:
             "seeds": self.seeds,
             "given_seconds": dict(GIVEN),
             "seconds": self.seconds,
-            "conditions": list(self.conditions),
+            "conditions": list(self.measured),
+            "variants": {variant.name: list(variant.settings) for variant in self.variants},
             "config": self.config.model_dump(mode="json"),
             "weights": weights_digests(self.config),
         }
@@ -100,7 +119,7 @@ class Plan:
     def row_keys(self) -> Iterator[Key]:
         """All rows."""
         for scene in range(1, self.scenes + 1):
-            for shot in (AGAIN, *self.conditions):
+            for shot in (AGAIN, *self.measured):
                 for seed in range(self.seeds):
                     yield scene, seed, shot
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
 
-from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
+from llrag_cli.evaluation.results import LEVEL, MIN_PROMPTS, UNCORRECTED, is_significant
 from llrag_cli.evaluation.returning.judge import Measures
 from llrag_cli.evaluation.returning.plan import AGAIN, SCHEMA, windows
 from llrag_cli.evaluation.returning.study import Row
+from llrag_cli.evaluation.statistics import holm, sign_flip_test
 from llrag_cli.evaluation.study import estimate
 from llrag_cli.formatting import counted, listed
 
@@ -45,12 +46,17 @@ Estimates = Mapping[str, Mapping[str, float] | None]  # by measure: mean, low, h
 def summary(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is measured: each condition, over the whole continuation and in parts, and differences.
 
-    Intervals are 95 %, from a bootstrap over scenes; differences are paired by scene and seed.
+    Intervals are 95 %, from a bootstrap over scenes; differences are paired by scene and seed. Their p-values are of a
+    sign-flip test over scenes, and corrected for the number of tests (Holm).
     """
     shots = [AGAIN, *settings["conditions"]]
     of = {shot: {(row.scene, row.seed): row for row in rows if row.shot == shot} for shot in shots}
     parts = {len(row.windows) for row in rows if row.shot != AGAIN}
-    content = {
+    pairs = [
+        *DIFFERENCES,
+        *((name, other) for name in settings["variants"] for other in ("nearest", "random", "native")),
+    ]
+    content: dict[str, Any] = {
         "schema": SCHEMA,
         "scenes": len({row.scene for row in rows}),
         "videos": len({(row.scene, row.seed) for row in rows}),
@@ -68,11 +74,14 @@ def summary(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
         },
         "differences": [
             {"condition": one, "minus": other, **_differences(of[one], of[other])}
-            for one, other in DIFFERENCES
+            for one, other in pairs
             if one in shots and other in shots
         ],
     }
-    return {"sentence": sentence(content), **content}
+    tested = [gap[name] for gap in content["differences"] for name in MEASURES if gap[name] is not None]
+    for estimates, corrected in zip(tested, holm([estimates["p"] for estimates in tested]), strict=True):
+        estimates["p_corrected"] = corrected
+    return {"sentence": sentence(content), "variants": variant_lines(content, tests=len(tested)), **content}
 
 
 def _estimates(found: Mapping[tuple[int, int], Measures]) -> dict[str, dict[str, float] | None]:
@@ -84,7 +93,9 @@ def _differences(
 ) -> dict[str, dict[str, float] | None]:
     shared = [place for place in one if place in other]
     return {
-        name: _estimate({place: _value(one[place].whole, name) - _value(other[place].whole, name) for place in shared})
+        name: _estimate(
+            {place: _value(one[place].whole, name) - _value(other[place].whole, name) for place in shared}, test=True
+        )
         for name in MEASURES
     }
 
@@ -94,12 +105,13 @@ def _value(measures: Measures, name: str) -> float:
     return nan if value is None else value
 
 
-def _estimate(values: Mapping[tuple[int, int], float]) -> dict[str, float] | None:
-    """A bootstrap over scenes, which are the first numbers of the keys; nan has no part in it."""
+def _estimate(values: Mapping[tuple[int, int], float], *, test: bool = False) -> dict[str, float] | None:
+    """A bootstrap over scenes, which are the first numbers of the keys; nan has no part in it. ``test``: with ``p``."""
     places = sorted(place for place, value in values.items() if not isnan(value))
     if not places:
         return None
-    return estimate([values[place] for place in places], scenes=[scene for scene, _ in places])
+    known, scenes = [values[place] for place in places], [scene for scene, _ in places]
+    return estimate(known, scenes=scenes) | ({"p": sign_flip_test(known, clusters=scenes)} if test else {})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -194,6 +206,26 @@ def _direction(gap: Estimates, name: str) -> int:
 
 def _titles(names: Sequence[str]) -> str:
     return listed([MEASURES[name].title for name in names])
+
+
+def variant_lines(content: Mapping[str, Any], *, tests: int) -> list[str]:
+    """For each variant, where it differs from the nearest frames as they are; what the correction leaves is marked."""
+    if content["scenes"] < MIN_PROMPTS:
+        return []
+    lines = []
+    for gap in content["differences"]:
+        if gap["condition"] not in content["settings"]["variants"] or gap["minus"] != "nearest":
+            continue
+        parts = []
+        for word, names in (("better", _better(gap)), ("worse", _worse(gap))):
+            marked = [
+                MEASURES[name].title + ("" if gap[name]["p_corrected"] < LEVEL else UNCORRECTED) for name in names
+            ]
+            parts += [f"{word} in {listed(marked)}"] if marked else []
+        lines.append(f"{gap['condition']} against nearest: {', '.join(parts) or 'no significant difference'}")
+    if any(UNCORRECTED in line for line in lines):
+        lines.append(f"{UNCORRECTED} not significant after Holm's correction for {tests} tests")
+    return lines
 
 
 # --- every row --------------------------------------------------------------------------------------

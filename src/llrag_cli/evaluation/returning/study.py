@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from llrag_cli.engine.pipeline import Pipeline
+from llrag_cli.evaluation.grid import NAME
 from llrag_cli.evaluation.returning.judge import Measures, Reference, looked_at, measured, reference_of
 from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, MOMENTS, Plan, windows
 from llrag_cli.evaluation.returning.returns import Return, returns
@@ -61,7 +62,7 @@ class _RowRecord(Record):
 
     scene: int = Field(ge=1, le=POOL_SIZE)
     seed: int = Field(ge=0, lt=SEED_STRIDE)
-    shot: Literal[(AGAIN, *CONDITIONS)]  # type: ignore[valid-type]
+    shot: str = Field(pattern=f"^{NAME.pattern}$")
     whole: _MeasuresRecord
     windows: tuple[_MeasuresRecord, ...] = Field(max_length=1000)
     retrieved_of_a: Share | None
@@ -162,7 +163,7 @@ def continuation(
     full prompts, so that only their picture can be remembered.
     """
     given, count = latents.shape[1], plan.latent_frames(plan.seconds)
-    pipeline = pipeline.with_memory(CONDITIONS[condition].applied(plan.config))
+    pipeline = pipeline.with_memory(plan.measured[condition].applied(plan.config))
     timeline = one_shot(back.caption, plan.config, latent_frames=given + count)
     others = [plan.given["B"], plan.given["C"]]
     frames: list[Tensor] = []
