@@ -6,19 +6,25 @@ import pytest
 from pydantic import ValidationError
 
 from llrag_cli.config import RunConfig
+from llrag_cli.download.catalogue import Item, catalogue
 from llrag_cli.errors import UsageError
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory
 from llrag_cli.models.family import family_of
 from llrag_cli.presets import load_config, preset_names, with_settings
 
+PLAIN = "self-gradient-forcing-framewise"  # without retrieval
 FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-framewise"]
 
 
 def test_there_are_six_configurations_the_embedded_one_and_frame_wise_ones() -> None:
-    assert preset_names() == ["tiny", "tiny-distilled", "causal-forcing", *FRAMEWISE, "longlive", "self-forcing"]
+    more = ["self-forcing", "self-gradient-forcing", PLAIN]
+    assert preset_names() == [
+        *("tiny", "tiny-distilled", "causal-forcing", *FRAMEWISE, "longlive", "longlive-sink3", "memflow", *more)
+    ]
     for name in preset_names():
-        assert load_config(name).memory.strategy == "nearest"
+        assert load_config(name).memory.strategy == ("none" if name == PLAIN else "nearest")
         assert load_config(name, memory="none").memory.strategy == "none"
+        assert load_config(name).checked  # how it is known to work, or not
 
 
 @pytest.mark.parametrize("name", ["causal-forcing", "longlive", "self-forcing"])
@@ -36,10 +42,38 @@ def test_the_released_values(name: str) -> None:
     assert (native.backbone.lora is not None) == (name == "longlive")
 
 
+def test_the_windows_of_other_authors() -> None:
+    for name in ("longlive-sink3", "memflow", "self-gradient-forcing"):
+        native, retrieval = load_config(name, memory="none"), load_config(name)
+        assert (native.memory.window, native.memory.sink) == (retrieval.memory.window, retrieval.memory.sink) == (12, 3)
+        assert retrieval.sampler == load_config("self-forcing").sampler
+    plain = load_config(PLAIN)
+    assert (plain.memory.window, plain.memory.sink, plain.backbone.frames_per_block) == (21, 4, 1)
+    with pytest.raises(UsageError, match="a sink of 4 is longer than a block of 1"):
+        load_config(PLAIN, memory="nearest")
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith("tiny")])
+def test_the_catalogue_fetches_the_files_of_a_preset(name: str) -> None:
+    config, items = load_config(name), catalogue().weights
+    (item,) = [item for key, item in items.items() if config.backbone.weights in targets(item)]
+    if name != "longlive-sink3":
+        assert items[name] == item
+    if config.backbone.lora is not None:
+        assert config.backbone.lora in targets(item)
+    (file,) = [file for file in next(iter(item.sources.values())).files if file.to == config.backbone.weights]
+    assert (file.convert, file.ema) == ("generator", config.backbone.ema)
+    assert ("encoder" in item.needs) == (config.memory.strategy != "none")
+
+
+def targets(item: Item) -> list[str]:
+    return [file.to for source in item.sources.values() for file in source.files]
+
+
 def test_the_distilled_embedded_model_samples_as_the_real_backbones_do() -> None:
     distilled, plain = load_config("tiny-distilled"), load_config("tiny")
     assert distilled.sampler == load_config("self-forcing").sampler
-    same = {"name": plain.name, "about": plain.about, "sampler": plain.sampler}
+    same = {name: getattr(plain, name) for name in ("name", "about", "checked", "sampler")}
     assert distilled.model_copy(update={**same, "backbone": plain.backbone}) == plain
     assert distilled.backbone.model_copy(update={"weights": None}) == plain.backbone
     file = family_of(distilled).files(distilled, Path("elsewhere"))["backbone.weights"]

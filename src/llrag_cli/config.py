@@ -109,6 +109,7 @@ class RunConfig(Config):
 
     name: str = Field(description="preset it came from")
     about: str = Field(default="", description="one line for lists")
+    checked: str = Field(default="", description="how the preset has been checked, for lists")
     backbone: BackboneConfig
     sampler: SamplerConfig = SamplerConfig()
     memory: SerializeAsAny[MemoryConfig] = Field(default=SlidingWindow(), description="one of the memory strategies")

@@ -69,7 +69,7 @@ def require_strategy(name: object) -> None:
 def config_settings() -> list[str]:
     """The dotted names of all settings, those of every memory strategy included."""
     fields = dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.model_fields)
-    names = [name for name in setting_names(RunConfig) if name not in ("name", "about", "memory")]
+    names = [name for name in setting_names(RunConfig) if name not in ("name", "about", "checked", "memory")]
     return [*names, *(f"memory.{name}" for name in fields)]
 
 

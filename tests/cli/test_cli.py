@@ -277,8 +277,10 @@ def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete
 def test_presets_are_listed_and_shown(llrag: Llrag, tmp_path: Path) -> None:
     listed = llrag("presets")
     assert listed.returncode == 0
-    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
-        [name, "nearest"] for name in preset_names()
+    table, _, checked = listed.stdout.partition("\nchecked:\n")
+    assert "  causal-forcing, longlive, self-forcing: vectors of LongLive-RAG at small size" in checked
+    assert [line.split()[:2] for line in table.splitlines()[1:]] == [
+        [name, "none" if name == "self-gradient-forcing-framewise" else "nearest"] for name in preset_names()
     ]
     shown = llrag("presets", "show", "longlive", "--no-rag", "--json")
     assert json.loads(shown.stdout)["memory"]["window"] == 12

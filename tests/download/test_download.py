@@ -372,7 +372,8 @@ def test_usage(llrag: Llrag, arguments: tuple[str, ...], said: str) -> None:
 def test_the_catalogue_is_whole() -> None:
     everything = choose("weights", ["all"])
     optional = [name for name, item in catalogue().weights.items() if item.optional]
-    assert optional == ["tiny-decoder"]
+    more = ["self-gradient-forcing", "self-gradient-forcing-framewise", "memflow"]
+    assert optional == [*more, "tiny-decoder"]
     assert [name for name, _ in everything] == [name for name in catalogue().weights if name not in optional]
     assert [name for name, _ in choose("weights", ["all", *optional])] == list(catalogue().weights)
     targets = [file.to for _, source in choose("weights", ["all", *optional]) for file in source.files]

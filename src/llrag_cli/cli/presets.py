@@ -28,7 +28,9 @@ def presets(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         console.result_json([config.model_dump(mode="json") for config in configs])
         return
-    table = Table("preset", "memory", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False)
+    table = Table(
+        "preset", "memory", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False
+    )
     for config in configs:
         memory, fps = config.memory, config.backbone.fps
         retrieval = ["-"] * 3
@@ -38,6 +40,10 @@ def presets(context: typer.Context, as_json: Json = False) -> None:
         window = [memory.strategy, str(memory.window), str(memory.sink)]
         table.add_row(config.name, *window, *retrieval, video, config.about)
     console.result_table(table)
+    console.result("\nchecked:")
+    for checked in dict.fromkeys(config.checked for config in configs):
+        names = ", ".join(config.name for config in configs if config.checked == checked)
+        console.result(f"  {names}: {checked}")
 
 
 @presets_app.command("show")

@@ -168,7 +168,7 @@ def differing(before: RunRecord, now: RunRecord) -> list[str]:
     different = {*_differing_shots(before.timeline, now.timeline)}
     different |= {name for name in ("seed", "dtype") if getattr(before, name) != getattr(now, name)}
     names = [name for name in _ORDER if name in different]
-    return names + sorted(set(_differing(before.config, now.config)) - {"name", "about"})
+    return names + sorted(set(_differing(before.config, now.config)) - {"name", "about", "checked"})
 
 
 _ORDER = ("prompt", "shots", "seed", "image", "video", "references", "dtype")
