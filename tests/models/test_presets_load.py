@@ -1,4 +1,4 @@
-"""Presets whose weights were not at hand: files of the inferred format load strictly, at full size on the meta device."""
+"""Presets whose weights were not at hand: files of the inferred format load strictly, full-size, on the meta device."""
 
 from __future__ import annotations
 
