@@ -19,6 +19,7 @@ from llrag_cli.memory.strategies import (
     Random,
     RetrievalMemory,
     SlidingWindow,
+    Spaced,
     Successor,
     Uniform,
 )
@@ -184,6 +185,29 @@ def test_relevance_weighs_similarity_against_diversity(relevance: float, expecte
     keys = torch.stack((cosines, away), dim=1)[None]
     frames, _ = chosen(Diverse(retrieved=2, relevance=relevance), torch.tensor([[1.0, 0.0]]), keys, range(3))
     assert frames[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"), [(0.0, [0, 1, 2]), (0.17, [0, 1, 2]), (0.19, [0, 9, 4]), (2.0, [0, 9, 4])]
+)
+def test_spacing_weighs_similarity_against_distance_in_time(spacing: float, expected: list[int]) -> None:
+    """Cosines fall from 1 by 0.02 a frame over ten frames: frame 9 has 0.82, and is a whole span from frame 0."""
+    cosines = 1 - 0.02 * torch.arange(10)
+    keys = torch.stack((cosines, (1 - cosines.square()).sqrt()), dim=1)[None]
+    frames, similarities = chosen(Spaced(retrieved=3, spacing=spacing), torch.tensor([[1.0, 0.0]]), keys, range(10))
+    assert frames[0].tolist() == expected
+    assert similarities[0].tolist() == pytest.approx([1 - 0.02 * frame for frame in expected])
+
+
+def test_spaced_frames_are_different_for_each_video() -> None:
+    keys = unit(3, 20, 8, seed=7)
+    frames, _ = chosen(Spaced(retrieved=5), keys[:, -1], keys, range(2, 19))
+    for video in range(3):
+        alone, _ = chosen(Spaced(retrieved=5), keys[video : video + 1, -1], keys[video : video + 1], range(2, 19))
+        assert torch.equal(frames[video], alone[0])
+    assert frames.shape == (3, 5) and all(len(set(row)) == 5 for row in frames.tolist())
+    few, _ = chosen(Spaced(retrieved=5), keys[:, -1], keys, range(2, 4))
+    assert few.shape == (3, 2)
 
 
 def test_defaults_are_those_of_the_paper() -> None:

@@ -28,9 +28,7 @@ def presets(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         console.result_json([config.model_dump(mode="json") for config in configs])
         return
-    table = Table(
-        "preset", "memory", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False
-    )
+    table = Table("preset", "memory", "window", "sink", "K", "R", "keys", "video", "about", box=None, pad_edge=False)
     for config in configs:
         memory, fps = config.memory, config.backbone.fps
         retrieval = ["-"] * 3

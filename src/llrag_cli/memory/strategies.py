@@ -254,6 +254,34 @@ class Diverse(RetrievalMemory):
 
 
 @register
+class Spaced(RetrievalMemory):
+    """Similar frames that lie apart in time, after GRAB of TetherCache (arXiv 2606.13035), by cosine, not attention.
+
+    One frame after the other is chosen: the one with the largest sum of similarity and ``spacing`` times its distance
+    in time to the nearest frame chosen so far, as a share of the time that the candidates span.
+    """
+
+    strategy: Literal["spaced"] = "spaced"
+    spacing: float = Field(default=0.35, ge=0, le=10, description="weight of distance in time; 0 is `nearest`")
+
+    def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As ``RetrievalMemory.choose``."""
+        similarities, frames = candidates.similarities, candidates.frames
+        times = frames.to(similarities.dtype)
+        span = (times[-1] - times[0]).clamp_min(1)
+        distance = similarities.new_ones(similarities.shape)  # to the nearest chosen frame; none yet
+        chosen = frames.new_empty(len(similarities), min(self.retrieved, similarities.shape[1]))
+        taken = similarities < -float("inf")  # none yet
+        for place in range(chosen.shape[1]):
+            worth = similarities + self.spacing * distance
+            pick = worth.masked_fill(taken, -float("inf")).argmax(dim=1, keepdim=True)  # [B, 1]
+            chosen[:, place] = pick[:, 0]
+            taken = taken.scatter(1, pick, True)  # noqa: FBT003 - the value
+            distance = distance.minimum((times - times[pick]).abs() / span)
+        return candidates.with_similarities(chosen)
+
+
+@register
 class Gate(RetrievalMemory):
     """The nearest frames whose similarity reaches a threshold; the earliest frames fill the remaining places."""
 
