@@ -108,9 +108,12 @@ def test_an_absent_file_or_memory_is_a_sentence(llrag: Llrag, file: Path) -> Non
 
 def test_variants_are_videos_of_the_grid(llrag: Llrag) -> None:
     variants = ("--variant", "k2=memory.retrieved=2", "--variant", "late=memory.strategy=successor memory.guard=2")
-    done = llrag("bench", *variants, "--count", "2", "--dry-run", "--json")
+    few = ("--count", "2", "--set", "sampler.steps=[1000]")
+    done = llrag("bench", *variants, *few, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
-    assert [row["videos"] for row in json.loads(done.stdout)] == [8]  # none, nearest and the variants
+    (row,) = json.loads(done.stdout)
+    assert (row["videos"], row["seconds_of_video"]) == (8, 240)  # none, nearest and the variants
+    assert row["seconds_of_work"] > 0 and row["seconds_of_scoring"] > 0 and row["bytes"] is None
 
 
 @pytest.mark.parametrize(

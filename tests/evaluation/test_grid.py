@@ -142,6 +142,7 @@ def test_half_made_and_other_videos_are_made_anew(llrag: Llrag, bench: Path) -> 
     assert "3 missing, 1 finished" in llrag(*GRID, "--dry-run").stderr
     plan = json.loads(llrag(*GRID, "--dry-run", "--json").stdout)
     assert plan[0]["videos"] == 3 and plan[0]["seconds_of_work"] > 0 and plan[0]["bytes"] > 0
+    assert plan[0]["seconds_of_scoring"] > 0
     assert "4 missing" in llrag(*GRID[:-1], "sampler.steps=[1000]", "--dry-run").stderr
 
 

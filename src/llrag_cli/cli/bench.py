@@ -18,6 +18,7 @@ from llrag_cli.cli.options import Backend, Device, Dtype, EngineName, Json, Seco
 if TYPE_CHECKING:
     from llrag_cli.batch.executors import Engine
     from llrag_cli.evaluation.grid import Case, Grid, Variant
+    from llrag_cli.evaluation.metrics.inputs import Backend as Models
     from llrag_cli.evaluation.run import Bench
 
 DEFAULT_PROMPTS = 8  # of the embedded model
@@ -73,7 +74,7 @@ def bench(
         Path, typer.Option(help="Folder of the benchmark; the same command continues an interrupted one")
     ] = Path("bench"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how many videos are missing and what they cost, then stop")
+        bool, typer.Option("--dry-run", help="Show how many videos are missing and how long they take, then stop")
     ] = False,
     backend: Backend = "offline",
     device: Device = "auto",
@@ -122,7 +123,7 @@ def bench(
         f"{len(cases) - len(missing)} finished"
     )
     if dry_run:
-        _show_plan(benchmark, missing, as_json=as_json)
+        _show_plan(benchmark, missing, models, device=device, dtype=dtype, as_json=as_json)
         return
     if executor is None:
         _make(benchmark, missing, device=device, dtype=dtype)
@@ -264,37 +265,51 @@ def _make_elsewhere(
     require_all(outcomes, [str(folder.path) for folder in folders.values()])
 
 
-def _show_plan(benchmark: Bench, missing: Sequence[Case], *, as_json: bool) -> None:
-    """The missing videos of each backbone, and estimates of their time and size from the finished ones."""
+def _show_plan(
+    benchmark: Bench, missing: Sequence[Case], models: Models, *, device: str, dtype: str, as_json: bool
+) -> None:
+    """The missing videos of each backbone, and what they cost: from finished ones, or from a trial of a few blocks.
+
+    Large models are not loaded for a trial.
+    """
     from rich.table import Table
 
     from llrag_cli.cli import console
+    from llrag_cli.evaluation.trial import trial
     from llrag_cli.formatting import human
+    from llrag_cli.models.family import family_of
 
-    table = Table("backbone", "videos", "length", "work", "disk", box=None, pad_edge=False)
+    table = Table("backbone", "videos", "length", "generating", "scoring", "disk", box=None, pad_edge=False)
     rows = []
     for backbone in benchmark.grid.backbones:
         cases = [case for case in benchmark.grid.cases() if case.backbone == backbone]
-        rates = [rate for case in cases if (rate := benchmark.measured(case)) is not None]
-        videos = sum(case.backbone == backbone for case in missing)
-        seconds = videos * benchmark.grid.seconds
-        work = round(seconds * sum(rate[0] for rate in rates) / len(rates), 1) if rates else None
-        size = round(seconds * sum(rate[1] for rate in rates) / len(rates)) if rates else None
+        finished = [rate for case in cases if (rate := benchmark.measured(case)) is not None]
+        wanted = [case for case in missing if case.backbone == backbone]
+        seconds = len(wanted) * benchmark.grid.seconds
+        work = seconds * sum(rate[0] for rate in finished) / len(finished) if finished else None
+        size = seconds * sum(rate[1] for rate in finished) / len(finished) if finished else None
+        scoring = None
+        if wanted and family_of(benchmark.config(wanted[0])).bundled:
+            with console.working(f"timing a few blocks of {backbone}"):
+                rates = trial(benchmark.config(wanted[-1]), wanted[-1].prompt, models, device=device, dtype=dtype)
+            work = seconds * rates.generating if work is None else work
+            scoring = seconds * rates.scoring
         rows.append(
             {
                 "backbone": backbone,
-                "videos": videos,
+                "videos": len(wanted),
                 "seconds_of_video": seconds,
-                "seconds_of_work": work,
-                "bytes": size,
+                "seconds_of_work": work if work is None else round(work, 1),
+                "seconds_of_scoring": scoring if scoring is None else round(scoring, 1),
+                "bytes": size if size is None else round(size),
             }
         )
-        unknown = "known after the first video"
+        unknown = "known after the first video" if wanted else "-"
         table.add_row(
             backbone,
-            str(videos),
+            str(len(wanted)),
             f"{seconds:.0f} s",
-            unknown if work is None else f"{work / 60:.1f} min",
+            *(unknown if each is None else f"{each / 60:.1f} min" for each in (work, scoring)),
             unknown if size is None else human(size),
         )
     if as_json:
