@@ -1,0 +1,141 @@
+"""Writes the tables of measurements in docs/*.md from the CSV files beside them: ``python docs/write_tables.py``.
+
+A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-- end of table -->``:
+
+    leave-and-return FILE       shares of each shot, and differences of `memory`
+    returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llrag_cli.evaluation.leave_return import judge, report, study
+from llrag_cli.evaluation.results import LEVEL, UNCORRECTED
+from llrag_cli.evaluation.returning import judge as returning_judge
+from llrag_cli.evaluation.returning import plan as returning_plan
+from llrag_cli.evaluation.returning import report as returning_report
+from llrag_cli.evaluation.returning import study as returning_study
+
+DOCS = Path(__file__).parent
+TABLE = re.compile(r"(<!-- table: ([^>]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Write every table again; returns how many pages have changed."""
+    changed = 0
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        written = TABLE.sub(lambda found: f"{found[1]}\n{made(found[2].split())}\n\n{found[3]}", text)
+        if written != text:
+            page.write_text(written, encoding="utf-8")
+            changed += 1
+    return changed
+
+
+def made(words: Sequence[str]) -> str:
+    """The table that a comment asks for."""
+    kind, file, *variants = words
+    with (DOCS / file).open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    return leave_and_return_table(rows) if kind == "leave-and-return" else returning_table(rows, variants)
+
+
+def leave_and_return_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """As ``llrag bench leave-and-return`` shows it."""
+    rows = [
+        study.Row(
+            int(line["scene"]),
+            int(line["seed"]),
+            line["shot"],
+            *(
+                judge.Shares(**{measure: float(line[f"{measure}_of_{place}"]) for measure in report.MEASURES})
+                for place in "ab"
+            ),
+            float(line["retrieved_of_a"]) if line["retrieved_of_a"] else None,
+        )
+        for line in lines
+    ]
+    content = report.summary(rows, {})
+    cells = [["", "wall", "colours", "shapes"]]
+    cells += [
+        [f"`{shot}`", *(interval(each) for each in found["of_a"].values())] for shot, found in content["shots"].items()
+    ]
+    gaps = content["differences"]["memory"]
+    cells += [[f"`memory` - `{other}`", *(interval(each, sign="+") for each in gaps[other].values())] for other in gaps]
+    return markdown(cells)
+
+
+def returning_table(lines: Sequence[Mapping[str, str]], variants: Sequence[str]) -> str:
+    """As ``llrag bench returning`` shows it: whole continuations, whose lines are the first of each."""
+    whole: dict[tuple[str, str, str], Mapping[str, str]] = {}
+    for line in lines:
+        whole.setdefault((line["scene"], line["seed"], line["condition"]), line)
+    rows = [
+        returning_study.Row(
+            int(line["scene"]),
+            int(line["seed"]),
+            line["condition"],
+            returning_judge.Measures(
+                **{name: float(line[name]) if line[name] else None for name in returning_report.MEASURES}  # type: ignore[arg-type]
+            ),
+            (),
+            float(line["retrieved_of_a"]) if line["retrieved_of_a"] else None,
+        )
+        for line in whole.values()
+    ]
+    conditions = [name for name in dict.fromkeys(row.shot for row in rows) if name != returning_plan.AGAIN]
+    settings = {"conditions": conditions, "variants": dict.fromkeys(variants, ())}
+    content = returning_report.summary(rows, settings)
+    titles = [measure.title for measure in returning_report.MEASURES.values()]
+    means = [["", *titles, "retrieved from A"]]
+    for name, found in content["conditions"].items():
+        known = found["retrieved_of_a"]
+        means.append(
+            [
+                f"`{name}`",
+                *(interval(each) for each in found["whole"].values()),
+                "-" if known is None else f"{known:.2f}",
+            ]
+        )
+    gaps = [["difference", *titles]]
+    for gap in content["differences"]:
+        marks = [
+            "" if each is None or stands(each) else UNCORRECTED
+            for each in (gap[name] for name in returning_report.MEASURES)
+        ]
+        values = [interval(gap[name], sign="+") for name in returning_report.MEASURES]
+        gaps.append(
+            [
+                f"`{gap['condition']}` - `{gap['minus']}`",
+                *(value + mark for value, mark in zip(values, marks, strict=True)),
+            ]
+        )
+    return f"{markdown(means)}\n\n{markdown(gaps)}"
+
+
+def stands(gap: Mapping[str, float]) -> bool:
+    """Whether a difference is not significant at all, or significant after the correction too."""
+    return gap["low"] <= 0 <= gap["high"] or gap["p_corrected"] < LEVEL
+
+
+def interval(value: Mapping[str, float] | None, *, sign: str = "") -> str:
+    """A mean with its 95 % interval."""
+    if value is None:
+        return "-"
+    mean, low, high = (format(value[name], f"{sign}.2f") for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    main()
