@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from diffusers import WanTransformer3DModel
 from hypothesis import settings
 from torch import Tensor
 
+from forked import Starter
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.cli.main import main
 from llrag_cli.engine.rollout import Block, rollout
+from llrag_cli.evaluation.metrics import features
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import MemoryConfig
 from llrag_cli.models.wan.transformer import WanBackbone, WanSession
@@ -34,6 +38,8 @@ else:
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=explore pytest
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+features.SHORTER_SIDE = 64  # pixels, where users have 224: most of the time of a score is spent there
+typer.main.get_command = functools.lru_cache(typer.main.get_command)  # commands do not change between calls
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,6 +59,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("LLRAG_WEIGHTS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    """Starts commands in processes of their own."""
+    process = Starter()
+    yield process
+    process.close()
 
 
 GOLDENS = Path(__file__).parent / "goldens"

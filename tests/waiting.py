@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 PATIENCE = 3600.0  # seconds; it only ends a test that would wait for ever
 
 
-def wait_until(happened: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+class Process(Protocol):
+    """A process that was started, as by ``subprocess.Popen``."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+
+def wait_until(happened: Callable[[], object], process: Process | None = None) -> None:
     """Wait for something that must come, unless the ``process`` that is to do it ends first."""
     started = time.monotonic()
     while not happened():

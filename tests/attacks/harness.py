@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,13 +15,24 @@ from pathlib import Path
 CPU_SECONDS, MEMORY_MB = 8, 1500  # that an attack may use at most; torch alone takes 600 MB
 
 RUN_EACH = """
-import json, os, resource, signal, sys, traceback
-import torch
-from llrag_cli.cli.main import main
-import llrag_cli.batch.jobs, llrag_cli.evaluation.inspect, llrag_cli.evaluation.memory_page  # once for all attacks
-import llrag_cli.memory.encoder, llrag_cli.models.embedded.model, matplotlib.pyplot
+import functools, gc, importlib, json, os, pkgutil, resource, signal, sys, traceback
+import torch, typer.main
+import llrag_cli
+from llrag_cli.cli.main import app, main
 
+for module in pkgutil.walk_packages(llrag_cli.__path__, "llrag_cli."):  # once for all attacks
+    if module.name != "llrag_cli.__main__":
+        importlib.import_module(module.name)
+typer.main.get_command = functools.lru_cache(typer.main.get_command)
+typer.main.get_command(app)
+gc.freeze()  # pages that no child touches are not copied
+gc.disable()
 torch.set_num_threads(1)
+typer.main.get_command = functools.lru_cache(typer.main.get_command)
+typer.main.get_command(app)
+gc.collect()
+gc.freeze()
+gc.disable()
 outcomes = {}
 for name, (folder, arguments) in json.load(sys.stdin).items():
     child = os.fork()
@@ -101,7 +112,7 @@ def run_attacks(root: Path, attacks: Sequence[Attack]) -> dict[str, Outcome]:
         folder.mkdir()
         attack.make(folder)
         commands[attack.name] = (str(folder), [*attack.command])
-    before = _digests(root)
+    before = _fingerprints(root)
     script = RUN_EACH.replace("LIMIT_SECONDS", str(2 * CPU_SECONDS)).replace("LIMIT_BYTES", str(12 * 2**30))
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -112,7 +123,7 @@ def run_attacks(root: Path, attacks: Sequence[Attack]) -> dict[str, Outcome]:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    after = _digests(root)
+    after = _fingerprints(root)
     names = {attack.name: attack for attack in attacks}
     outcomes = {}
     for name, (code, cpu_seconds, megabytes) in json.loads(done.stdout).items():
@@ -134,12 +145,14 @@ def _allowed(path: str, attack: Attack) -> bool:
     return inside.startswith("cache") or bool(attack.writes and re.fullmatch(attack.writes, inside))
 
 
-def _digests(root: Path) -> dict[str, str]:
-    """What each file and folder below a folder is."""
+def _fingerprints(root: Path) -> dict[str, tuple[int, ...]]:
+    """What each file and folder below a folder is: any write to a file changes its entry."""
     found = {}
     for folder, names, files in os.walk(root):
         for name in (*names, *files):
             path = Path(folder) / name
-            known = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-            found[path.relative_to(root).as_posix()] = known
+            about = path.lstat()
+            is_file = stat.S_ISREG(about.st_mode)
+            times = (about.st_mtime_ns, about.st_ctime_ns, about.st_size) if is_file else ()
+            found[path.relative_to(root).as_posix()] = (about.st_ino, about.st_mode, *times)
     return found

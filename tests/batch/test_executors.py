@@ -6,64 +6,34 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import redirect_stdout
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
-from conftest import Llrag
-from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
+from conftest import Llrag, call_llrag
+from forked import Starter
+from jobs import die, double
+from llrag_cli.batch.executors import Processes, RayCluster, _OwnThread, parse_engine
 from llrag_cli.errors import UsageError
 from waiting import wait_until
 
-FEW = ("--set", "sampler.steps=[1000, 500]")
+FEW = ("--set", "sampler.steps=[1000, 500]", "--set", "video.upscale=1")
 MANY = ("generate", "--prompts", "prompts.txt", "--seconds", "14", *FEW)
 PROMPTS = "a red circle\na white cross passes by\na green square\n"
 FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
-
-
-def double(number: int) -> int:
-    if number < 0:
-        raise UsageError(f"{number} is no number of videos", hint="take more")
-    return 2 * number
-
-
-def die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def many(folder: Path, out: str, engine: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that makes the videos; not one that outlives the test."""
-    (folder / "prompts.txt").write_text(PROMPTS)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llrag_cli", *MANY, "--out", out, "--engine", engine],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The videos as the local engine makes them."""
     folder = tmp_path_factory.mktemp("alone")
-    with many(folder, "all", "local") as process:
-        _, said = process.communicate()
-    assert process.returncode == 0, said
+    (folder / "prompts.txt").write_text(PROMPTS)
+    done = call_llrag(folder, *MANY, "--out", "all", "--engine", "local")
+    assert done.returncode == 0, done.stderr
     return folder / "all"
 
 
@@ -75,14 +45,14 @@ def worker_of(run: Path) -> int:
 
 
 @pytest.mark.parametrize("engine", ["local:2", "ray"])
-def test_a_worker_may_die(alone: Path, tmp_path: Path, engine: str) -> None:
-    with many(tmp_path, "all", engine) as process:
+def test_a_worker_may_die(starter: Starter, alone: Path, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    with starter.start(tmp_path, *MANY, "--out", "all", "--engine", engine) as process:
         os.kill(worker_of(tmp_path / "all/002-a-white-cross-passes-by"), signal.SIGKILL)
-        told, said = process.communicate()
-    assert process.returncode == 0, said
-    # Ray may print lines of its own
-    results = [Path(line) for line in told.splitlines() if line.endswith("/video.mp4")]
-    assert [path.parent.name for path in results] == sorted(run.name for run in alone.iterdir())
+        code = process.wait()
+        told, said = process.said()
+    assert code == 0, said
+    assert [Path(line).parent.name for line in told.splitlines()] == sorted(run.name for run in alone.iterdir())
     for run in alone.iterdir():
         for name in FILES:
             assert (tmp_path / "all" / run.name / name).read_bytes() == (run / name).read_bytes()
@@ -90,12 +60,13 @@ def test_a_worker_may_die(alone: Path, tmp_path: Path, engine: str) -> None:
     assert record["resumed_at"][0] >= 3
 
 
-def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
-    with many(tmp_path, "all", "local:2") as process:
+def test_an_interrupt_is_one_sentence(starter: Starter, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    with starter.start(tmp_path, *MANY, "--out", "all", "--engine", "local:2") as process:
         worker_of(tmp_path / "all/002-a-white-cross-passes-by")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, said = process.communicate()  # ends when the last worker lets go of its stderr
-    assert process.returncode == 130
+        assert process.wait() == 130
+        _, said = process.said()
     assert "the same command continues from here" in said and "Traceback" not in said
 
 
@@ -151,3 +122,14 @@ def test_wrong_turns(llrag: Llrag, tmp_path: Path, arguments: tuple[str, ...], s
     done = llrag("generate", *arguments)
     assert done.returncode in (1, 2)
     assert said in " ".join(done.stderr.split()) and "hint: " in done.stderr
+
+
+def test_what_other_threads_print_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray prints messages about dead workers from a thread of its own."""
+    stdout: Any = _OwnThread()
+    with redirect_stdout(stdout):
+        sys.stdout.write("a result")
+        thread = Thread(target=lambda: sys.stdout.write("a worker died"))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr() == ("a result", "a worker died")

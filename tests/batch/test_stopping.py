@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import termios
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import call_llrag
+from forked import Started, Starter
 from llrag_cli.runs.folder import RunFolder
 from waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-FEW = ("--seconds", "24", "--set", "sampler.steps=[1000, 500]", "--backbone", "tiny")
+FEW = ("--seconds", "24", "--set", "sampler.steps=[1000, 500]", "--set", "video.upscale=1", "--backbone", "tiny")
 PROMPTS = "a red circle\na white cross passes by\n"
 MANY = ("generate", "--prompts", "prompts.txt", "--out", "all", "--engine", "local:2", *FEW)
-HERE = ("--engine", "local")  # which is faster, once it is known that workers continue too
+HERE = ("--engine", "local")  # to continue; that workers do so too is seen in test_executors.py
 ONE = ("generate", "a red circle", "--out", "run", *FEW)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,30 +34,33 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 class Command:
     """A command that runs, and everything that it started."""
 
-    process: subprocess.Popen[str]
+    process: Started | subprocess.Popen[str]
     folder: Path
-    mark: str  # in the environment of the process, and of all that it starts
+    mark: str  # in the environment of all that it starts
 
     def processes(self) -> list[int]:
         """Those that live, also if their parent does not."""
-        found = []
+        found = {self.process.pid} if self.process.poll() is None else set()
         for file in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
                 if self.mark.encode() in file.read_bytes():
-                    found.append(int(file.parent.name))
-        return found
+                    found.add(int(file.parent.name))
+        return sorted(found)
 
     def end(self) -> str:
         """What it wrote to stderr, once nothing of it is left."""
-        _, said = self.process.communicate()  # ends when the last process lets go of its stderr
+        if isinstance(self.process, subprocess.Popen):
+            said = self.process.communicate()[1]  # ends when the last process lets go of its stderr
+        else:
+            self.process.wait()
         wait_until(lambda: not self.processes())
-        return said
+        return self.process.said()[1] if isinstance(self.process, Started) else said
 
     def wait_for_blocks(self, *runs: str) -> None:
         """Wait until every run has committed blocks and is encoding video."""
 
         def begun() -> bool:
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.end()
             folders = [self.folder / run for run in runs]
             return all(
                 RunFolder(folder).blocks_committed() >= 2 and list(folder.glob("*.part.mp4")) for folder in folders
@@ -67,39 +70,35 @@ class Command:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, terminal: int | None = None) -> Iterator[Command]:
-    """A command in a session of its own; nothing of it outlives the test."""
+def running(folder: Path, *arguments: str, starter: Starter | None, terminal: str = "") -> Iterator[Command]:
+    """A command in a session of its own; nothing of it outlives the test. Without a ``starter`` Python is started."""
     (folder / "prompts.txt").write_text(PROMPTS)
-    mark = f"LLRAG_TEST_MARK={uuid.uuid4()}"
-    name, value = mark.split("=")
-
-    def prepare() -> None:
-        for each in (signal.SIGINT, signal.SIGHUP):  # background jobs of a shell ignore them
-            signal.signal(each, signal.SIG_DFL)
-        if terminal is not None:
-            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llrag_cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", name: value},
-        stdin=terminal,
-        stdout=subprocess.DEVNULL if terminal is None else terminal,
-        stderr=subprocess.PIPE if terminal is None else terminal,
-        text=True,
-        start_new_session=True,
-        preexec_fn=prepare,
-    )
-    command = Command(process, folder, mark)
-    try:
-        yield command
-    finally:
-        for number in command.processes():
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+    name, value = "LLRAG_TEST_MARK", str(uuid.uuid4())
+    environment = {"OMP_NUM_THREADS": "1", name: value}
+    with ExitStack() as stack:
+        if starter is not None:
+            process: Any = stack.enter_context(
+                starter.start(folder, *arguments, environment=environment, terminal=terminal)
+            )
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llrag_cli", *arguments],
+                cwd=folder,
+                env=os.environ | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # as after `nohup`
+            )
+            stack.enter_context(process)
+        command = Command(process, folder, f"{name}={value}")
+        try:
+            yield command
+        finally:
+            for number in command.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
 
 def status_of(run: Path) -> str:
@@ -112,10 +111,15 @@ def require_unlocked(run: Path) -> None:
         pass
 
 
+def starting(number: signal.Signals, starter: Starter) -> Starter | None:
+    """SIGTERM is sent to a Python that was started as users do; it ends as such."""
+    return None if number == signal.SIGTERM else starter
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_workers_end_with_the_command(tmp_path: Path, number: signal.Signals) -> None:
+def test_workers_end_with_the_command(tmp_path: Path, starter: Starter, number: signal.Signals) -> None:
     runs = ("all/001-a-red-circle", "all/002-a-white-cross-passes-by")
-    with running(tmp_path, *MANY) as command:
+    with running(tmp_path, *MANY, starter=starting(number, starter)) as command:
         command.wait_for_blocks(*runs)
         os.kill(command.process.pid, number)  # as a batch system does, which does not know the workers
         said = command.end()
@@ -126,7 +130,7 @@ def test_workers_end_with_the_command(tmp_path: Path, number: signal.Signals) ->
         assert status_of(tmp_path / run) == ("running" if number == signal.SIGKILL else "interrupted")
     if number != signal.SIGKILL:
         assert "the same command continues from here" in " ".join(said.split())
-    done = call_llrag(tmp_path, *MANY, *(() if number == signal.SIGKILL else HERE))
+    done = call_llrag(tmp_path, *MANY, *HERE)
     assert done.returncode == 0, done.stderr
     for run in runs:
         record = json.loads((tmp_path / run / "run.json").read_text())
@@ -134,8 +138,8 @@ def test_workers_end_with_the_command(tmp_path: Path, number: signal.Signals) ->
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_single_command_ends(tmp_path: Path, number: signal.Signals) -> None:
-    with running(tmp_path, *ONE) as command:
+def test_a_single_command_ends(tmp_path: Path, starter: Starter, number: signal.Signals) -> None:
+    with running(tmp_path, *ONE, starter=starting(number, starter)) as command:
         command.wait_for_blocks("run")
         os.kill(command.process.pid, number)
         said = command.end()
@@ -151,9 +155,9 @@ def test_a_single_command_ends(tmp_path: Path, number: signal.Signals) -> None:
     assert status_of(tmp_path / "run") == "complete"
 
 
-def test_everything_may_be_told_to_stop(tmp_path: Path) -> None:
+def test_everything_may_be_told_to_stop(tmp_path: Path, starter: Starter) -> None:
     """systemd tells every process of a unit, ffmpeg included, and then tells them again."""
-    with running(tmp_path, *MANY) as command:
+    with running(tmp_path, *MANY, starter=starter) as command:
         command.wait_for_blocks("all/001-a-red-circle", "all/002-a-white-cross-passes-by")
         everything = command.processes()
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -166,10 +170,9 @@ def test_everything_may_be_told_to_stop(tmp_path: Path) -> None:
     assert call_llrag(tmp_path, *MANY, *HERE).returncode == 0
 
 
-def test_a_terminal_may_be_closed(tmp_path: Path) -> None:
+def test_a_terminal_may_be_closed(tmp_path: Path, starter: Starter) -> None:
     ours, theirs = os.openpty()
-    with running(tmp_path, *ONE, terminal=theirs) as command:
-        os.close(theirs)
+    with running(tmp_path, *ONE, starter=starter, terminal=os.ttyname(theirs)) as command:
         os.set_blocking(ours, False)
 
         def begun() -> bool:
@@ -177,7 +180,8 @@ def test_a_terminal_may_be_closed(tmp_path: Path) -> None:
                 os.read(ours, 10**5)  # a full terminal would stop the command
             return RunFolder(tmp_path / "run").blocks_committed() >= 2
 
-        wait_until(begun)
+        wait_until(begun, command.process)
+        os.close(theirs)
         os.close(ours)
         command.end()
     assert command.process.returncode == 129

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import Llrag
+from forked import Started, Starter
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.presets import preset_names
 from llrag_cli.runs.video import read_video
@@ -237,28 +238,23 @@ def test_missing_weights_are_named_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def start_a_long_run(folder: Path, *, blocks: int) -> subprocess.Popen[str]:
+@contextmanager
+def long_run(starter: Starter, folder: Path, *, blocks: int) -> Iterator[Started]:
     """A process that has made some blocks of a video that would take it hours."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llrag_cli", "generate", PROMPT, "--seconds", "3000", "--out", "run"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )
-    memory = folder / "run/memory.jsonl"
-    wait_until(lambda: memory.exists() and len(memory.read_text().splitlines()) >= blocks, process)
-    return process
+    command = ("generate", PROMPT, "--seconds", "3000", "--out", "run", "--set", "sampler.steps=[1000]")
+    with starter.start(folder, *command) as process:
+        memory = folder / "run/memory.jsonl"
+        wait_until(lambda: memory.exists() and len(memory.read_text().splitlines()) >= blocks, process)
+        yield process
 
 
-def test_an_interrupt_leaves_a_playable_video_and_names_the_command_that_continues(tmp_path: Path) -> None:
-    process = start_a_long_run(tmp_path, blocks=8)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130
+def test_an_interrupt_leaves_a_playable_video_and_names_the_command_that_continues(
+    starter: Starter, tmp_path: Path
+) -> None:
+    with long_run(starter, tmp_path, blocks=8) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130
+        _, stderr = process.said()
     assert "Traceback" not in stderr
     assert "stopped; `llrag generate --resume run` continues from here" in " ".join(stderr.split())
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -266,10 +262,12 @@ def test_an_interrupt_leaves_a_playable_video_and_names_the_command_that_continu
     assert len(read_video(tmp_path / "run/video.mp4")) == record["video_frames_written"] >= 8 * 12 - 3
 
 
-def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete(tmp_path: Path) -> None:
-    process = start_a_long_run(tmp_path, blocks=12)
-    process.kill()
-    process.communicate()
+def test_a_killed_run_leaves_a_playable_video_that_does_not_claim_to_be_complete(
+    starter: Starter, tmp_path: Path
+) -> None:
+    with long_run(starter, tmp_path, blocks=12) as process:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "running"
     assert len(read_video(tmp_path / "run/video.mp4")) >= 60
 

@@ -19,7 +19,7 @@ shots:
   - {name: elsewhere, prompt: a white cross on a plain brown wall, seconds: 1, cut: true, remember: none}
   - {name: return, prompt: a shape in front of a wall, seconds: 2, cut: true, remember: [arrival]}
 """
-QUICK = ("--set", "sampler.steps=[1000, 500]")
+QUICK = ("--set", "sampler.steps=[1000, 500]", "--set", "video.upscale=1")
 
 
 @pytest.fixture

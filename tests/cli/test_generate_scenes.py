@@ -24,11 +24,11 @@ from llrag_cli.runs.video import read_video
 RED = "a red circle bounces around in front of a blue wall"
 GREEN = "a green square bounces around in front of a blue wall"
 WHITE = "a white cross orbits in front of a gray wall"
-FEW = ("--set", "sampler.steps=[1000]")
+FEW = ("--set", "sampler.steps=[1000]", "--set", "video.upscale=1")
 SCENE = f"""\
 title: There and back
 seed: 5
-set: {{sampler.steps: [1000]}}
+set: {{sampler.steps: [1000], video.upscale: 1}}
 shots:
   - {{name: arrival, prompt: {RED}, seconds: 2}}
   - {{prompt: {GREEN}, seconds: 1.5}}

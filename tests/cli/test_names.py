@@ -13,7 +13,7 @@ from llrag_cli.evaluation.grid import Case, backbone_folder
 from llrag_cli.files.ffmpeg import file_url
 from llrag_cli.runs.export import count_frames
 
-FEW = ("--set", "sampler.steps=[1000]", "--backbone", "tiny")
+FEW = ("--set", "sampler.steps=[1000]", "--set", "video.upscale=1", "--backbone", "tiny")
 NAMES = ["-dash", "pink:7 [x] %03d a b'c\"d", "new\nline n\u00fbmero \u4e03 \U0001f3ac :cat: a?b#c*|\\"]
 
 
@@ -24,9 +24,9 @@ def test_a_run_may_have_any_name(llrag: Llrag, tmp_path: Path, name: str) -> Non
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert call("generate", "a red circle", "--seconds", "2", f"--out={name}", *FEW) == f"{name}/video.mp4\n"
-    call("generate", f"--resume={name}", "--seconds", "4")
-    call("extend", "--seconds", "2", "--prompt", "a green square", "--", name)
+    assert call("generate", "a red circle", "--seconds", "1", f"--out={name}", *FEW) == f"{name}/video.mp4\n"
+    call("generate", f"--resume={name}", "--seconds", "2")
+    call("extend", "--seconds", "1", "--prompt", "a green square", "--", name)
     frames = json.loads((tmp_path / name / "run.json").read_text())["video_frames_written"]
     assert count_frames(Path(name) / "video.mp4") == frames
     assert call("inspect", "--", name).endswith(f"{name}/memory.png\n{name}/memory.html\n")
@@ -36,7 +36,7 @@ def test_a_run_may_have_any_name(llrag: Llrag, tmp_path: Path, name: str) -> Non
     scored = json.loads(call("bench", "score", "--strict", "--json", "--", f"{name}/video.mp4"))
     assert [video["video"] for video in scored["videos"]] == [f"{name}/video.mp4"]
     clip = f"{name}/export/video.mp4"
-    call("generate", "a white cross", f"--video={clip}", "--seconds", "9", f"--out={name}/next", *FEW)
+    call("generate", "a white cross", f"--video={clip}", "--seconds", "5", f"--out={name}/next", *FEW)
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing beside it
 
 
@@ -44,14 +44,14 @@ def test_other_results_may_have_any_name(llrag: Llrag, tmp_path: Path) -> None:
     name = "-2026-11-28T17:54:00[/x]"
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     for arguments in (
-        ("generate", "a red circle", "--takes", "2", "--seconds", "2", f"--out={name}/takes", *FEW),
-        ("collect", "prompts.txt", "--seconds", "2", "--preview", f"--out={name}/latents", *FEW),
+        ("generate", "a red circle", "--takes", "2", "--seconds", "1", f"--out={name}/takes", *FEW),
+        ("collect", "prompts.txt", "--seconds", "1", "--preview", f"--out={name}/latents", *FEW),
         (
             "bench",
             "--count",
             "1",
             "--horizon",
-            "4",
+            "2",
             "--memory",
             "none",
             "--memory",
@@ -113,13 +113,13 @@ def test_a_backbone_file_of_any_name_stays_in_the_benchmark(llrag: Llrag, tmp_pa
             "--count",
             "1",
             "--horizon",
-            "4",
+            "2",
             "--memory",
             "none",
             "--memory",
             "random",
         ),
-        *("--out", "in/b", "--set", "sampler.steps=[1000]"),
+        *("--out", "in/b", *FEW[:4]),
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "in"])

@@ -23,7 +23,7 @@ RED, WHITE = "a red circle bounces around in front of a blue wall", "a white cro
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline.load(load_config("tiny", settings=["sampler.steps=[1000, 500]"]))
+    return Pipeline.load(load_config("tiny", settings=["sampler.steps=[1000, 500]", "video.upscale=1"]))
 
 
 @pytest.fixture(scope="module")

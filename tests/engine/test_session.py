@@ -18,9 +18,9 @@ from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.models.wan.transformer import WanSession
 
-FEW = ["sampler.steps=[1000, 500]", "memory.window=8", "memory.retrieved=3", "memory.guard=0"]
+FEW = ["sampler.steps=[1000, 500]", "memory.window=6", "memory.retrieved=2", "memory.guard=0"]
 PROMPTS = ("a red circle bounces around on a plain gray wall", "a white cross passes by on a striped blue wall")
-SECONDS = 9.0
+SECONDS = 6.0
 
 
 @pytest.fixture(scope="module")

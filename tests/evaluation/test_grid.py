@@ -7,8 +7,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +14,8 @@ from typing import Literal
 import pytest
 
 from browser import wait_until
-from conftest import Llrag
+from conftest import Llrag, call_llrag
+from engines import Here
 from llrag_cli import LlragError
 from llrag_cli.errors import UsageError
 from llrag_cli.evaluation.grid import Case, Grid, encoder_variant, parse_variant, strategy_variant, subset
@@ -29,15 +28,15 @@ from llrag_cli.memory.strategies import Random
 from llrag_cli.presets import load_config
 
 RANKED = ranked_metrics("offline")
-GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4", "--set", "sampler.steps=[1000, 500]")
+FEW = ("--set", "video.upscale=1", "--set", "sampler.steps=[1000, 500]")
+GRID = ("bench", "--out", "b", "--count", "2", "--horizon", "9", "--horizon", "4", *FEW)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished benchmark, made once."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "llrag_cli", *GRID]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = call_llrag(folder, *GRID)
     assert done.returncode == 0, done.stderr
     assert "tiny, 9 s, 2 prompts, 2 videos of each memory" in done.stdout
     assert done.stdout.endswith("b/results.json\nb/results.csv\nb/report.html\n")
@@ -126,9 +125,9 @@ def test_done_again_nothing_is_made(llrag: Llrag, bench: Path) -> None:
 
 
 def test_a_shorter_horizon_uses_what_is_there_and_a_longer_one_does_not(llrag: Llrag, bench: Path) -> None:
-    shorter = llrag(*GRID[:5], "--horizon", "4", *GRID[9:], "--dry-run")
+    shorter = llrag(*GRID[:5], "--horizon", "4", *FEW, "--dry-run")
     assert "0 missing, 4 finished" in shorter.stderr, shorter.stderr
-    longer = llrag(*GRID[:5], "--horizon", "20", *GRID[9:], "--dry-run", "--json")
+    longer = llrag(*GRID[:5], "--horizon", "20", *FEW, "--dry-run", "--json")
     assert "4 missing, 0 finished" in longer.stderr
     assert json.loads(longer.stdout)[0]["seconds_of_video"] == 80
 
@@ -146,7 +145,10 @@ def test_half_made_and_other_videos_are_made_anew(llrag: Llrag, bench: Path) -> 
     assert "4 missing" in llrag(*GRID[:-1], "sampler.steps=[1000]", "--dry-run").stderr
 
 
-def test_an_engine_makes_and_scores_the_same(llrag: Llrag, made: Path, bench: Path) -> None:
+def test_an_engine_makes_and_scores_the_same(
+    llrag: Llrag, made: Path, bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llrag_cli.batch.executors.parse_engine", lambda address: Here())
     whole, unscored, gone = sorted(path.parent for path in bench.glob("videos/tiny/*/*/video.mp4"))[:3]
     (unscored / "scores-offline.json").unlink()
     shutil.rmtree(gone)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
-from threading import current_thread, main_thread
+from threading import current_thread, get_ident, main_thread
 from typing import Any, Generic, Protocol, TypeVar
 
 from llrag_cli.errors import LlragError, UsageError
@@ -216,6 +216,19 @@ def require_reachable(address: str) -> None:
         ) from error
 
 
+class _OwnThread:
+    """Standard output for the thread that makes it; what other threads print goes to standard error.
+
+    A thread of Ray prints messages about dead workers at any time, and no setting of Ray stops it.
+    """
+
+    def __init__(self) -> None:
+        self._stdout, self._thread = sys.stdout, get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout if get_ident() == self._thread else sys.stderr, name)
+
+
 class RayCluster:
     """A Ray cluster: an existing one, or one of this machine's cores and GPUs."""
 
@@ -232,6 +245,13 @@ class RayCluster:
             raise UsageError("Ray is not installed", hint="`pip install 'llrag[cluster]'`") from None
         if self.address is not None:
             require_reachable(self.address)
+        stdout: Any = _OwnThread()
+        with redirect_stdout(stdout):
+            yield from self._run(ray, work, jobs, on_tick)
+
+    def _run(
+        self, ray: Any, work: Callable[[Job], Result], jobs: Sequence[Job], on_tick: Callable[[], None]
+    ) -> Iterator[Outcome[Result]]:
         try:
             with handlers_kept():  # Ray's own for SIGTERM would end this process at once
                 ray.init(
@@ -243,13 +263,12 @@ class RayCluster:
                 hint="start a Ray cluster there, or name the address of another one",
             ) from error
         try:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            resources: dict[str, float] = ray.cluster_resources()
             gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) > 0)
             remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(attempt)
             waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
             while waiting:
-                with redirect_stdout(sys.stderr):  # Ray prints messages about dead workers
-                    done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
+                done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
                 on_tick()
                 for reference in done:
                     number = waiting.pop(reference)

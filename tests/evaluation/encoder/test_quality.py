@@ -73,12 +73,12 @@ def test_projection_keeps_cosines() -> None:
 
 
 def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> None:
-    done = llrag("evaluate-encoder", "--videos", "3", "--seconds", "120", "--out", "report", "--json")
+    done = llrag("evaluate-encoder", "--videos", "2", "--seconds", "90", "--out", "report", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     lights = ("steady light", "changing light")
     assert list(told) == [
-        f"objects differ in {world}, {light}: 3 videos of 120 s" for world in WORLDS for light in lights
+        f"objects differ in {world}, {light}: 2 videos of 90 s" for world in WORLDS for light in lights
     ]
     for title, table in told.items():
         assert list(table) == ["average pooling", "random projection", "embedded encoder"]
