@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Json, Set
+from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Json, Set
 
 if TYPE_CHECKING:
     from llrag_cli.config import ModelShape, RunConfig
@@ -53,6 +53,7 @@ def bench_speed(
     dtype: Dtype = "auto",
     attention: Attention = None,
     compile_: Compile = False,
+    fast: Fast = False,
     as_json: Json = False,
 ) -> None:
     """Measure generation speed: frames per second, time to the first frames and of each part, ratios of memories.
@@ -109,7 +110,7 @@ def bench_speed(
             raise LlragError(
                 error.problem, hint="one `--memory`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"
             ) from None
-        how = Execution(attention=attention, compile=compile_)
+        how = Execution(attention=attention, compile=compile_, fast=fast)
         pipelines = load(configs, shape=shape, device=device, dtype=dtype, how=how)
     total = len(configs) * (warmup + 2 * blocks)
     with (
@@ -122,6 +123,7 @@ def bench_speed(
         **_about(config, pipelines, random_weights=shape is not None),
         "attention": attention,
         "compile": compile_,
+        "fast": fast,
         "blocks": blocks,
         "warmup": warmup,
         **summary(config, times),

@@ -13,12 +13,14 @@ from llrag_cli.cli.options import (
     Attention,
     Compile,
     Device,
+    Fast,
     Json,
     MemoryBudget,
     Offload,
     Seconds,
     archive_settings,
     encoder_settings,
+    note_fast,
 )
 from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.errors import UsageError
@@ -37,6 +39,7 @@ def extend(
     offload: Offload = False,
     attention: Attention = None,
     compile_: Compile = False,
+    fast: Fast = False,
     as_json: Json = False,
 ) -> None:
     """Extend a finished video, keeping its memory, with the same prompt or a new one."""
@@ -55,6 +58,7 @@ def extend(
         offload=offload,
         attention=attention,
         compile_=compile_,
+        fast=fast,
         as_json=as_json,
     )
 
@@ -78,6 +82,7 @@ def continue_run(
     offload: bool,
     attention: str | None,
     compile_: bool,
+    fast: bool,
     as_json: bool,
 ) -> None:
     """Generate what is missing of a run, up to ``seconds`` in all or with some ``added``.
@@ -140,8 +145,9 @@ def continue_run(
             budget.require()
             config = budget.config
             prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
-            how = Execution(offload=offload, attention=attention, compile=compile_)
+            how = Execution(offload=offload, attention=attention, compile=compile_, fast=fast)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
+        note_fast(pipeline.backbone.device.type, fast=fast)
         if prompt is not None:
             show_readings(config, [prompt])
         blocks = config.latent_frames(total) // config.backbone.frames_per_block

@@ -20,6 +20,7 @@ from llrag_cli.cli.options import (
     Dtype,
     Encoder,
     EngineName,
+    Fast,
     Json,
     Memory,
     MemoryBudget,
@@ -30,6 +31,7 @@ from llrag_cli.cli.options import (
     Size,
     configuration,
     given,
+    note_fast,
 )
 from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.cli.scenes import (
@@ -97,6 +99,7 @@ def generate(
     offload: Offload = False,
     attention: Attention = None,
     compile_: Compile = False,
+    fast: Fast = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run; --seconds may be longer")
@@ -145,6 +148,7 @@ def generate(
             offload=offload,
             attention=attention,
             compile_=compile_,
+            fast=fast,
             as_json=as_json,
         )
         return
@@ -222,7 +226,7 @@ def generate(
             timeline = None if asked is None else planned(asked, config, file=scene)
         known = texts if timeline is None else timeline.prompts
         require_understood(config, known)
-        how = Execution(offload=offload, attention=attention, compile=compile_)
+        how = Execution(offload=offload, attention=attention, compile=compile_, fast=fast)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
 
@@ -251,6 +255,7 @@ def generate(
         _warn_if_not_exact(config, budget.config)
         config = budget.config
         pipeline = Pipeline.load(config, device=device, dtype=dtype, how=how, prompts=known)
+    note_fast(pipeline.backbone.device.type, fast=fast)
     show_readings(config, known, only_incomplete=len(known) > MANY_PROMPTS)
     work: list[str | Scene] = [*texts] if asked is None else [asked]
     plain: dict[str, Any] = (

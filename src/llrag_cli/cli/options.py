@@ -159,6 +159,13 @@ Compile = Annotated[
     typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks", **COMPUTING),
 ]
 
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast", help="Let a GPU choose its fastest kernels: the same seed may give other bytes", **COMPUTING
+    ),
+]
+
 EngineName = Annotated[
     str,
     typer.Option(
@@ -206,6 +213,18 @@ def configuration(
             hint="name a strategy with `--memory`, for example `--memory nearest`",
         )
     return config
+
+
+def note_fast(device: str, *, fast: bool) -> None:
+    """Say what ``--fast`` gives up."""
+    from llrag_cli.cli import console
+
+    if fast:
+        console.note(
+            "fast: the same seed may give other bytes"
+            if device == "cuda"
+            else "`--fast` changes nothing on a CPU, which gives the same bytes in any case"
+        )
 
 
 def _chooses_keys(encoder: Path | None, settings: Sequence[str]) -> bool:

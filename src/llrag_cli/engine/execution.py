@@ -18,6 +18,7 @@ class Execution:
     offload: bool = False  # weights stay on the host and come to the device layer by layer
     attention: str | None = None  # one of diffusers' attention backends
     compile: bool = False  # torch.compile over the repeated blocks
+    fast: bool = False  # on a GPU: kernels that may give other bytes each time
 
 
 def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from llrag_cli.config import ModelShape, RunConfig
+from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline
@@ -112,6 +113,7 @@ def load(
 
     The text encoder, which runs once a video, is left out: prompts are random embeddings.
     """
+    set_deterministic(fast=how.fast)
     if how.compile:  # each memory has its own context lengths; past the limit torch falls back to eager
         torch._dynamo.config.cache_size_limit = 8 * len(configs)
     retrieving = [config for config in configs.values() if isinstance(config.memory, RetrievalMemory)]

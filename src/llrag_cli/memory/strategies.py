@@ -291,7 +291,8 @@ class Gate(RetrievalMemory):
     def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """As ``RetrievalMemory.choose``."""
         similarities = candidates.similarities
-        early = -1 - similarities.new_ones(similarities.shape[1]).cumsum(0)  # below any cosine, falling with time
+        total = similarities.shape[1]
+        early = similarities.new_tensor(range(-2, -2 - total, -1))  # below any cosine, falling with time
         positions, _ = top(similarities.where(similarities >= self.threshold, early), self.retrieved)
         return candidates.with_similarities(positions)
 

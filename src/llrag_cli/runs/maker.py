@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from llrag_cli.config import RunConfig
+from llrag_cli.engine.determinism import gpu_settings
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
@@ -190,7 +191,12 @@ def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: 
 
 def _settings(pipeline: Pipeline) -> dict[str, Any]:
     """The settings of a run that come from its pipeline."""
-    return {"dtype": str(pipeline.backbone.dtype).removeprefix("torch."), "config": pipeline.config}
+    backbone = pipeline.backbone
+    return {
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "config": pipeline.config,
+        "gpu_settings": gpu_settings(backbone.device),
+    }
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,9 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
     committed = read_committed(folder, shape=record.latent_shape, dtype=pipeline.backbone.dtype)
     if committed.video_has_changed or folder.video_has_changed(record):
         message = f"`{folder.video}` has changed since it was written; it is written again from the latents"
+        warnings.warn(message, LlragWarning, stacklevel=2)
+    if record.gpu_settings != gpu_settings(pipeline.backbone.device):
+        message = f"`{folder.path}` was begun with other settings of the GPU: it may differ from an uninterrupted run"
         warnings.warn(message, LlragWarning, stacklevel=2)
     record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
     return _Run(folder, record, committed)

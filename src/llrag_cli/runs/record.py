@@ -45,6 +45,7 @@ class RunRecord(Record):
     fps: int = Field(ge=1, le=1000)
     device: str
     dtype: Literal["float32", "bfloat16", "float16"]
+    gpu_settings: dict[str, str] = Field(default_factory=dict, description="which kernels a GPU may choose")
     versions: dict[str, str] = Field(description="of Python and packages")
     config: RunConfig
     resumed_at: tuple[Count, ...] = Field(default=(), description="blocks at which the run was resumed")
