@@ -234,7 +234,8 @@ async def _answer_switch(service: Service, video: Video, name: str) -> JSONRespo
     return JSONResponse({"at_seconds": None, "at_block": None}, status_code=202)
 
 
-def _first_bytes(path: Path, size: int) -> Iterator[bytes]:
+def first_bytes(path: Path, size: int) -> Iterator[bytes]:
+    """So many bytes of a file, in pieces; fewer if it has become shorter."""
     with path.open("rb") as file:
         while size and (piece := file.read(min(size, PIECE))):
             size -= len(piece)
@@ -249,7 +250,7 @@ def _content(service: Service, video: Video, variant: str) -> Response:
             return FileResponse(path, media_type="video/mp4", headers=headers)
         size = video.view.video_bytes  # the file grows while it is sent
         headers["content-length"] = str(size)
-        return StreamingResponse(_first_bytes(path, size), media_type="video/mp4", headers=headers)
+        return StreamingResponse(first_bytes(path, size), media_type="video/mp4", headers=headers)
     assert config is not None
     frames = max(1, config.video_frames(max(1, len(video.view.blocks)) * config.backbone.frames_per_block))
     if variant == "thumbnail":
