@@ -239,33 +239,8 @@ class RayCluster:
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
     ) -> Generator[Outcome[Result], None, None]:
         """As ``Engine.run``; Ray retries the job of a dead worker."""
-        try:
-            import ray
-        except ImportError:
-            raise UsageError("Ray is not installed", hint="`pip install 'llrag[cluster]'`") from None
-        if self.address is not None:
-            require_reachable(self.address)
-        stdout: Any = _OwnThread()
-        with redirect_stdout(stdout):
-            yield from self._run(ray, work, jobs, on_tick)
-
-    def _run(
-        self, ray: Any, work: Callable[[Job], Result], jobs: Sequence[Job], on_tick: Callable[[], None]
-    ) -> Iterator[Outcome[Result]]:
-        try:
-            with handlers_kept():  # Ray's own for SIGTERM would end this process at once
-                ray.init(
-                    address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
-                )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise LlragError(
-                f"no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",
-                hint="start a Ray cluster there, or name the address of another one",
-            ) from error
-        try:
-            resources: dict[str, float] = ray.cluster_resources()
-            gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) > 0)
-            remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(attempt)
+        with self.connected() as ray:
+            remote: Any = ray.remote(num_cpus=1, num_gpus=self.gpus_of_a_job(ray), max_retries=TRIES - 1)(attempt)
             waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
@@ -276,5 +251,35 @@ class RayCluster:
                         yield ray.get(reference)
                     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                         yield crashed(number)
-        finally:
-            ray.shutdown()
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """The module of Ray, connected to the cluster in this context."""
+        try:
+            import ray
+        except ImportError:
+            raise UsageError("Ray is not installed", hint="`pip install 'llrag[cluster]'`") from None
+        if self.address is not None:
+            require_reachable(self.address)
+        stdout: Any = _OwnThread()
+        with redirect_stdout(stdout):
+            try:
+                with handlers_kept():  # Ray's own for SIGTERM would end this process at once
+                    ray.init(
+                        address=self.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+                    )
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise LlragError(
+                    f"no Ray cluster at `{self.address}`: {str(error).splitlines()[0]}",
+                    hint="start a Ray cluster there, or name the address of another one",
+                ) from error
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
+
+    def gpus_of_a_job(self, ray: Any) -> float:
+        """GPUs that each job has: those that were asked for, or else one if the cluster has any."""
+        if self.gpus is not None:
+            return self.gpus
+        return float(ray.cluster_resources().get("GPU", 0) > 0)

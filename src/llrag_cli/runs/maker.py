@@ -46,7 +46,9 @@ from llrag_cli.scenes.timeline import Timeline, next_shot, one_shot, plan_timeli
 # raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
 Existing = Literal["refuse", "replace", "resume", "renew"]
 Between = Callable[[Session], None]  # called between blocks
-SEGMENT_SECONDS = 4.0  # of video that are encoded together; a killed run has to encode at most as much again
+# Seconds of video that are encoded together: one that is watched while it is generated shows them late by so much, and
+# a killed run has to encode at most as much again.
+SEGMENT_SECONDS = 1.5
 
 
 def _ignore(progress: Progress) -> None:
@@ -115,12 +117,14 @@ def resume_video(
     seconds: float | None = None,
     prompt: str | None = None,
     cut: bool = False,
+    between: Between | None = None,
     on_progress: OnProgress = _ignore,
 ) -> RunRecord:
     """Resume the run of a folder, to its end or to a longer one; returns the content of ``run.json``.
 
     The files are byte-identical to those of a run that was never interrupted. A ``prompt`` is a new shot, which begins
-    at the recorded end: a switch or a ``cut``.
+    at the recorded end: a switch or a ``cut``. ``between`` is called as by ``make_video``, also before blocks that are
+    committed already; a switch at one of those would change what was written.
     """
     ffmpeg()
     with folder.lock():
@@ -140,7 +144,7 @@ def resume_video(
             longer = record.with_timeline(record.timeline.with_shot(shot), seconds=seconds)
         pipeline = pipeline.with_archive(longer.timeline, scratch=folder.path)
         run = _resumed(pipeline, folder, record, longer)
-        return _generate(pipeline, [run], None, on_progress)[0]
+        return _generate(pipeline, [run], between, on_progress)[0]
 
 
 def requested_run(
