@@ -5,7 +5,7 @@ import { ApiError, api, links } from "./api.js";
 import { h } from "./dom.js";
 import { plural, timecode, when } from "./format.js";
 import { announce } from "./notices.js";
-import { freeNameOf, memoryName, statusName, titleOf } from "./video.js";
+import { freeNameOf, hasPicture, memoryName, statusName, titleOf } from "./video.js";
 
 const EVERY = 4000; // milliseconds between looks while the page is open
 
@@ -74,8 +74,8 @@ export class Library {
   }
 
   #picture(video) {
-    const { playable_seconds: playable, block, blocks_total: blocks, status } = video.llrag;
-    const image = playable > 0 ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: video.llrag.height < 256 ? "pixels" : "" }) : h("span", { class: "no-picture" }, statusName(video));
+    const { block, blocks_total: blocks, status } = video.llrag;
+    const image = hasPicture(video) ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: video.llrag.height < 256 ? "pixels" : "" }) : h("span", { class: "no-picture" }, statusName(video));
     const bar = ["running", "queued"].includes(status) ? h("progress", { max: blocks || 1, value: block, "aria-label": `Progress of ${titleOf(video)}` }) : null;
     return h("div", { class: "card-picture" }, image, h("span", { class: "time" }, timecode(video.llrag.seconds_done)), bar);
   }
@@ -102,7 +102,7 @@ export class Library {
 
   #actions(video) {
     const exported = this.info.exports.map(format => h("a", { href: links.exported(video.id, format), download: "", "data-action": `export-${format}` }, format.toUpperCase()));
-    const playable = video.llrag.playable_seconds > 0;
+    const playable = hasPicture(video);
     return h(
       "details",
       { class: "more" },

@@ -1,7 +1,8 @@
 // The growing video in a <video> element through Media Source; where that is impossible, the file, and the page says so.
 
-import { links } from "./api.js";
+import { ApiError, api, links } from "./api.js";
 import { reachable } from "./connection.js";
+import { hasPicture, isOpen } from "./video.js";
 
 const AGAIN = 1500; // milliseconds before a lost stream is asked for again
 const KEPT = 20; // seconds before the play head that are kept when the browser's buffer is full
@@ -19,7 +20,7 @@ export class LiveSource extends EventTarget {
     this.abort = new AbortController();
     element.disableRemotePlayback = true; // or a managed source does not open
     element.addEventListener("seeking", () => this.#clamp());
-    this.#play(video.llrag.mime);
+    if (isOpen(video) || hasPicture(video)) this.#play(video.llrag.mime);
   }
 
   close() {
@@ -42,34 +43,36 @@ export class LiveSource extends EventTarget {
     return undefined;
   }
 
-  /** Read the stream to its end; after a lost connection go on with the byte that is missing. */
-  async #stream(known) {
-    for (let received = 0, ended = false; !ended && !this.closed; ) {
-      let skip = received;
+  /** Read the stream to the end of the video; a lost connection begins again, over what is in the buffer already. */
+  async #stream(mime) {
+    while (!this.closed) {
       try {
-        const response = await fetch(links.live(this.id), { signal: this.abort.signal });
-        if (!response.ok) throw new Unplayable(`the server answered ${response.status}`);
-        reachable(true);
-        const reader = response.body.getReader();
-        for (;;) {
-          const { value, done } = await reader.read();
-          if (done) break;
-          const part = value.subarray(Math.min(skip, value.length));
-          skip -= value.length - part.length;
-          if (!part.length) continue;
-          this.buffer ??= await this.#open(response.headers.get("X-Llrag-Codecs") || known);
-          await this.#append(part);
-          received += part.length;
-        }
-        ended = true;
+        await this.#receive(mime);
+        if (!isOpen(await api.video(this.id))) break; // otherwise the server was shut down
       } catch (error) {
-        if (!(error instanceof TypeError) || this.closed) throw error; // a TypeError of fetch is a lost connection
+        const lost = error instanceof Lost || (error instanceof ApiError && !error.status);
+        if (!lost || this.closed) throw error;
         reachable(false);
-        await new Promise(resolve => setTimeout(resolve, AGAIN));
       }
+      await new Promise(resolve => setTimeout(resolve, AGAIN));
     }
-    if (this.buffer && this.source.readyState === "open") this.source.endOfStream();
+    if (this.source?.readyState === "open") this.source.endOfStream();
     this.#finish();
+  }
+
+  async #receive(mime) {
+    const response = await network(fetch(links.live(this.id), { signal: this.abort.signal }));
+    if (!response.ok) throw new Unplayable(`the server answered ${response.status}`);
+    reachable(true);
+    if (!response.body) return; // there will be nothing to play
+    this.buffer?.abort(); // a part that was cut off
+    const reader = response.body.getReader();
+    for (;;) {
+      const { value, done } = await network(reader.read());
+      if (done) return;
+      this.buffer ??= await this.#open(response.headers.get("X-Llrag-Codecs") || mime);
+      await this.#append(value);
+    }
   }
 
   async #open(mime) {
@@ -178,3 +181,14 @@ export class LiveSource extends EventTarget {
 }
 
 class Unplayable extends Error {}
+
+class Lost extends Error {}
+
+/** The result of a request; `Lost` if the connection was. */
+async function network(request) {
+  try {
+    return await request;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Lost();
+  }
+}

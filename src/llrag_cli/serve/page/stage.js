@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { LiveSource } from "./live-source.js";
-import { isOpen, statusName } from "./video.js";
+import { hasPicture, isOpen, statusName } from "./video.js";
 
 export class Stage {
   constructor(follower, label) {
@@ -35,7 +35,7 @@ export class Stage {
     if (video.llrag.status === "running") return video.llrag.block ? "Waiting for the first picture" : "Loading the model";
     if (isOpen(video)) return statusName(video);
     if (video.llrag.status === "completed") return "Loading the video";
-    return video.llrag.playable_seconds ? "Loading the video" : `${statusName(video)} before its first picture`;
+    return hasPicture(video) ? "Loading the video" : `${statusName(video)} before its first picture`;
   }
 
   close() {

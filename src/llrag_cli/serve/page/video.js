@@ -1,6 +1,6 @@
 // What a video object says, in words.
 
-import { duration, plural } from "./format.js";
+import { duration } from "./format.js";
 
 export function titleOf(video) {
   return video.llrag.title || video.prompt || video.llrag.shots[0]?.prompt || video.llrag.run;
@@ -17,6 +17,11 @@ export function memoryName(video) {
 /** Whether the video is still being made, or will be. */
 export function isOpen(video) {
   return ["queued", "running"].includes(video.llrag.status);
+}
+
+/** Whether the file of the video has something to show. */
+export function hasPicture(video) {
+  return Boolean(video.llrag.segments);
 }
 
 /** The state in a word or two. */
@@ -47,9 +52,4 @@ export function statusSentence(video, fps) {
 export function freeNameOf(video) {
   const words = titleOf(video).normalize().match(/[\p{L}\p{N}]+/gu) ?? ["video"];
   return words.slice(0, 4).join("-").slice(0, 40);
-}
-
-/** `3 retrieved moments`. */
-export function momentsOf(retrieved) {
-  return plural(retrieved.length, "moment");
 }

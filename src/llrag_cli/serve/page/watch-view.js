@@ -13,7 +13,7 @@ import { Stage } from "./stage.js";
 import { TimeLine } from "./time-line.js";
 import { Together } from "./together.js";
 import { Transport } from "./transport.js";
-import { freeNameOf, isOpen, titleOf } from "./video.js";
+import { freeNameOf, hasPicture, isOpen, titleOf } from "./video.js";
 
 /** What is done with a finished video: remember it in a scene, take it elsewhere. */
 function uses(follower, info) {
@@ -21,7 +21,7 @@ function uses(follower, info) {
   const remember = h("button", { type: "button", class: "quiet", onclick: () => asReference(follower.video, info) }, "Use as a reference");
   const exported = info.exports.map(format => h("a", { class: "button quiet", href: links.exported(id, format), download: "" }, format.toUpperCase()));
   const element = h("section", { class: "panel uses", "aria-labelledby": "uses" }, h("h2", { id: "uses" }, "Use"), h("p", { class: "row" }, remember), h("p", { class: "row" }, h("span", {}, "Export"), exported));
-  const show = () => (element.hidden = isOpen(follower.video) || !follower.video.llrag.playable_seconds);
+  const show = () => (element.hidden = isOpen(follower.video) || !hasPicture(follower.video));
   follower.addEventListener("change", show);
   show();
   return element;

@@ -62,7 +62,7 @@ export class YamlEditor {
   }
 
   #complain(error) {
-    const place = error?.param ? `${error.param}: ` : "";
+    const place = error?.param?.startsWith("line") ? `${error.param[0].toUpperCase()}${error.param.slice(1)}: ` : "";
     this.problem.textContent = error ? `${place}${sentence(error.message)} ${sentence(error.hint)}` : "";
     this.text.setAttribute("aria-invalid", String(Boolean(error)));
   }
