@@ -33,7 +33,7 @@ export class TimeLine {
       this.marks,
       this.shots,
       h("div", { class: "lane made-lane" }, this.made, this.moments),
-      h("div", { class: "lane chart-lane" }, this.chart, h("span", { class: "name" }, "Similarity of the retrieved"), this.value),
+      h("div", { class: "lane chart-lane" }, this.chart, h("span", { class: "name" }, "Similarity of the retrieved ", this.value)),
       this.head,
     );
     follower.addEventListener("change", () => this.show());
