@@ -9,7 +9,7 @@ from typing import Any
 from llrag_cli.config import ModelShape, RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.settings import apply_setting, parse_setting, read_yaml, setting_names, validate
-from llrag_cli.memory.strategies import STRATEGIES, fields_for
+from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory, fields_for
 
 
 def presets_folder() -> Path:
@@ -51,6 +51,30 @@ def with_settings(config: RunConfig, settings: Iterable[str] = (), *, memory: st
     for name, value in parsed:
         apply_setting(content, name, value)
     return _validate(content, "settings", {})
+
+
+def size_settings(config: RunConfig, width: int, height: int, *, keys_chosen: bool = False) -> list[str]:
+    """The settings of another size of the picture in pixels, as ``KEY=VALUE``; none if it is the configuration's own.
+
+    A retrieval encoder takes frames of one size only: unless keys are chosen otherwise, frames of another size are
+    compared by average pooling. Raises ``UsageError`` for a size that the model does not have.
+    """
+    step = config.latent_space.spatial_ratio * config.latent_space.patch_size
+    if width <= 0 or height <= 0 or width % step or height % step:
+        raise UsageError(
+            f"`{config.name}` has no pictures of {width}x{height} pixels",
+            hint=f"width and height are multiples of {step} pixels, for example {config.width}x{config.height}",
+        )
+    if (width, height) == (config.width, config.height):
+        return []
+    changes = [
+        f"backbone.height={height // config.latent_space.spatial_ratio}",
+        f"backbone.width={width // config.latent_space.spatial_ratio}",
+    ]
+    memory = config.memory
+    if isinstance(memory, RetrievalMemory) and memory.keys == "encoder" and not keys_chosen:
+        changes.append("memory.keys=average")
+    return changes
 
 
 def require_strategy(name: object) -> None:

@@ -26,6 +26,7 @@ from llrag_cli.cli.hints import hint_for
 from llrag_cli.cli.inspect import inspect
 from llrag_cli.cli.presets import presets_app
 from llrag_cli.cli.scene import scene_app
+from llrag_cli.cli.serve import serve
 from llrag_cli.cli.storyboard import storyboard
 from llrag_cli.cli.streams import forgiving_streams
 from llrag_cli.cli.train_encoder import train_encoder
@@ -83,6 +84,7 @@ app.command()(inspect)
 app.command()(collect)
 app.command("train-encoder")(train_encoder)
 app.command("evaluate-encoder")(evaluate_encoder)
+app.command()(serve)
 app.command()(doctor)
 app.command()(verify)
 

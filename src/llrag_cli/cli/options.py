@@ -205,8 +205,8 @@ def _chooses_keys(encoder: Path | None, settings: Sequence[str]) -> bool:
 
 def size_settings(config: RunConfig, size: str, *, keys_chosen: bool) -> list[str]:
     """What ``--size`` changes: height and width, and how frames are compared where the encoder does not fit."""
+    from llrag_cli import presets
     from llrag_cli.cli import console
-    from llrag_cli.memory.strategies import RetrievalMemory
 
     step = config.latent_space.spatial_ratio * config.latent_space.patch_size
     match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
@@ -216,18 +216,12 @@ def size_settings(config: RunConfig, size: str, *, keys_chosen: bool) -> list[st
             f"`--size {shortened(size)}` is not a valid size of `{config.name}`",
             hint=f"width and height are multiples of {step} pixels, for example {config.width}x{config.height}",
         )
-    if (width, height) == (config.width, config.height):
-        return []
-    changes = [
-        f"backbone.height={height // config.latent_space.spatial_ratio}",
-        f"backbone.width={width // config.latent_space.spatial_ratio}",
-    ]
-    if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder" and not keys_chosen:
+    changes = presets.size_settings(config, width, height, keys_chosen=keys_chosen)
+    if "memory.keys=average" in changes:
         console.note(
             f"the retrieval encoder takes frames of {config.width}x{config.height}; at {size} frames are compared by "
             "average pooling (`memory.keys=average`)"
         )
-        changes.append("memory.keys=average")
     return changes
 
 

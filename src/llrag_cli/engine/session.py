@@ -47,11 +47,11 @@ class Session(Iterator[Block]):
         """Blocks of the video."""
         return self.timeline.blocks
 
-    def switch(self, prompt: str, *, cut: bool = False) -> ShotSpan:
+    def switch(self, prompt: str, *, cut: bool = False, name: str = "") -> ShotSpan:
         """Follow another prompt from the next block on, for the whole batch; with a ``cut`` as a new picture.
 
-        The new shot may remember everything before it and lasts until the next one that was planned. It is in
-        ``timeline`` from now on: another session of that timeline is the same video.
+        The new shot, called ``name`` unless that is taken, may remember everything before it and lasts until the next
+        one that was planned. It is in ``timeline`` from now on: another session of that timeline is the same video.
 
         Raises ``UsageError`` for an empty prompt, before the first block and after the last one.
         """
@@ -61,7 +61,7 @@ class Session(Iterator[Block]):
             when = "there is no block yet" if self._next == 0 else "the last block is finished"
             raise UsageError(f"the prompt cannot change: {when}", hint="switch between two blocks")
         stop = self.timeline.shot_at(self._next).stop
-        shot = next_shot(self.timeline, prompt, start=self._next, stop=stop, cut=cut)
+        shot = next_shot(self.timeline, prompt, start=self._next, stop=stop, cut=cut, name=name)
         self._changes[self._next] = self._change_of(shot)
         self.timeline = self.timeline.with_shot(shot)
         return shot

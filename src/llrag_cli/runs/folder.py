@@ -205,11 +205,14 @@ def memory_line(block: int, memory: BlockMemory) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
-def parse_memory(content: bytes) -> tuple[BlockMemory, ...]:
-    """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line."""
+def parse_memory(content: bytes, *, first: int = 0) -> tuple[BlockMemory, ...]:
+    """The blocks in ``memory.jsonl``, without a last line that was cut off; raises ``ValueError`` for another line.
+
+    The content may be that of the file from the line of block ``first`` on.
+    """
     lines = parse_lines(_MemoryLine, content)
-    if (wrong := next((n for n, line in enumerate(lines) if line.block != n), None)) is not None:
-        raise UnreadableError(f"it is of block {lines[wrong].block}, not {wrong}", line=wrong + 1)
+    if (wrong := next((n for n, line in enumerate(lines) if line.block != first + n), None)) is not None:
+        raise UnreadableError(f"it is of block {lines[wrong].block}, not {first + wrong}", line=first + wrong + 1)
     return tuple(BlockMemory(line.frame, line.retrieved, line.similarities, line.sources) for line in lines)
 
 

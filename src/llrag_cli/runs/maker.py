@@ -114,12 +114,14 @@ def resume_video(
     seconds: float | None = None,
     prompt: str | None = None,
     cut: bool = False,
+    between: Between | None = None,
     on_progress: OnProgress = _ignore,
 ) -> RunRecord:
     """Resume the run of a folder, to its end or to a longer one; returns the content of ``run.json``.
 
     The files are byte-identical to those of a run that was never interrupted. A ``prompt`` is a new shot, which begins
-    at the recorded end: a switch or a ``cut``.
+    at the recorded end: a switch or a ``cut``. ``between`` is called as by ``make_video``, also before blocks that are
+    committed already; a switch at one of those would change what was written.
     """
     ffmpeg()
     with folder.lock():
@@ -139,7 +141,7 @@ def resume_video(
             longer = record.with_timeline(record.timeline.with_shot(shot), seconds=seconds)
         pipeline = pipeline.with_archive(longer.timeline, scratch=folder.path)
         run = _resumed(pipeline, folder, record, longer)
-        return _generate(pipeline, [run], None, on_progress)[0]
+        return _generate(pipeline, [run], between, on_progress)[0]
 
 
 def requested_run(

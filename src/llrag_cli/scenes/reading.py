@@ -51,6 +51,14 @@ def read_scenes(path: str | Path) -> tuple[Scene, ...]:
     return (_own(parse_yaml(text, name=path.name), path),)
 
 
+def scene_from_text(text: str, *, name: str = "scene") -> Scene:
+    """The scene in the text of a scene file, whose paths are taken as they are; ``name`` is for errors."""
+    document = parse_yaml(text, name=name)
+    if not isinstance(document.content, dict):
+        raise UsageError(f"`{name}`: not a scene", hint="a scene has `shots:`, each with `prompt` and `seconds`")
+    return _validated(Scene, document.content, document, f"`{name}`")
+
+
 def _from_json(text: str, path: Path) -> tuple[Scene, ...]:
     values = _json_values(text, path)
     if all(foreign.is_switches(value) for _, value in values):

@@ -1,0 +1,44 @@
+"""The process that generates, as it is started by a server.
+
+Each job is told to it by the path of its folder; all else is in ``job.json``, which it reads again before each block:
+that is how it learns of pauses, cancellation and new prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from llrag_cli.batch.executors import begin_worker
+from llrag_cli.serve.settings import Computing
+from llrag_cli.signals import interrupts
+
+
+def serve_jobs(connection: Connection, computing: Computing, processes: int) -> None:
+    """Generate the jobs that are sent, and send how each ended, until the connection is closed.
+
+    SIGTERM ends a job as Ctrl-C does, with its files complete, and then the process.
+    """
+    begin_worker(processes)
+    from llrag_cli.serve.generation import Generator  # torch is imported here
+
+    generator = Generator(computing)
+    try:
+        with interrupts([signal.SIGTERM], together=float("inf")):
+            while (folder := _received(connection)) is not None:
+                outcome = generator.attempt(folder)
+                with suppress(OSError):
+                    connection.send(outcome)
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGTERM)
+
+
+def _received(connection: Connection) -> Path | None:
+    """The next job; None when the server is gone."""
+    try:
+        return Path(connection.recv())
+    except (EOFError, OSError):
+        return None
