@@ -61,7 +61,8 @@ export class Composer {
 
   async #example() {
     const { scene } = await api.parseScene(this.info.scene_example);
-    this.draft.change(scene);
+    const offered = this.info.models.some(({ id }) => id === scene.backbone);
+    this.draft.change(offered ? scene : { ...scene, backbone: this.info.default_model });
     announce("The example scene was opened");
   }
 

@@ -5,7 +5,7 @@ import { ApiError, api, links } from "./api.js";
 import { h } from "./dom.js";
 import { plural, timecode, when } from "./format.js";
 import { announce } from "./notices.js";
-import { freeNameOf, hasPicture, memoryName, statusName, titleOf } from "./video.js";
+import { freeNameOf, hasPicture, isTiny, memoryName, statusName, titleOf } from "./video.js";
 
 const EVERY = 4000; // milliseconds between looks while the page is open
 
@@ -75,7 +75,7 @@ export class Library {
 
   #picture(video) {
     const { block, blocks_total: blocks, status } = video.llrag;
-    const image = hasPicture(video) ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: video.llrag.height < 256 ? "pixels" : "" }) : h("span", { class: "no-picture" }, statusName(video));
+    const image = hasPicture(video) ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: isTiny(video) ? "pixels" : "" }) : h("span", { class: "no-picture" }, statusName(video));
     const bar = ["running", "queued"].includes(status) ? h("progress", { max: blocks || 1, value: block, "aria-label": `Progress of ${titleOf(video)}` }) : null;
     return h("div", { class: "card-picture" }, image, h("span", { class: "time" }, timecode(video.llrag.seconds_done)), bar);
   }

@@ -3,7 +3,7 @@
 import { links } from "./api.js";
 import { h, svg } from "./dom.js";
 import { plural, timecode } from "./format.js";
-import { isNative } from "./video.js";
+import { isNative, isTiny } from "./video.js";
 
 const GAP = 6; // pixels between thumbnails
 
@@ -12,7 +12,7 @@ export class Retrieved {
     Object.assign(this, { follower, together, timeLine });
     this.lines = svg("svg", { class: "ties", "aria-hidden": "true" });
     const { width, height } = follower.video.llrag;
-    this.list = h("ul", { class: height < 256 ? "thumbnails pixels" : "thumbnails" });
+    this.list = h("ul", { class: isTiny(follower.video) ? "thumbnails pixels" : "thumbnails" });
     this.list.style.setProperty("--ratio", `${width} / ${height}`);
     this.caption = h("p", { class: "caption" });
     this.element = h("section", { class: isNative(follower.video) ? "retrieved native" : "retrieved", "aria-label": label }, this.lines, this.list, this.caption);
@@ -60,8 +60,8 @@ export class Retrieved {
       this.lines.replaceChildren();
       return;
     }
-    const pixelated = this.follower.video.llrag.height < 256;
-    const size = Math.min(pixelated ? 88 : 112, (width + GAP) / this.items.length - GAP);
+    const { video } = this.follower;
+    const size = Math.min(isTiny(video) ? 88 : 112, (width + GAP) / this.items.length - GAP);
     const wanted = this.items.map(({ each }) => ((each.seconds ?? 0) / this.timeLine.total) * width);
     const left = wanted.map(x => x - size / 2);
     for (let index = 0; index < left.length; index += 1) left[index] = Math.max(left[index], index ? left[index - 1] + size + GAP : 0);

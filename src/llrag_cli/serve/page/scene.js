@@ -115,8 +115,10 @@ export function isPrompt(scene) {
 
 /** The request that makes a video of a scene, `settings` added (decoder, size, compare). */
 export async function requestOf(scene, settings, format) {
-  const extra = Object.fromEntries(Object.entries(settings).filter(([, value]) => value));
-  if (!isPrompt(scene)) return { scene: await format(scene), ...(scene.backbone ? { model: scene.backbone } : {}), ...extra };
-  const { backbone, shots, ...rest } = scene;
-  return { prompt: shots[0].prompt, seconds: String(shots[0].seconds), model: backbone, ...rest, ...extra };
+  const { backbone: model, seed, memory, takes, shots } = scene;
+  const single = settings.compare ? undefined : takes; // a comparison is of one seed
+  const fields = Object.entries({ model, seed, memory, takes: single, ...settings });
+  const given = Object.fromEntries(fields.filter(([, value]) => value !== undefined && value !== ""));
+  if (isPrompt(scene)) return { prompt: shots[0].prompt, seconds: shots[0].seconds, ...given };
+  return { scene: await format(scene), ...given };
 }

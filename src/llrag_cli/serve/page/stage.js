@@ -2,14 +2,14 @@
 
 import { h } from "./dom.js";
 import { LiveSource } from "./live-source.js";
-import { hasPicture, isOpen, statusName } from "./video.js";
+import { hasPicture, isOpen, isTiny, statusName } from "./video.js";
 
 export class Stage {
   constructor(follower, label) {
     const { video } = follower;
     this.follower = follower;
     const { width, height } = video.llrag;
-    this.element = h("div", { class: height < 256 ? "stage pixels" : "stage" });
+    this.element = h("div", { class: isTiny(video) ? "stage pixels" : "stage" });
     this.video = h("video", { muted: true, playsinline: true, disablepictureinpicture: true, tabindex: -1, "aria-label": label });
     this.note = h("p", { class: "stage-note" });
     this.notice = h("p", { class: "stage-notice", role: "status" });

@@ -1,6 +1,6 @@
 // What a video object says, in words.
 
-import { duration } from "./format.js";
+import { duration, plural } from "./format.js";
 
 export function titleOf(video) {
   return video.llrag.title || video.prompt || video.llrag.shots[0]?.prompt || video.llrag.run;
@@ -24,11 +24,16 @@ export function hasPicture(video) {
   return Boolean(video.llrag.segments);
 }
 
+/** Whether the picture is so small that its pixels are shown as they are. */
+export function isTiny(video) {
+  return video.llrag.height <= 256;
+}
+
 /** The state in a word or two. */
 export function statusName(video) {
   const { status, paused, position } = video.llrag;
   if (paused && isOpen(video)) return "Paused";
-  if (status === "queued") return position ? `Queued, number ${position}` : "Queued";
+  if (status === "queued") return position ? `Queued, ${plural(position, "video")} before it` : "Queued";
   return { running: "Generating", completed: "Finished", cancelled: "Stopped", failed: "Failed" }[status] ?? status;
 }
 

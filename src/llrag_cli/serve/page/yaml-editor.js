@@ -51,19 +51,20 @@ export class YamlEditor {
   async #read() {
     const yaml = this.text.value;
     try {
-      const { scene } = await api.parseScene(yaml);
+      const { scene, problem } = await api.parseScene(yaml);
       if (yaml !== this.text.value) return;
-      this.#complain(null);
-      this.draft.change(scene, this);
+      this.#complain(problem ?? null);
+      if (scene) this.draft.change(scene, this);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (yaml === this.text.value) this.#complain(error);
     }
   }
 
-  #complain(error) {
-    const place = error?.param?.startsWith("line") ? `${error.param[0].toUpperCase()}${error.param.slice(1)}: ` : "";
-    this.problem.textContent = error ? `${place}${sentence(error.message)} ${sentence(error.hint)}` : "";
-    this.text.setAttribute("aria-invalid", String(Boolean(error)));
+  /** Show what is wrong {message, hint, line}, or nothing. */
+  #complain(problem) {
+    const place = problem?.line ? `Line ${problem.line}: ` : "";
+    this.problem.textContent = problem ? `${place}${sentence(problem.message)} ${sentence(problem.hint ?? "")}` : "";
+    this.text.setAttribute("aria-invalid", String(Boolean(problem)));
   }
 }
