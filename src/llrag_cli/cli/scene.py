@@ -70,6 +70,7 @@ def check(
     from llrag_cli.cli.prompts import require_understood, show_readings
     from llrag_cli.cli.scenes import planned, scene_configuration
     from llrag_cli.formatting import human
+    from llrag_cli.scenes.needs import memory_needs
     from llrag_cli.scenes.reading import read_scenes
 
     results = []
@@ -120,26 +121,6 @@ def retrieves_from(config: RunConfig, timeline: Timeline, shot: ShotSpan) -> str
         return f"nothing (strategy `{config.memory.strategy}`)"
     names = [name for name in timeline.eligible(shot.start) if name != shot.name]
     return ", ".join(names) or "itself"
-
-
-def memory_needs(config: RunConfig, timeline: Timeline, *, takes: int = 1) -> dict[str, int]:
-    """Bytes that the keys and values of a scene, and its files of latents, take; weights are not counted."""
-    from llrag_cli.config import EMBEDDED_SHAPE, ModelShape
-
-    embedded = config.backbone.family == "tiny"
-    shape = EMBEDDED_SHAPE if embedded else ModelShape()
-    item = 4 if embedded else 2  # bytes of a number: float32, or bfloat16 on a GPU
-    tokens = config.backbone.height * config.backbone.width // (shape.patch_size[1] * shape.patch_size[2])
-    frame = 2 * tokens * shape.num_attention_heads * shape.attention_head_dim * shape.num_layers * item * takes
-    frames = timeline.latent_frames + timeline.reference_count
-    window = frames if config.memory.window is None else min(frames, config.memory.window)
-    latent = shape.in_channels * config.backbone.height * config.backbone.width * item * takes
-    needs = {"K/V of the window": 2 * window * frame}
-    if config.memory.retrieves:
-        needs["archive of K/V"] = frames * frame
-    if timeline.pinned_frames:
-        needs["pinned references"] = timeline.pinned_frames * frame
-    return needs | {"latents on disk": timeline.latent_frames * latent}
 
 
 def content_of(scene: Scene, config: RunConfig, timeline: Timeline, needs: dict[str, int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 from llrag_cli.errors import LlragError, UsageError
-from llrag_cli.files.ffmpeg import Watch, ffmpeg, run_ffmpeg
+from llrag_cli.files.ffmpeg import Watch, ffmpeg, file_url, run_ffmpeg
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,14 +178,7 @@ def _decode(
     import torch
 
     height, width = size
-    filters = [
-        *(["bwdif=mode=send_frame:deint=interlaced"] if header.interlaced else []),
-        f"setpts=PTS-STARTPTS,fps=fps={fps}:eof_action={ending}",
-        f"scale=w='trunc(max({width},{height}*iw*sar/ih)+0.5)':h='trunc(max({height},{width}*ih/(iw*sar))+0.5)'"
-        f":flags={SCALING}",
-        *([TO_SDR] if header.hdr else []),
-        f"format=rgb24,crop={width}:{height}",
-    ]
+    filters = _filters(header, size=size, fps=fps, ending=ending)
     command = [
         *(ffmpeg(), "-v", "error", *(["-xerror"] if strict else []), *INPUT, "-map", f"0:{header.stream}"),
         *("-vf", ",".join(filters), "-fps_mode", "passthrough", "-f", "rawvideo", "-"),
@@ -214,6 +207,43 @@ def _decode(
         finally:
             process.kill()
         return _Decoded(pictures, broken, _text(log))
+
+
+def _filters(header: _Header, *, size: tuple[int, int], fps: float, ending: Literal["round", "pass"]) -> list[str]:
+    """What ffmpeg does to the pictures of a clip."""
+    height, width = size
+    return [
+        *(["bwdif=mode=send_frame:deint=interlaced"] if header.interlaced else []),
+        f"setpts=PTS-STARTPTS,fps=fps={fps}:eof_action={ending}",
+        f"scale=w='trunc(max({width},{height}*iw*sar/ih)+0.5)':h='trunc(max({height},{width}*ih/(iw*sar))+0.5)'"
+        f":flags={SCALING}",
+        *([TO_SDR] if header.hdr else []),
+        f"format=rgb24,crop={width}:{height}",
+    ]
+
+
+def rewrite_clip(path: Path, target: Path, *, size: tuple[int, int], fps: float, frames: int) -> None:
+    """Write the frames that ``read_clip`` would read into an mp4 without loss, so that only this process decodes the
+    original. A file that is damaged, or no video, is a ``UsageError``.
+    """
+    header = _read_header(path)
+    encode = ("-c:v", "libx264rgb", "-crf", "0", "-preset", "veryfast", "-pix_fmt", "rgb24", "-f", "mp4")
+    filters = ",".join(_filters(header, size=size, fps=fps, ending="round"))
+    output = [
+        "-map",
+        f"0:{header.stream}",
+        "-an",
+        "-vf",
+        filters,
+        "-frames:v",
+        str(frames),
+        *encode,
+        "-y",
+        file_url(target),
+    ]
+    done = _run(path, ["-v", "error", "-xerror"], [*output, file_url(target)])
+    if done.returncode or not target.is_file():
+        raise _broken_clip(path, header, seconds=header.info.seconds, log=done.stderr)
 
 
 def _text(log: IO[bytes]) -> str:

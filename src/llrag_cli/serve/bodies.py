@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from llrag_cli.files.guarded import UnreadableError, parse_json
+from llrag_cli.serve.plans import parse_fields
 from llrag_cli.serve.problems import ApiError
 
+Model = TypeVar("Model", bound=BaseModel)
 NESTED = re.compile(r"(\w+)\[(\w*)\]")  # `references[]`, `video[id]`
 MOST_FIELDS = 200
 
@@ -53,6 +56,22 @@ async def read_body(request: Request, *, largest_field: int) -> AsyncIterator[Bo
     if not isinstance(value, dict):
         raise ApiError(400, "the body is not a JSON object", code="invalid_body")
     yield Body(value)
+
+
+def fields_of(model: type[Model], body: Body, *, files: Sequence[str] = ()) -> Model:
+    """The fields of a request, which may have the named files. Raises ``ApiError``."""
+    for name in body.files:
+        if name not in files:
+            raise ApiError(400, f"unknown file `{name[:80]}`", code="unknown_parameter", param=name[:80])
+    return parse_fields(model, body.fields)
+
+
+def described(model: type[BaseModel], file: str) -> dict[str, Any]:
+    """The body of a request in OpenAPI: a form that may have a file, or JSON."""
+    schema = model.model_json_schema()
+    form = {**schema, "properties": {**schema["properties"], file: {"type": "string", "format": "binary"}}}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": schema}}
+    return {"requestBody": {"content": content}}
 
 
 def _of_form(items: list[tuple[str, UploadFile | str]]) -> Body:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline, memory_plan
@@ -15,7 +14,7 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video, resume_video
 from llrag_cli.scenes.timeline import Timeline
-from llrag_cli.serve.jobs import FILE, Finished, Job, live_number, read_job
+from llrag_cli.serve.jobs import FILE, Finished, Job, live_number, read_job, renewed
 from llrag_cli.serve.settings import Computing
 
 PATIENCE = 30.0  # seconds that the process of a server that was killed may still hold a folder
@@ -55,7 +54,7 @@ class Generator:
             record = folder.read_record()
             if folder.is_finished(record):
                 return
-            pipeline = self._pipeline(_renewed(record.config), record.timeline, dtype=record.dtype, scratch=path)
+            pipeline = self._pipeline(renewed(record.config), record.timeline, dtype=record.dtype, scratch=path)
             resume_video(pipeline, folder, between=Control(path))
             return
         pipeline = self._pipeline(job.config, job.planned(), dtype=self._computing.dtype, scratch=path)
@@ -102,14 +101,6 @@ def _same_weights(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations read the same files, but for a retrieval encoder that only one of them needs."""
     encoders = {memory.encoder for memory in (one.memory, other.memory) if isinstance(memory, RetrievalMemory)}
     return one.backbone == other.backbone and one.video.decoder == other.video.decoder and len(encoders) < 2
-
-
-def _renewed(config: RunConfig) -> RunConfig:
-    """The exact archives give the same video, so one that fits now is chosen again."""
-    memory = config.memory
-    if isinstance(memory, RetrievalMemory) and memory.archive in EXACT:
-        return config.model_copy(update={"memory": memory.model_copy(update={"archive": "auto"})})
-    return config
 
 
 class Stopped(KeyboardInterrupt):

@@ -10,11 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import DamagedRunError
 from llrag_cli.files.durable import replace_text, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
+from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import Timeline, one_shot, plan_timeline
 
@@ -118,3 +120,11 @@ def live_number(timeline: Timeline) -> int:
     """The number of the latest switch that is in a timeline; 0: none is."""
     found = (LIVE.fullmatch(shot.name) for shot in timeline.shots)
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def renewed(config: RunConfig) -> RunConfig:
+    """The exact archives give the same video, so one that fits now is chosen again."""
+    memory = config.memory
+    if isinstance(memory, RetrievalMemory) and memory.archive in EXACT:
+        return config.model_copy(update={"memory": memory.model_copy(update={"archive": "auto"})})
+    return config

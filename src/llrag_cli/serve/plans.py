@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError, closest
@@ -31,6 +31,7 @@ from llrag_cli.serve.settings import ServeSettings
 
 SECONDS = 4.0  # of a video whose length is not given, as in the OpenAI API
 SAFE = re.compile(r"memory\.(?!encoder$|strategy$)\w+|sampler\.\w+|video\.(crf|upscale)")  # settings of scenes
+Model = TypeVar("Model", bound=BaseModel)
 Resolve = Callable[[str], Path]
 
 
@@ -55,19 +56,50 @@ class Fields(BaseModel):
         default=(), max_length=32, description="ids of characters and videos to retrieve from"
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _stripped(cls, value: object) -> object:
-        """An empty field of a form is one that is not given."""
-        return None if value == "" else value
 
-    @field_validator("takes", "compare", mode="before")
-    @classmethod
-    def _defaulted(cls, value: object) -> object:
-        return value
+class ExtendFields(Fields):
+    """Fields of a request to extend a video: one of this server, by its identifier, or a file."""
+
+    video: str | None = Field(default=None, description="identifier of a video; or the field is a file")
+    video_id: str | None = Field(default=None, description="the same, for clients whose `video` is a file")
+    cut: bool = Field(default=False, description="begin a new picture under the prompt, instead of going on")
+
+    def require_plain(self) -> None:
+        """Raise ``ApiError`` for what cannot change when a video of this server is extended."""
+        for name in sorted(self.model_fields_set - {"prompt", "seconds", "cut", "video", "video_id"}):
+            raise ApiError(
+                400, f"`{name}` cannot change when a video is extended", code="invalid_value", param=name,
+                hint="it keeps its settings",
+            )  # fmt: skip
 
 
-def parse_fields(model: type[Any], content: Mapping[str, Any]) -> Any:
+class RemixFields(BaseModel):
+    """Fields of a request for a remix."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(description="what the new video shows")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="by default that of the video")
+
+
+class SwitchFields(BaseModel):
+    """Fields of a request to change the prompt while a video is generated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(description="what the video shows from its next block on")
+    cut: bool = Field(default=False, description="begin a new picture, instead of going on from the last one")
+
+
+class CharacterFields(BaseModel):
+    """Fields of a request for a character, besides its file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=200, description="name of the character")
+
+
+def parse_fields(model: type[Model], content: Mapping[str, Any]) -> Model:
     """Fields of a request; raises ``ApiError`` that names the first wrong one."""
     given = {name: value for name, value in content.items() if value not in (None, "")}
     try:
@@ -157,7 +189,7 @@ def plan(
     except LlragError as error:
         raise refused(error) from None
     group = new_id("group") if len(both) > 1 else None
-    kind = None if group is None else "comparison" if fields.compare else "takes"
+    kind: Literal["takes", "comparison"] | None = None if group is None else "comparison" if fields.compare else "takes"
     jobs = tuple(
         Job(
             id=new_id(),
@@ -201,14 +233,26 @@ def require_model(name: str | None, settings: ServeSettings) -> str:
 
 
 def require_understood(config: RunConfig, timeline: Timeline) -> None:
+    """Raise ``UsageError`` for a prompt of a timeline of which the model understands nothing."""
+    require_words(config, timeline.prompts)
+
+
+def require_words(config: RunConfig, prompts: Iterable[str]) -> None:
     """Raise ``UsageError`` for a prompt of which the model understands nothing."""
-    for prompt in timeline.prompts:
+    for prompt in prompts:
         reading = family_of(config).read_prompt(prompt)
         if prompt and reading is not None and not reading.understood:
             raise UsageError(
                 f"`{config.name}` understands nothing of `{shortened(prompt)}`",
                 hint="it draws coloured shapes on a wall, for example `a red circle bounces around on a blue wall`",
             )
+
+
+def require_added(seconds: float | None, settings: ServeSettings) -> float:
+    """The length that a video is extended by."""
+    added = SECONDS if seconds is None else seconds
+    _require_seconds(added, settings)
+    return added
 
 
 def require_generated(timeline: Timeline) -> None:

@@ -297,14 +297,24 @@ class Queue:
                 self._update(video, picked=video.id == identifier)
             return videos
 
+    def require_removable(self, video: Video) -> None:
+        """Raise ``ApiError`` if a video is not this server's, or another one that is not finished yet uses it."""
+        if video.job is None or not OURS.fullmatch(video.folder.name):
+            raise ApiError(
+                403, "the video was not made by this server, so it is not deleted", code="not_ours",
+                hint=f"remove its folder, `{video.folder.name}`, yourself",
+            )  # fmt: skip
+        with self._changed:
+            for other in self._videos.values():
+                if other.job is None or other.job.outcome is not None or other.job.scene is None:
+                    continue
+                if any(video.folder == each.path for each in other.job.scene.references.values()):
+                    raise ApiError(409, f"`{other.id}` still retrieves from this video", code="in_use")
+
     def remove(self, video: Video) -> None:
         """Remove a video that no worker is writing, with all of its files."""
+        self.require_removable(video)
         with self._changed:
-            if video.job is None or not OURS.fullmatch(video.folder.name):
-                raise ApiError(
-                    403, "the video was not made by this server, so it is not deleted", code="not_ours",
-                    hint=f"remove its folder, `{video.folder.name}`, yourself",
-                )  # fmt: skip
             removed = self.runs / f"{REMOVED}{video.folder.name}"
             video.folder.rename(removed)
             sync_folder(self.runs)

@@ -1,4 +1,4 @@
-"""Routes of the OpenAI Videos API."""
+"""Routes of the OpenAI Videos API, and what llrag adds to each video."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from llrag_cli.serve.bodies import read_body
-from llrag_cli.serve.live import events, growing_video, opened
-from llrag_cli.serve.objects import config_of
-from llrag_cli.serve.plans import Fields, parse_fields, plan, require_prompt
+from llrag_cli.serve.bodies import described, fields_of, read_body
+from llrag_cli.serve.characters import add_character, all_characters, find_character
+from llrag_cli.serve.live import POLL, events, growing_video, opened
+from llrag_cli.serve.objects import config_of, timeline_of
+from llrag_cli.serve.plans import (
+    CharacterFields,
+    ExtendFields,
+    Fields,
+    RemixFields,
+    SwitchFields,
+    require_added,
+    require_prompt,
+)
 from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.queue import Video
 from llrag_cli.serve.service import Service
+from llrag_cli.serve.uploads import decoded
 
+APPLYING = 120.0  # seconds in which a new prompt takes effect, or the answer leaves open where it will
+KEEP = {"cache-control": "private, max-age=3600"}  # of frames, which never change
 POLL_AFTER = 500  # milliseconds, in which a client should ask again
 
 
@@ -29,17 +41,66 @@ def video_routes(service: Service) -> APIRouter:
         headers = {} if content["status"] in ("completed", "failed") else {"openai-poll-after-ms": str(POLL_AFTER)}
         return JSONResponse(content, headers=headers)
 
-    @router.post("/v1/videos", summary="Create a video")
+    @router.post("/v1/videos", summary="Create a video", openapi_extra=described(Fields, "input_reference"))
     async def create(request: Request) -> JSONResponse:
         async with read_body(request, largest_field=settings.limits.fields) as body:
-            fields = parse_fields(Fields, body.fields)
+            fields = fields_of(Fields, body, files=("input_reference",))
+            file = body.files.get("input_reference")
+            return await run_in_threadpool(lambda: shown(service.plan(fields, file.file if file else None)[0]))
 
-            def accepted() -> JSONResponse:
-                if fields.prompt is not None:
-                    fields.prompt = require_prompt(fields.prompt, settings)
-                return shown(service.accept(plan(fields, settings, service.resolve))[0])
+    @router.post("/v1/videos/extensions", summary="Extend a video", openapi_extra=described(ExtendFields, "video"))
+    async def extend(request: Request) -> JSONResponse:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            named = body.fields.get("video")
+            if isinstance(named, dict):
+                body.fields["video"] = named.get("id")
+            fields = fields_of(ExtendFields, body, files=("video",))
+            file, identifier = body.files.get("video"), fields.video or fields.video_id
+            if identifier is None and file is None:
+                raise ApiError(400, "a video is missing", code="invalid_value", param="video")
 
-            return await run_in_threadpool(accepted)
+            def extended() -> JSONResponse:
+                if identifier is None and file is not None:
+                    values = fields.model_dump(exclude={"video", "video_id", "cut"})
+                    return shown(service.extend_file(Fields.model_validate(values), file.file)[0])
+                fields.require_plain()
+                video = queue.get(identifier or "")
+                prompt = None if fields.prompt is None else require_prompt(fields.prompt, settings)
+                queue.extend(video, seconds=require_added(fields.seconds, settings), prompt=prompt, cut=fields.cut)
+                return shown(video)
+
+            return await run_in_threadpool(extended)
+
+    @router.post("/v1/videos/characters", summary="Keep a clip or picture to retrieve from")
+    async def create_character(request: Request) -> dict[str, Any]:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            fields = fields_of(CharacterFields, body, files=("video",))
+            if (file := body.files.get("video")) is None:
+                raise ApiError(400, "a file is missing", code="invalid_value", param="video")
+
+            def added() -> dict[str, Any]:
+                with decoded(file.file, param="video", kinds=("picture", "clip")) as upload:
+                    return add_character(settings.runs, fields.name, upload).content
+
+            return await run_in_threadpool(added)
+
+    @router.get("/v1/videos/characters", summary="List characters")
+    def list_characters() -> dict[str, Any]:
+        return {"object": "list", "data": [each.content for each in all_characters(settings.runs)]}
+
+    @router.get("/v1/videos/characters/{character_id}", summary="Retrieve a character")
+    def retrieve_character(character_id: str) -> dict[str, Any]:
+        if (found := find_character(settings.runs, character_id)) is None:
+            raise ApiError(404, f"no character `{character_id[:80]}`", code="not_found", param="character_id")
+        return found[0].content
+
+    @router.get("/v1/videos/characters/{character_id}/picture", summary="A picture of a character")
+    def picture_of_character(character_id: str) -> Response:
+        found = find_character(settings.runs, character_id)
+        picture = None if found is None else service.pictures.frame(found[1], 0, fps=1)
+        if picture is None:
+            raise ApiError(404, f"no character `{character_id[:80]}`", code="not_found", param="character_id")
+        return Response(picture, media_type="image/jpeg", headers=KEEP)
 
     @router.get("/v1/videos", summary="List videos")
     def list_videos(
@@ -94,13 +155,77 @@ def video_routes(service: Service) -> APIRouter:
         last = int(text) if text.isdigit() and len(text) < 16 else 0
         return StreamingResponse(events(service.followers, video, last), media_type="text/event-stream")
 
+    @router.delete("/v1/videos/{video_id}", summary="Delete a video and its files")
+    def delete(video_id: str) -> dict[str, Any]:
+        service.delete(queue.get(video_id))
+        return {"id": video_id, "object": "video.deleted", "deleted": True}
+
+    @router.post("/v1/videos/{video_id}/remix", summary="The same video under another prompt")
+    async def remix(video_id: str, request: Request) -> JSONResponse:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            fields = fields_of(RemixFields, body)
+
+            def remixed() -> JSONResponse:
+                return shown(service.remix(queue.get(video_id), fields.prompt, seed=fields.seed))
+
+            return await run_in_threadpool(remixed)
+
+    @router.post("/v1/videos/{video_id}/switch", summary="Another prompt for a video that is being generated")
+    async def switch(video_id: str, request: Request) -> JSONResponse:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            fields = fields_of(SwitchFields, body)
+        video = await run_in_threadpool(queue.get, video_id)
+        asked = await run_in_threadpool(lambda: service.switch(video, fields.prompt, cut=fields.cut))
+        return await _answer_switch(service, video, asked.name)
+
+    @router.post("/v1/videos/{video_id}/pause", summary="Stop a video after its block; it keeps its place")
+    def pause(video_id: str) -> JSONResponse:
+        video = queue.get(video_id)
+        queue.pause(video)
+        return shown(video)
+
+    @router.post("/v1/videos/{video_id}/resume", summary="Continue a video that is not complete")
+    def resume(video_id: str) -> JSONResponse:
+        video = queue.get(video_id)
+        queue.resume(video)
+        return shown(video)
+
     @router.post("/v1/videos/{video_id}/cancel", summary="Stop a video for good; what is there of it stays")
     def cancel(video_id: str) -> JSONResponse:
         video = queue.get(video_id)
         queue.cancel(video)
         return shown(video)
 
+    @router.get("/v1/videos/{video_id}/frames/{latent_frame}.jpg", summary="A small picture of a latent frame")
+    def frame(video_id: str, latent_frame: int) -> Response:
+        picture = service.frame(queue.get(video_id), latent_frame)
+        if picture is None:
+            raise ApiError(404, f"the video has no latent frame {latent_frame} yet", code="not_ready")
+        return Response(picture, media_type="image/jpeg", headers=KEEP)
+
+    @router.get("/v1/models", summary="List models")
+    def models() -> dict[str, Any]:
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "llrag"} for name in settings.models]
+        return {"object": "list", "data": data}
+
     return router
+
+
+async def _answer_switch(service: Service, video: Video, name: str) -> JSONResponse:
+    """Where a change of the prompt took place; it is awaited, unless nobody generates the video now."""
+    await run_in_threadpool(video.view.refresh)
+    waited = 0.0
+    while waited < APPLYING:
+        timeline = timeline_of(video)
+        assert timeline is not None
+        for shot in timeline.shots:
+            if shot.name == name:
+                return JSONResponse({"at_seconds": timeline.extent(shot).start_seconds, "at_block": shot.start})
+        if not video.running or service.followers.is_gone(video):
+            break
+        await service.followers.look(video)
+        waited += POLL
+    return JSONResponse({"at_seconds": None, "at_block": None}, status_code=202)
 
 
 def _content(service: Service, video: Video, variant: str) -> Response:
