@@ -20,13 +20,8 @@ export function sharedDraft(info) {
 /** How long the comparison takes on this machine, if the server can tell. */
 async function howLong(info) {
   try {
-    for (let tries = 0; tries < 10; tries += 1) {
-      const { generation_seconds: seconds, fits } = await api.estimate({ ...info.comparison, compare: true });
-      if (seconds !== null) return ` About ${duration(seconds)} on this machine.`;
-      if (!fits) break;
-      await new Promise(resolve => setTimeout(resolve, 1500)); // the server is working it out
-    }
-    return "";
+    const { generation_seconds: seconds } = await api.estimate({ ...info.comparison, compare: true });
+    return seconds === null ? "" : ` About ${duration(seconds)} on this machine.`;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     return "";
