@@ -19,6 +19,7 @@ from llrag_cli.serve.problems import ApiError, error_content, refused
 from llrag_cli.serve.queue import Queue
 from llrag_cli.serve.service import Service
 from llrag_cli.serve.settings import ServeSettings
+from llrag_cli.serve.studio import export_routes, studio_routes
 from llrag_cli.serve.videos import video_routes
 from llrag_cli.serve.workers import Workers
 
@@ -42,6 +43,8 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app = FastAPI(title="llrag", version=version("llrag"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(video_routes(service))
+    app.include_router(export_routes(service))
+    app.include_router(studio_routes(service))
     app.mount("/studio", StaticFiles(directory=PAGE), name="studio")
 
     @app.get("/", include_in_schema=False)

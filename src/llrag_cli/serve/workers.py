@@ -99,6 +99,8 @@ class Workers:
 
     def start(self) -> None:
         """Begin to generate what is in the queue."""
+        for worker in self._workers:
+            worker.start()  # it imports torch meanwhile
         for thread in self._threads:
             thread.start()
 
