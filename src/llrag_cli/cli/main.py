@@ -29,6 +29,7 @@ from llrag_cli.cli.scene import scene_app
 from llrag_cli.cli.serve import serve
 from llrag_cli.cli.storyboard import storyboard
 from llrag_cli.cli.streams import forgiving_streams
+from llrag_cli.cli.studio import studio, watch
 from llrag_cli.cli.train_encoder import train_encoder
 from llrag_cli.cli.verify import verify
 from llrag_cli.errors import LlragError, UsageError
@@ -84,6 +85,8 @@ app.command()(inspect)
 app.command()(collect)
 app.command("train-encoder")(train_encoder)
 app.command("evaluate-encoder")(evaluate_encoder)
+app.command()(studio)
+app.command()(watch)
 app.command()(serve)
 app.command()(doctor)
 app.command()(verify)

@@ -13,6 +13,7 @@ from llrag_cli.errors import RunLockedError, UsageError
 if TYPE_CHECKING:
     from llrag_cli.serve.settings import ServeSettings
 
+DEFAULT_PORT = 8000
 Host = Annotated[str, typer.Option(help="Address to listen on; any but this machine's own asks for a token")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is a free one")]
 Backbones = Annotated[
@@ -38,7 +39,7 @@ Engine = Annotated[
 
 def serve(
     host: Host = "127.0.0.1",
-    port: Port = 8000,
+    port: Port = DEFAULT_PORT,
     backbones: Backbones = None,
     runs: Runs = Path("runs"),
     token: Token = None,
@@ -61,7 +62,7 @@ def serve(
         host=host, backbones=backbones, runs=runs, token=token, names=names, device=device, dtype=dtype,
         offload=offload, attention=attention, compile_=compile_, engine=engine,
     )  # fmt: skip
-    run(settings, port, browse=False)
+    run(settings, port)
 
 
 def require_extra() -> None:
@@ -78,11 +79,11 @@ def require_extra() -> None:
 
 def settings_of(
     *,
-    host: str,
     backbones: list[str] | None,
     runs: Path,
-    token: str | None,
-    names: list[str] | None,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    names: list[str] | None = None,
     device: str,
     dtype: str,
     offload: bool,
@@ -124,23 +125,29 @@ def _workers(engine: str) -> int:
     return int(match[1] or 1)
 
 
-def run(settings: ServeSettings, port: int, *, browse: bool, path: str = "/") -> None:
-    """Serve until Ctrl-C; print where, and open a browser there if asked for."""
+def run(settings: ServeSettings, port: int | None, *, browse: bool = False, fragment: str = "") -> None:
+    """Serve until Ctrl-C; print where, and open a browser there if asked for. No port is 8000, or a free one."""
     from llrag_cli.cli import console
 
     with console.working("starting"):
         from llrag_cli.serve.running import bound, serve
 
-        opened = bound(settings.host, port)
+        try:
+            opened = bound(settings.host, DEFAULT_PORT if port is None else port)
+        except UsageError:
+            if port is not None:
+                raise
+            opened = bound(settings.host, 0)
     address = address_of(settings.host, opened.getsockname()[1])
+    address += f"/{fragment}" if settings.token is None else f"/?token={settings.token}{fragment}"
 
     def ready() -> None:
-        console.result(f"{address}{path}" if settings.token is None else f"{address}/?token={settings.token}")
+        console.result(address)
         console.note(f"models: {', '.join(settings.models)}; runs in `{settings.runs}`; Ctrl-C stops the server")
         if browse:
             import webbrowser
 
-            webbrowser.open(f"{address}{path}")
+            webbrowser.open(address)
 
     try:
         serve(settings, opened, on_ready=ready)

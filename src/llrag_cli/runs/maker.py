@@ -45,7 +45,9 @@ from llrag_cli.scenes.timeline import Timeline, next_shot, one_shot, plan_timeli
 # raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
 Existing = Literal["refuse", "replace", "resume", "renew"]
 Between = Callable[[Session], None]  # called between blocks
-SEGMENT_SECONDS = 4.0  # of video that are encoded together; a killed run has to encode at most as much again
+# Seconds of video that are encoded together: one that is watched while it is generated shows them late by so much, and
+# a killed run has to encode at most as much again.
+SEGMENT_SECONDS = 1.5
 
 
 def _ignore(progress: Progress) -> None:

@@ -28,11 +28,11 @@ PAGE = Path(__file__).with_name("page")
 
 def create_app(settings: ServeSettings) -> FastAPI:
     """The application of a server. Its workers run from startup to shutdown."""
-    service = Service(settings, Queue(settings.runs, settings.limits))
+    service = Service(settings, Queue(settings.runs, settings.limits, read_only=not settings.workers))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(service.queue, settings.computing, settings.workers)
+        workers = Workers(service.queue, settings)
         workers.start()
         try:
             yield

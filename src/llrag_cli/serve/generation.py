@@ -11,6 +11,8 @@ from llrag_cli.engine.pipeline import Pipeline, memory_plan
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragError, RunLockedError
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.family import family_of
+from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.maker import make_video, resume_video
 from llrag_cli.scenes.timeline import Timeline
@@ -28,6 +30,13 @@ class Generator:
         self._computing = computing
         self._loaded: Pipeline | None = None
         self._dtype = ""  # it was asked for with
+
+    def warm_up(self, model: str) -> None:
+        """Load a model if that takes no time worth speaking of."""
+        config, computing = load_config(model), self._computing
+        if family_of(config).bundled:
+            self._loaded = Pipeline.load(config, device=computing.device, dtype=computing.dtype)
+            self._dtype = computing.dtype
 
     def attempt(self, folder: Path) -> Finished:
         """Generate what is missing of the run of a job."""

@@ -25,7 +25,9 @@ def status_of(video: Video) -> Status:
     if video.running:
         return "cancelled" if job is not None and job.wanted == "cancel" else "running"
     if job is not None and job.outcome is None:
-        return "cancelled" if job.wanted == "cancel" else "queued"
+        if job.wanted == "cancel":
+            return "cancelled"
+        return "running" if video.view.owner is not None else "queued"
     if job is not None and job.outcome == "failed":
         return "failed"
     if record is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -53,7 +54,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 def serve(settings: ServeSettings, opened: socket.socket, *, on_ready: Callable[[], None]) -> None:
     """Serve on a socket until SIGINT or SIGTERM; ``on_ready`` is called when requests are answered."""
-    with only_server(settings.runs):
+    with only_server(settings.runs) if settings.workers else nullcontext():
         app = create_app(settings)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=30

@@ -55,11 +55,7 @@ class Service:
 
     def accept(self, plan: Plan, upload: Upload | None = None) -> list[Video]:
         """Put the jobs of a plan into the queue, each with a copy of the file that was uploaded."""
-        if not self.settings.workers:
-            raise ApiError(
-                503, "this server shows videos, and generates none", code="view_only",
-                hint="another server uses this folder of runs; send the request to that one",
-            )  # fmt: skip
+        self.queue.require_writable()
         self.queue.require_room(len(plan.jobs))
         jobs = [job if upload is None else self._with_copy(job, upload) for job in plan.jobs]
         return self.queue.add(jobs)

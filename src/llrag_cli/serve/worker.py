@@ -17,10 +17,11 @@ from llrag_cli.serve.settings import Computing
 from llrag_cli.signals import interrupts
 
 
-def serve_jobs(connection: Connection, computing: Computing, processes: int) -> None:
+def serve_jobs(connection: Connection, computing: Computing, processes: int, model: str) -> None:
     """Generate the jobs that are sent, and send how each ended, until the connection is closed.
 
-    SIGTERM ends a job as Ctrl-C does, with its files complete, and then the process.
+    The embedded model is loaded at once, if it is the default ``model``. SIGTERM ends a job as Ctrl-C does, with its
+    files complete, and then the process.
     """
     begin_worker(processes)
     from llrag_cli.serve.generation import Generator  # torch is imported here
@@ -28,6 +29,7 @@ def serve_jobs(connection: Connection, computing: Computing, processes: int) -> 
     generator = Generator(computing)
     try:
         with interrupts([signal.SIGTERM], together=float("inf")):
+            generator.warm_up(model)
             while (folder := _received(connection)) is not None:
                 outcome = generator.attempt(folder)
                 with suppress(OSError):

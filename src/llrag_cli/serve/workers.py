@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 from llrag_cli.serve.jobs import Finished, JobError
 from llrag_cli.serve.queue import Queue, Video
-from llrag_cli.serve.settings import Computing
+from llrag_cli.serve.settings import ServeSettings
 from llrag_cli.serve.worker import serve_jobs
 
 TICK = 0.2  # seconds
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Worker:
     """One process, which is started when it is needed and kept for the next job."""
 
-    def __init__(self, computing: Computing, processes: int) -> None:
-        self._computing, self._processes = computing, processes
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
 
@@ -35,7 +35,10 @@ class Worker:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=serve_jobs, args=(theirs, self._computing, self._processes), name="llrag-worker", daemon=True
+            target=serve_jobs,
+            args=(theirs, self._settings.computing, self._settings.workers, self._settings.models[0]),
+            name="llrag-worker",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -89,9 +92,9 @@ class Worker:
 class Workers:
     """Some workers, each with a thread that takes the next job of the queue."""
 
-    def __init__(self, queue: Queue, computing: Computing, count: int) -> None:
+    def __init__(self, queue: Queue, settings: ServeSettings) -> None:
         self._queue = queue
-        self._workers = [Worker(computing, count) for _ in range(count)]
+        self._workers = [Worker(settings) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"worker-{number}", daemon=True)
             for number, worker in enumerate(self._workers)
@@ -100,7 +103,7 @@ class Workers:
     def start(self) -> None:
         """Begin to generate what is in the queue."""
         for worker in self._workers:
-            worker.start()  # it imports torch meanwhile
+            worker.start()  # it gets ready meanwhile
         for thread in self._threads:
             thread.start()
 
