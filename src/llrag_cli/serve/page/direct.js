@@ -8,8 +8,8 @@ import { announce } from "./notices.js";
 import { isOpen, statusSentence } from "./video.js";
 
 export class Direct {
-  constructor(follower) {
-    this.follower = follower;
+  constructor(follower, info) {
+    Object.assign(this, { follower, generates: info.generates });
     this.status = h("p", { class: "status" });
     this.progress = h("progress", { "aria-label": "Blocks generated" });
     this.pause = actionButton("Pause generation", () => this.#take(api.pause(this.id)), { class: "quiet" });
@@ -105,9 +105,10 @@ export class Direct {
     Object.assign(this.progress, { max: blocks || 1, value: block });
     this.#swap(this.pause, this.resume, paused);
     for (const button of [this.pause, this.resume]) button.disabled = !open;
-    this.stop.parentElement.hidden = !open;
-    this.now.hidden = !open;
-    this.then.hidden = open || !block;
+    this.stop.parentElement.hidden = !open || !this.generates;
+    this.now.hidden = !open || !this.generates;
+    this.then.hidden = open || !block || !this.generates;
+    for (const button of this.then.querySelectorAll("button")) button.disabled = !video.llrag.extendable; // its files may not be complete yet
     const state = `${status} ${paused}`;
     if (this.state !== undefined && state !== this.state) announce(text);
     this.state = state;

@@ -89,7 +89,7 @@ export async function groupView(id, info) {
   for (const member of members) {
     const { video } = member.follower;
     const subtitle = compare ? (isNative(video) ? "the last moments only" : `strategy ${video.llrag.memory}`) : `seed ${video.llrag.seed}`;
-    grid.append(member.figure(together, compare ? null : picks.button(video.id, member.name), subtitle));
+    grid.append(member.figure(together, compare || !info.generates ? null : picks.button(video.id, member.name), subtitle));
   }
   picks.show(group.picked);
   const transport = new Transport(together, {

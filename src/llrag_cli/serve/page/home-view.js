@@ -57,6 +57,11 @@ function picture() {
     h("span", { class: "frame here" }), h("span", { class: "frame here" }), h("span", { class: "frame there" }), h("span", { class: "frame back" }), h("span", { class: "arc" }));
 }
 
+/** What a server that only shows videos has to say. */
+function viewOnly() {
+  return h("section", { class: "panel", "aria-labelledby": "view-only" }, h("h1", { id: "view-only", tabindex: "-1" }, "Watching only"), h("p", {}, "This server shows videos and generates none. Start ", h("code", {}, "llrag studio"), " to write and direct."));
+}
+
 export function homeView(info, { library: atLibrary }) {
   const composer = new Composer(sharedDraft(info), info);
   const library = new Library(info, {
@@ -65,8 +70,9 @@ export function homeView(info, { library: atLibrary }) {
       composer.references.element.scrollIntoView({ block: "center" });
     },
   });
-  const element = h("div", { class: "home" }, info.first_visit ? welcome(info) : null, composer.element, library.element);
-  if (info.first_visit) {
+  const first = info.first_visit && info.generates;
+  const element = h("div", { class: "home" }, first ? welcome(info) : null, info.generates ? composer.element : viewOnly(), library.element);
+  if (first) {
     const heading = composer.element.querySelector("h1");
     heading.replaceWith(h("h2", { id: "write" }, "Or write a scene"));
   }

@@ -110,10 +110,10 @@ export class Library {
       h(
         "div",
         { class: "menu" },
-        h("a", { class: "button quiet", href: `#/video/${video.id}`, "data-action": "extend" }, "Watch and extend"),
-        playable ? h("button", { type: "button", class: "quiet", "data-action": "reference", onclick: () => this.#reference(video) }, "Use as a reference") : null,
+        h("a", { class: "button quiet", href: `#/video/${video.id}`, "data-action": "extend" }, this.info.generates ? "Watch and extend" : "Watch"),
+        playable && this.info.generates ? h("button", { type: "button", class: "quiet", "data-action": "reference", onclick: () => this.#reference(video) }, "Use as a reference") : null,
         playable ? h("p", { class: "row tight exports" }, "Export: ", exported) : null,
-        actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
+        this.info.generates && actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
       ),
     );
   }

@@ -13,7 +13,7 @@ let leave = () => {};
 
 /** The view for a route, as {title, element, leave}. */
 async function view([name, argument]) {
-  if (name === "video" && argument) return watchView(argument, info);
+  if ((name === "video" || name === "videos") && argument) return watchView(argument, info);
   if (name === "group" && argument) return groupView(argument, info);
   if (name === "run" && argument) {
     const video = await api.open(argument);

@@ -20,7 +20,7 @@ function uses(follower, info) {
   const { id } = follower.video;
   const remember = h("button", { type: "button", class: "quiet", onclick: () => asReference(follower.video, info) }, "Use as a reference");
   const exported = info.exports.map(format => h("a", { class: "button quiet", href: links.exported(id, format), download: "" }, format.toUpperCase()));
-  const element = h("section", { class: "panel uses", "aria-labelledby": "uses" }, h("h2", { id: "uses" }, "Use"), h("p", { class: "row" }, remember), h("p", { class: "row" }, h("span", {}, "Export"), exported));
+  const element = h("section", { class: "panel uses", "aria-labelledby": "uses" }, h("h2", { id: "uses" }, "Use"), info.generates ? h("p", { class: "row" }, remember) : null, h("p", { class: "row" }, h("span", {}, "Export"), exported));
   const show = () => (element.hidden = isOpen(follower.video) || !hasPicture(follower.video));
   follower.addEventListener("change", show);
   show();
@@ -49,7 +49,7 @@ export async function watchView(id, info) {
     { class: "watch" },
     h("div", { class: "panel-head" }, h("h1", { tabindex: "-1" }, titleOf(video)), group ? h("a", { href: `#/group/${group}` }, video.llrag.compare_of ? "Show the comparison" : "Show all takes") : null),
     h("div", { class: "screening" }, stage.element, transport.element, timeLine.element, retrieved.element, keys()),
-    h("aside", { "aria-label": "Directing" }, new Direct(follower).element, new Facts(follower, together).element, uses(follower, info)),
+    h("aside", { "aria-label": "Directing" }, new Direct(follower, info).element, new Facts(follower, together).element, uses(follower, info)),
   );
   return {
     title: titleOf(video),
