@@ -28,7 +28,7 @@ from llrag_cli.runs.journal import START, Committed, Journal, read_committed
 from llrag_cli.runs.record import RunRecord
 
 PROMPT = "a red circle on a blue wall"
-SECONDS = 7.0  # five blocks, three of them in a whole segment of the video
+SECONDS = 7.0  # five blocks, each a segment of the video
 FILES = ("latents.safetensors", "memory.jsonl", "video.mp4", "commits.jsonl")
 SAMPLE = 4  # states of each scenario that are resumed
 
@@ -241,7 +241,7 @@ def test_only_segments_from_the_damaged_one_on_are_encoded_again(finished: RunFo
     record, content = finished.read_record(), finished.video.read_bytes()
     finished.video.write_bytes(content[:-9] + b"X" + content[-8:])
     found = committed_of(finished, record)
-    assert (found.video.blocks, found.video_has_changed) == (3, False)  # what follows the mark is cut off anyway
+    assert (found.video.blocks, found.video_has_changed) == (4, False)  # what follows the mark is cut off anyway
     finished.video.write_bytes(b"X" + content[1:])
     assert (committed_of(finished, record).video, committed_of(finished, record).video_has_changed) == (START, True)
     finished.video.write_bytes(content[: found.video.bytes - 1])
@@ -275,5 +275,5 @@ def test_runs_without_checksums_of_the_video_are_read(pipeline: Pipeline, finish
     finished.commits.write_text(old)
     assert finished.is_finished(finished.read_record())
     found = committed_of(finished, record)
-    assert (found.video.blocks, found.video_has_changed) == (3, False)
+    assert (found.video.blocks, found.video_has_changed) == (4, False)
     assert make_video(pipeline, PROMPT, finished, seconds=SECONDS + 2, existing="resume").video_crc32 is not None

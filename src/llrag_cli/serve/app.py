@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -17,6 +17,7 @@ from llrag_cli.errors import LlragError
 from llrag_cli.serve.guard import Guard
 from llrag_cli.serve.problems import ApiError, error_content, refused
 from llrag_cli.serve.queue import Queue
+from llrag_cli.serve.reference import docs_page
 from llrag_cli.serve.service import Service
 from llrag_cli.serve.settings import ServeSettings
 from llrag_cli.serve.studio import export_routes, studio_routes
@@ -50,6 +51,10 @@ def create_app(settings: ServeSettings) -> FastAPI:
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", media_type="text/html", headers={"cache-control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
 
     @app.exception_handler(ApiError)
     async def refuse(request: Request, error: ApiError) -> JSONResponse:

@@ -9,7 +9,7 @@ import json
 import socket
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,7 +86,7 @@ class Guard:
     def _require_host(self, headers: Mapping[str, str]) -> None:
         """Names that do not belong to this machine are refused: somebody made them point here."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _split(f"//{host}").hostname or ""
         if name.lower() in self._names or f"[{name.lower()}]" in self._names:
             return
         if not self._settings.is_local and _is_address(name):
@@ -100,7 +100,7 @@ class Guard:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         foreign = ApiError(403, "requests of pages from elsewhere are refused", code="foreign_origin")
         if origin is not None:
-            parts = urlsplit(origin)
+            parts = _split(origin)
             if parts.scheme not in ("http", "https") or parts.netloc.lower() != headers.get("host", "").lower():
                 raise foreign
         visiting = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET" and scope["path"] == "/"
@@ -173,6 +173,14 @@ async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, st
     pairs.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; of one that is none, nothing."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _equal(one: str, other: str) -> bool:

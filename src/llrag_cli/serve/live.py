@@ -55,14 +55,16 @@ async def growing_video(followers: Followers, video: Video) -> AsyncIterator[byt
     position, resumed = 0, _resumptions(video)
     while True:
         over = is_over(video)
-        if (now := _resumptions(video)) != resumed:
+        content = await run_sync(_boxes, video, position)
+        if (now := _resumptions(video)) != resumed:  # what was read may be of either file
             resumed, position = now, min(position, video.view.marked_bytes)
-        while content := await run_sync(_boxes, video, position):
+        elif content:
             position += len(content)
             yield content
-        if over or followers.is_gone(video):
+        elif over or followers.is_gone(video):
             return
-        await followers.look(video)
+        else:
+            await followers.look(video)
 
 
 def _resumptions(video: Video) -> int:
@@ -70,7 +72,10 @@ def _resumptions(video: Video) -> int:
 
 
 def _boxes(video: Video, position: int) -> bytes:
-    """The next whole boxes of the file from a position on; nothing if there is none yet."""
+    """The next whole boxes of the file from a position on; nothing if there is none yet.
+
+    The view is refreshed after that: a run records that it is resumed before it cuts its file back.
+    """
     size = PIECE
     try:
         with video.view.folder.video.open("rb") as file:
@@ -83,6 +88,8 @@ def _boxes(video: Video, position: int) -> bytes:
                 size *= 2
     except OSError:
         return b""
+    finally:
+        video.view.refresh()
 
 
 async def opened(followers: Followers, video: Video) -> bool:
