@@ -7,7 +7,7 @@ import { h } from "./dom.js";
 import { Draft } from "./draft.js";
 import { duration } from "./format.js";
 import { Library } from "./library.js";
-import { newScene } from "./scene.js";
+import { freeName, newScene, withReference } from "./scene.js";
 
 let draft;
 
@@ -62,11 +62,25 @@ function viewOnly() {
   return h("section", { class: "panel", "aria-labelledby": "view-only" }, h("h1", { id: "view-only", tabindex: "-1" }, "Watching only"), h("p", {}, "This server shows videos and generates none. Start ", h("code", {}, "llrag studio"), " to write and direct."));
 }
 
-export function homeView(info, { library: atLibrary }) {
-  const composer = new Composer(sharedDraft(info), info);
+/** The library alone. */
+export function libraryView(info) {
   const library = new Library(info, {
     onreference: (name, id) => {
-      composer.references.add(name, id);
+      const shared = sharedDraft(info);
+      shared.change(withReference(shared.scene, freeName(shared.scene, name), { path: id }));
+      location.hash = "#/";
+    },
+    heading: "h1",
+  });
+  return { title: "Library", element: library.element, leave: () => library.close() };
+}
+
+export function homeView(info) {
+  const composer = new Composer(sharedDraft(info), info);
+  const library = new Library(info, {
+    heading: "h2",
+    onreference: (name, id) => {
+      composer.references.add(freeName(composer.draft.scene, name), id);
       composer.references.element.scrollIntoView({ block: "center" });
     },
   });
@@ -76,10 +90,5 @@ export function homeView(info, { library: atLibrary }) {
     const heading = composer.element.querySelector("h1");
     heading.replaceWith(h("h2", { id: "write" }, "Or write a scene"));
   }
-  return {
-    title: "",
-    element,
-    leave: () => library.close(),
-    entered: () => atLibrary && (library.element.scrollIntoView(), library.heading.focus({ preventScroll: true })),
-  };
+  return { title: "", element, leave: () => library.close() };
 }

@@ -10,11 +10,11 @@ import { freeNameOf, hasPicture, isTiny, memoryName, statusName, titleOf } from 
 const EVERY = 4000; // milliseconds between looks while the page is open
 
 export class Library {
-  /** `onreference(name, id)` is called to remember a video in the scene that is being written. */
-  constructor(info, { onreference }) {
-    Object.assign(this, { info, onreference });
+  /** `onreference(name, id)` is called to remember a video in the scene that is being written; `heading` is h1 or h2. */
+  constructor(info, { onreference, heading }) {
+    Object.assign(this, { info, onreference, below: heading === "h1" ? "h2" : "h3" });
     this.cards = new Map(); // id -> {text of what is shown, element}
-    this.heading = h("h2", { id: "library", tabindex: "-1" }, "Library");
+    this.heading = h(heading, { id: "library", tabindex: "-1" }, "Library");
     this.count = h("span", { class: "dim" });
     this.list = h("ul", { class: "cards", "aria-busy": "true" });
     this.empty = h("p", { class: "empty" }, "Loading the library");
@@ -88,7 +88,7 @@ export class Library {
     return h(
       "div",
       { class: "card-words" },
-      h("h3", {}, h("a", { href: `#/video/${video.id}`, "data-action": "open" }, titleOf(video))),
+      h(this.below, { class: "card-title" }, h("a", { href: `#/video/${video.id}`, "data-action": "open" }, titleOf(video))),
       h("p", { class: "dim" }, facts.join(" · ")),
       h(
         "p",

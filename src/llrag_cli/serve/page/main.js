@@ -4,7 +4,7 @@ import { ApiError, api } from "./api.js";
 import { h } from "./dom.js";
 import { sentence, settle } from "./notices.js";
 import { groupView } from "./group-view.js";
-import { homeView } from "./home-view.js";
+import { homeView, libraryView } from "./home-view.js";
 import { watchView } from "./watch-view.js";
 
 const main = document.getElementById("main");
@@ -21,7 +21,7 @@ async function view([name, argument]) {
     return null;
   }
   info = await api.info(); // whether there are videos may have changed
-  return homeView(info, { library: name === "library" });
+  return name === "library" ? libraryView(info) : homeView(info);
 }
 
 function problem(error) {
@@ -59,12 +59,11 @@ async function route(event) {
   leave = shown.leave ?? (() => {});
   main.replaceChildren(shown.element);
   document.title = shown.title ? `${shown.title} · llrag studio` : "llrag studio";
-  shown.entered?.();
   for (const link of document.querySelectorAll("nav a")) {
     link.toggleAttribute("aria-current", link.getAttribute("href") === `#/${address[0]}`);
     if (link.hasAttribute("aria-current")) link.setAttribute("aria-current", "page");
   }
-  if (event && address[0] !== "library") {
+  if (event) {
     scrollTo(0, 0);
     main.querySelector("h1")?.focus({ preventScroll: true });
   }

@@ -17,7 +17,7 @@ export class SettingsEditor {
     };
     this.model = select(info.models.map(({ id, bundled }) => [id, bundled ? `${id} (included)` : id]), "", backbone => set({ backbone }));
     const strategies = info.strategies.filter(name => name !== "none").map(name => [name, `retrieval: ${name}`]);
-    this.memory = select([["", "retrieval, the model's own rule"], ["none", "native, without retrieval"], ...strategies], "", memory => set({ memory }));
+    this.memory = select([["", "retrieval"], ["none", "native, without retrieval"], ...strategies], "", memory => set({ memory }));
     this.seed = h("input", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random", oninput: () => this.#number(this.seed, "seed", set) });
     this.takes = h("input", { type: "number", min: 1, max: 256, placeholder: "1", oninput: () => this.#number(this.takes, "takes", set) });
     this.size = h("input", { type: "text", placeholder: "as the model", pattern: "[0-9]+x[0-9]+", oninput: () => this.size.validity.valid && extra({ size: this.size.value }) });

@@ -7,6 +7,7 @@ const APART = 0.25; // seconds between two videos before one jumps; smaller gaps
 
 export class Together extends EventTarget {
   playing = !calm(); // plays as soon as there is something, unless the person asked for less motion
+  ended = false; // whether it stopped because it came to the end
   newest = false;
 
   constructor(sources) {
@@ -47,6 +48,7 @@ export class Together extends EventTarget {
   toggle() {
     if (this.lead?.element.ended) this.seek(0);
     this.playing = !this.playing || this.lead?.element.ended === true;
+    this.ended = false;
     if (!this.playing) this.newest = false;
     this.#changed();
   }
@@ -77,20 +79,25 @@ export class Together extends EventTarget {
     if (this.playing && element.ended && lead.complete) {
       this.playing = false;
       this.newest = false;
+      this.ended = true;
       this.#changed();
     }
     if (this.newest && lead.edge - element.currentTime > BEHIND) element.currentTime = lead.edge - BEHIND / 4;
     this.#run(element, this.playing);
     element.playbackRate = 1;
     for (const other of this.started) if (other !== lead) this.#keepUp(other, element);
+    this.before = element.currentTime;
     this.dispatchEvent(new Event("tick"));
   }
 
-  /** A video that begins after the others: all go back to the start, to be seen together. */
+  /** A video that begins after the others joins them; where it is too short for that, all go back to the start. */
   #welcome() {
     for (const source of this.started) {
       if (this.begun.has(source)) continue;
-      if (this.begun.size && this.time > source.edge) this.seek(0);
+      if (this.begun.size) {
+        this.seek(this.before < source.edge ? this.before : 0);
+        this.playing ||= this.ended;
+      }
       this.begun.add(source);
     }
   }
