@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -172,6 +175,21 @@ def test_what_is_paused_cancelled_and_extended(server: Program) -> None:
     server.finished(other)
     for name in FILES:
         assert (server.runs / identifier / name).read_bytes() == (server.runs / other / name).read_bytes(), name
+
+
+def test_the_examples_of_the_documentation_run(server: Program, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    (shell,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for command, text in ((["bash", "-e"], shell), ([sys.executable, "-W", "ignore"], code)):
+        assert "http://127.0.0.1:8000" in text
+        given = text.replace("http://127.0.0.1:8000", server.address)
+        done = subprocess.run(command, input=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "completed 4.125 256x256\nTrue 7.125\n"
+    assert (tmp_path / "events.txt").read_text().rstrip().splitlines()[-2] == "event: done"
+    assert len(read_video(tmp_path / "circle.mp4")) == len(read_video(tmp_path / "cross.mp4")) == 33
+    assert (tmp_path / "circle.jpg").read_bytes()[:2] == b"\xff\xd8"
 
 
 def test_slow_clients_do_not_keep_others_waiting(server: Program, made: Any) -> None:
