@@ -19,6 +19,7 @@ BUTTON = "[...document.querySelectorAll('button')].find(each => each.textContent
 PLAYS = "document.querySelector('video')?.currentTime > {}"
 STATUS = "document.querySelector('.direct .status')?.textContent"
 POSITION = "Number(document.querySelector('.time-line')?.ariaValueNow)"
+VIDEOS = "[...document.querySelectorAll('video')]"
 WALL = """(() => {
   const video = document.querySelector('video'), canvas = document.createElement('canvas');
   const context = canvas.getContext('2d');
@@ -106,17 +107,14 @@ def test_an_empty_studio_offers_the_comparison(browser: Any, address: str) -> No
             "Native the last moments only",
             "Retrieval strategy nearest",
         ]
-        wait_until(page, "[...document.querySelectorAll('video')].every(each => each.currentTime > 0)")
+        wait_until(page, f"{VIDEOS}.every(each => each.currentTime > 0)")
         states = "[...document.querySelectorAll('.member .status')].map(each => each.textContent)"
         wait_until(page, f"{states}.every(text => text.startsWith('Finished'))")
         page.get_by_role("slider").first.focus()
         page.keyboard.press("Home")
         wait_until(page, f"{POSITION} < 0.5")
         page.keyboard.press("End")
-        wait_until(
-            page,
-            "[...document.querySelectorAll('video')].every(each => each.paused && each.duration - each.currentTime < 0.1)",
-        )
+        wait_until(page, f"{VIDEOS}.every(each => each.paused && each.duration - each.currentTime < 0.1)")
         native, retrieval = page.locator(".member").all()
         assert "nothing is retrieved" in native.inner_text()
         assert native.locator(".thumbnails button").count() == 0

@@ -64,6 +64,7 @@ export const api = {
 };
 
 export const links = {
+  character: id => `/v1/videos/characters/${part(id)}/picture`,
   live: id => video(id, "/live"),
   events: id => video(id, "/events"),
   file: id => video(id, "/content"),

@@ -105,8 +105,7 @@ export class ReferencesEditor {
   }
 
   #picture(id) {
-    const source = this.previews.get(id) ?? (id.startsWith("video_") ? links.thumbnail(id) : null);
-    return source ? h("img", { src: source, alt: "" }) : h("span", { class: "no-picture", "aria-hidden": "true" });
+    return h("img", { src: this.previews.get(id) ?? (id.startsWith("char_") ? links.character(id) : links.thumbnail(id)), alt: "" });
   }
 
   #rename(name, input) {
