@@ -5,9 +5,9 @@ import { ApiError, api, links } from "./api.js";
 import { h } from "./dom.js";
 import { plural, timecode, when } from "./format.js";
 import { announce } from "./notices.js";
-import { freeNameOf, hasPicture, isTiny, memoryName, statusName, titleOf } from "./video.js";
+import { freeNameOf, hasPicture, isOpen, isTiny, memoryName, statusName, titleOf } from "./video.js";
 
-const EVERY = 4000; // milliseconds between looks while the page is open
+const [OFTEN, SELDOM] = [3000, 15000]; // milliseconds between looks, while something is generated and otherwise
 
 export class Library {
   /** `onreference(name, id)` is called to remember a video in the scene that is being written; `heading` is h1 or h2. */
@@ -36,10 +36,11 @@ export class Library {
       this.empty.hidden = false;
       this.empty.textContent = "The library cannot be read at the moment.";
     }
-    if (!this.closed) this.timer = setTimeout(() => this.#refresh(), EVERY);
+    if (!this.closed) this.timer = setTimeout(() => this.#refresh(), this.busy ? OFTEN : SELDOM);
   }
 
   #show(videos) {
+    this.busy = videos.some(isOpen);
     this.list.setAttribute("aria-busy", "false");
     this.empty.hidden = videos.length > 0;
     this.empty.textContent = "No videos yet. Videos made in the studio or on the command line, in the same runs folder, appear here.";
@@ -113,7 +114,8 @@ export class Library {
         h("a", { class: "button quiet", href: `#/video/${video.id}`, "data-action": "extend" }, this.info.generates ? "Watch and extend" : "Watch"),
         playable && this.info.generates ? h("button", { type: "button", class: "quiet", "data-action": "reference", onclick: () => this.#reference(video) }, "Use as a reference") : null,
         playable ? h("p", { class: "row tight exports" }, "Export: ", exported) : null,
-        this.info.generates && actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
+        // runs of the command line are not the server's to delete
+        this.info.generates && video.id.startsWith("video_") && actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
       ),
     );
   }

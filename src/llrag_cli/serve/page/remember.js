@@ -7,7 +7,7 @@ import { nameOf, rememberable, withShot } from "./scene.js";
 export class Remember {
   constructor(onchange) {
     this.onchange = onchange;
-    this.kind = select([["all", "everything before"], ["none", "nothing"], ["names", "only ..."]], "all", kind => this.#choose(kind));
+    this.kind = select([["all", "everything"], ["none", "nothing"], ["names", "only ..."]], "all", kind => this.#choose(kind));
     this.names = h("div", { class: "checks", role: "group", "aria-label": "Shots and references to remember" });
     this.element = h("div", { class: "remember" }, field("Remembers", this.kind, { className: "inline" }), this.names);
   }

@@ -47,7 +47,9 @@ export class Retrieved {
 
   #thumbnail({ frame, seconds, similarity, source }) {
     const place = seconds === null ? source ?? "a reference" : timecode(seconds);
-    const image = h("span", { class: "picture" }, seconds === null ? "reference" : h("img", { src: links.frame(this.follower.video.id, frame), alt: "" }));
+    const { id } = this.follower.video;
+    const known = seconds !== null || id.startsWith("video_"); // references of other runs are files that the server does not show
+    const image = h("span", { class: "picture" }, known ? h("img", { src: links.frame(id, frame), alt: "" }) : "reference");
     const label = `${seconds === null ? "Reference" : "Moment"} ${place}, similarity ${similarity.toFixed(2)}`;
     const properties = { type: "button", "data-frame": frame, "aria-label": label, onclick: () => seconds !== null && this.together.seek(seconds) };
     return h("li", {}, h("button", properties, image, h("span", {}, place), h("span", { class: "dim" }, similarity.toFixed(2))));

@@ -19,7 +19,7 @@ export class SettingsEditor {
     const strategies = info.strategies.filter(name => name !== "none").map(name => [name, `retrieval: ${name}`]);
     this.memory = select([["", "retrieval"], ["none", "native, without retrieval"], ...strategies], "", memory => set({ memory }));
     this.seed = h("input", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random", oninput: () => this.#number(this.seed, "seed", set) });
-    this.takes = h("input", { type: "number", min: 1, max: 256, placeholder: "1", oninput: () => this.#number(this.takes, "takes", set) });
+    this.takes = h("input", { type: "number", min: 1, max: info.limits.takes, placeholder: "1", oninput: () => this.#number(this.takes, "takes", set) });
     this.size = h("input", { type: "text", placeholder: "as the model", pattern: "[0-9]+x[0-9]+", oninput: () => this.size.validity.valid && extra({ size: this.size.value }) });
     this.decoder = select([["", "full"], ["tiny", "tiny: a fast preview"]], "", decoder => extra({ decoder }));
     this.style = h("input", { type: "text", maxlength: 20000, placeholder: "35mm, soft morning light", oninput: () => set({ style: this.style.value }) });
