@@ -15,6 +15,7 @@ from llrag_cli.serve import live
 from llrag_cli.serve.live import Followers, events, growing_video, opened
 from llrag_cli.serve.queue import Queue, Video
 from llrag_cli.serve.settings import Limits
+from llrag_cli.serve.videos import first_bytes
 from llrag_cli.serve.views import RunView, codecs_of, whole_boxes
 from serve.serving import MODEL, OTHER, PROMPT, events_of
 
@@ -171,6 +172,13 @@ def test_events_tell_blocks_switches_and_the_end(growing: Growing, made: RunFold
     assert told[-1][1] == "done" and told[-1][2] == {"status": "completed", "seconds": 10.125}
     again = asyncio.run(tell(9, lambda: None))
     assert [(number, kind) for number, kind, _ in again if kind in ("block", "switch")] == log[5:]
+
+
+def test_a_download_of_a_growing_file_has_the_length_it_began_with(growing: Growing) -> None:
+    growing.grow(2, 1000)
+    parts = first_bytes(growing.folder.video, 800)
+    growing.grow(3, 2000)
+    assert b"".join(parts) == growing.video[:800]
 
 
 def test_a_video_without_frames_is_no_stream(tmp_path: Path) -> None:

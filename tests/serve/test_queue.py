@@ -82,6 +82,14 @@ def test_a_damaged_job_is_no_end_of_the_server(tmp_path: Path) -> None:
     assert video_object(again, again.get(video.id))["error"]["message"]
 
 
+def test_a_job_that_was_copied_here_is_not_run(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "one", Limits())
+    (video,) = queue.add([job()])
+    shutil.copytree(video.folder, tmp_path / "two/elsewhere")
+    again = Queue(tmp_path / "two", Limits())
+    assert again.waiting() == [] and [status_of(each) for each in again.videos()] == ["failed"]
+
+
 def test_runs_of_others_are_in_the_library_and_can_be_extended(runs: Path) -> None:
     queue = Queue(runs, Limits())
     (video,) = queue.videos()

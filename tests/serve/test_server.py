@@ -167,7 +167,7 @@ def test_what_is_paused_cancelled_and_extended(server: Program) -> None:
     stopped = server.wait_for(identifier, lambda video: video["llrag"]["extendable"])
     assert (stopped["status"], stopped["error"]["code"]) == ("failed", "cancelled")
     done = stopped["llrag"]["block"]
-    assert 1 <= done < 20 and stopped["llrag"]["blocks_total"] == 20
+    assert 1 <= done < 21 and stopped["llrag"]["blocks_total"] == 21
     extended = server.call("POST", "/v1/videos/extensions", json={"video": identifier, "seconds": "1"})
     assert extended.json()["llrag"]["blocks_total"] == done + 1
     seconds = server.finished(identifier)["seconds"]

@@ -226,6 +226,23 @@ class RayCluster:
         self, work: Callable[[Job], Result], jobs: Sequence[Job], *, on_tick: Callable[[], None]
     ) -> Generator[Outcome[Result], None, None]:
         """As ``Engine.run``; Ray retries the job of a dead worker."""
+        with self.connected() as ray:
+            remote: Any = ray.remote(num_cpus=1, num_gpus=self.gpus_of_a_job(ray), max_retries=TRIES - 1)(attempt)
+            waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
+            while waiting:
+                with redirect_stdout(sys.stderr):  # Ray prints messages about dead workers
+                    done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
+                on_tick()
+                for reference in done:
+                    number = waiting.pop(reference)
+                    try:
+                        yield ray.get(reference)
+                    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+                        yield crashed(number)
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """The module of Ray, connected to the cluster in this context."""
         try:
             import ray
         except ImportError:
@@ -243,19 +260,12 @@ class RayCluster:
                 hint="start a Ray cluster there, or name the address of another one",
             ) from error
         try:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) > 0)
-            remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(attempt)
-            waiting = {remote.remote(work, number, job): number for number, job in enumerate(jobs)}
-            while waiting:
-                with redirect_stdout(sys.stderr):  # Ray prints messages about dead workers
-                    done, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
-                on_tick()
-                for reference in done:
-                    number = waiting.pop(reference)
-                    try:
-                        yield ray.get(reference)
-                    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                        yield crashed(number)
+            yield ray
         finally:
             ray.shutdown()
+
+    def gpus_of_a_job(self, ray: Any) -> float:
+        """GPUs that each job has: those that were asked for, or else one if the cluster has any."""
+        if self.gpus is not None:
+            return self.gpus
+        return float(ray.cluster_resources().get("GPU", 0) > 0)

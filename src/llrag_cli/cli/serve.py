@@ -33,7 +33,12 @@ Names = Annotated[
     typer.Option("--allow-host", metavar="NAME", help="Further host name that requests may be sent to; repeatable"),
 ]
 Engine = Annotated[
-    str, typer.Option(metavar="ENGINE", help="local, or local:N for N videos at the same time", **COMPUTING)
+    str,
+    typer.Option(
+        metavar="ENGINE",
+        help="Where videos are generated: local, local:N (N at a time), ray[:ADDRESS][?gpus=0.5] (GPUs per video)",
+        **COMPUTING,
+    ),
 ]
 
 
@@ -94,10 +99,12 @@ def settings_of(
     """The settings of a server; everything is checked."""
     import secrets
 
+    from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.serve.models import offered
     from llrag_cli.serve.settings import Computing, ServeSettings, is_loopback
 
+    where = parse_engine(engine)
     RunFolder(runs).require_writable()
     if token is not None and len(token) < 8:
         raise UsageError("the token is shorter than 8 characters", hint="leave out `--token`, and one is generated")
@@ -109,20 +116,10 @@ def settings_of(
         host=host,
         names=tuple(names or ()),
         token=token,
-        workers=_workers(engine),
+        workers=where.count if isinstance(where, Processes) else 1,
+        cluster=where if isinstance(where, RayCluster) else None,
         computing=Computing(device, dtype, offload, attention, compile_),
     )
-
-
-def _workers(engine: str) -> int:
-    import re
-
-    match = re.fullmatch(r"local(?::([1-9]\d?))?", engine)
-    if match is None:
-        raise UsageError(
-            f"unknown engine `{engine}`", hint="`local`, or `local:2` to generate two videos at the same time"
-        )
-    return int(match[1] or 1)
 
 
 def run(settings: ServeSettings, port: int | None, *, browse: bool = False, fragment: str = "") -> None:

@@ -77,5 +77,9 @@ def create_app(settings: ServeSettings) -> FastAPI:
             error_content(error.status_code, str(error.detail)), status_code=error.status_code, headers=error.headers
         )
 
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(error_content(500, "the server failed; its log says why"), status_code=500)
+
     app.add_middleware(Guard, settings=settings)
     return app

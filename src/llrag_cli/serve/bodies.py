@@ -66,9 +66,11 @@ def fields_of(model: type[Model], body: Body, *, files: Sequence[str] = ()) -> M
     return parse_fields(model, body.fields)
 
 
-def described(model: type[BaseModel], file: str) -> dict[str, Any]:
-    """The body of a request in OpenAPI: a form that may have a file, or JSON."""
+def described(model: type[BaseModel], file: str | None = None) -> dict[str, Any]:
+    """The body of a request in OpenAPI: JSON, or a form that may have a file."""
     schema = model.model_json_schema()
+    if file is None:
+        return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
     form = {**schema, "properties": {**schema["properties"], file: {"type": "string", "format": "binary"}}}
     content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": schema}}
     return {"requestBody": {"content": content}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from llrag_cli.config import RunConfig
@@ -35,8 +36,9 @@ class Generator:
         """Load a model if that takes no time worth speaking of."""
         config, computing = load_config(model), self._computing
         if family_of(config).bundled:
-            self._loaded = Pipeline.load(config, device=computing.device, dtype=computing.dtype)
-            self._dtype = computing.dtype
+            with suppress(LlragError):  # it is an error of the first job
+                self._loaded = Pipeline.load(config, device=computing.device, dtype=computing.dtype)
+                self._dtype = computing.dtype
 
     def attempt(self, folder: Path) -> Finished:
         """Generate what is missing of the run of a job."""

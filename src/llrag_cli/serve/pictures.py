@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections import OrderedDict
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 
 from llrag_cli.errors import LlragError
 from llrag_cli.files.ffmpeg import ffmpeg, file_url
@@ -16,11 +16,11 @@ LIMIT = 60.0  # seconds
 
 
 class Pictures:
-    """JPEG pictures of frames, a few at a time, kept in memory."""
+    """JPEG pictures of frames, kept in memory."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Path, int, int], bytes] = OrderedDict()
-        self._lock, self._turns = Lock(), BoundedSemaphore(2)
+        self._lock = Lock()
 
     def frame(self, video: Path, number: int, *, fps: int, side: int = SIDE) -> bytes | None:
         """A frame of a video file by its number; None if the file does not have it. Frames never change."""
@@ -30,8 +30,7 @@ class Pictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         seek = ["-ss", f"{(number - 0.5) / fps:.6f}"] if number else []
-        with self._turns:
-            picture = _jpeg([*seek, "-i", file_url(video), "-vf", _small(side), "-frames:v", "1"])
+        picture = _jpeg([*seek, "-i", file_url(video), "-vf", _small(side), "-frames:v", "1"])
         if picture:
             with self._lock:
                 self._kept[key] = picture
@@ -43,8 +42,7 @@ class Pictures:
         """Frames at equal distances, in rows, of a video file that has so many ``frames``."""
         step = max(1, frames // (columns * rows))
         filters = f"select=not(mod(n\\,{step})),{_small(2 * SIDE)},tile={columns}x{rows}"
-        with self._turns:
-            return _jpeg(["-i", file_url(video), "-vf", filters, "-frames:v", "1"]) or None
+        return _jpeg(["-i", file_url(video), "-vf", filters, "-frames:v", "1"]) or None
 
 
 def _small(side: int) -> str:

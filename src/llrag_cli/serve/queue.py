@@ -73,7 +73,7 @@ class Queue:
                     del self._videos[identifier]
             for identifier, folder in found.items():
                 if identifier not in self._videos:
-                    self._videos[identifier] = video = Video(identifier, folder, _readable_job(folder))
+                    self._videos[identifier] = video = Video(identifier, folder, _readable_job(folder, identifier))
                     if video.job is not None:
                         self._next = max(self._next, video.job.number + 1)
 
@@ -114,7 +114,7 @@ class Queue:
             raise ApiError(404, f"no video `{identifier[:80]}`", code="video_not_found", param="video_id")
         video.view.refresh()
         if self.read_only:  # another process writes it
-            video.job = _readable_job(video.folder)
+            video.job = _readable_job(video.folder, identifier)
         return video
 
     def require_writable(self) -> None:
@@ -405,11 +405,13 @@ def identifier_of(path: str) -> str:
     return path if OURS.fullmatch(path) else f"run_{hashlib.sha256(path.encode()).hexdigest()[:24]}"
 
 
-def _readable_job(folder: Path) -> Job | None:
+def _readable_job(folder: Path, identifier: str) -> Job | None:
+    """The job of a run folder; none if it cannot be read, or was copied here from another folder."""
     try:
-        return read_job(folder)
+        job = read_job(folder)
     except LlragError:
         return None
+    return job if job is not None and job.id == identifier else None
 
 
 def _subfolders(path: Path) -> list[Path]:

@@ -37,8 +37,7 @@ def _fields(content: Mapping[str, Any], openapi: Mapping[str, Any]) -> list[tupl
         schema = about.get("schema", {})
         if "$ref" in schema:
             schema = openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
-        fields = schema.get("properties", {})
-        return [
-            (name, field.get("description", "a file" if "format" in field else "")) for name, field in fields.items()
-        ]
+        fields = schema.get("properties", {}).items()
+        about = {name: field.get("description", "a file" if "format" in field else "") for name, field in fields}
+        return [(name, text.replace("`", "")) for name, text in about.items()]
     return []

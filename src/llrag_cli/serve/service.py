@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
@@ -33,6 +38,7 @@ from llrag_cli.serve.queue import Queue, Video
 from llrag_cli.serve.settings import ServeSettings
 from llrag_cli.serve.uploads import decoded
 
+Result = TypeVar("Result")
 STOPPING = 90.0  # seconds that a video has to stop before it is deleted
 
 
@@ -44,9 +50,14 @@ class Service:
     queue: Queue
     pictures: Pictures = field(default_factory=Pictures)
     followers: Followers = field(init=False)
+    _few: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(3))
 
     def __post_init__(self) -> None:
         self.followers = Followers(self.queue)
+
+    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run what takes long, such as ffmpeg, in one of a few threads that nothing else waits for."""
+        return await run_sync(partial(work, *arguments), limiter=self._few)
 
     def show(self, video: Video) -> dict[str, Any]:
         """A video as clients see it, as it is now."""

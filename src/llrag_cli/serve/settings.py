@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llrag_cli.batch.executors import RayCluster
 from llrag_cli.files.guarded import MEGABYTE
 
 
@@ -44,6 +45,7 @@ class ServeSettings:
     names: tuple[str, ...] = ()  # further host names that requests may be addressed to
     token: str | None = None  # None: no token is asked for
     workers: int = 1  # processes that generate at the same time; 0: none, requests for new videos are refused
+    cluster: RayCluster | None = None  # where videos are generated instead, as many at the same time as it has room for
     computing: Computing = field(default_factory=Computing)
     limits: Limits = field(default_factory=Limits)
 

@@ -6,9 +6,9 @@ import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
@@ -36,7 +36,7 @@ class SceneText(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    yaml: str = Field(description="text of a scene file")
+    yaml: str = Field(default="", description="text of a scene file")
 
 
 class Pick(BaseModel):
@@ -97,13 +97,19 @@ def studio_routes(service: Service) -> APIRouter:
 
         return await run_in_threadpool(answer)
 
-    @router.post("/scene/parse", summary="A scene file as JSON")
-    def parse(scene: SceneText) -> dict[str, Any]:
-        return parse_scene(scene.yaml)
+    @router.post("/scene/parse", summary="A scene file as JSON", openapi_extra=described(SceneText))
+    async def parse(request: Request) -> dict[str, Any]:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            fields = fields_of(SceneText, body)
+        return await run_in_threadpool(parse_scene, fields.yaml)
 
     @router.post("/scene/format", summary="A scene as the text of a scene file")
-    def form(scene: Annotated[dict[str, Any], Body(embed=True)]) -> dict[str, str]:
-        return {"yaml": format_scene(scene)}
+    async def form(request: Request) -> dict[str, str]:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            scene = body.fields.get("scene")
+            if not isinstance(scene, dict):
+                raise ApiError(400, "`scene` is missing", code="invalid_value", param="scene")
+            return {"yaml": await run_in_threadpool(format_scene, scene)}
 
     @router.get("/library", summary="All runs in the folder, the newest first")
     def library() -> dict[str, Any]:
@@ -123,9 +129,11 @@ def studio_routes(service: Service) -> APIRouter:
         queue.videos()  # also those of folders that are not known yet
         return grouped(group, queue.in_group(group))
 
-    @router.post("/groups/{group}/pick", summary="Keep one video of a group as the chosen one")
-    def pick(group: str, chosen: Pick) -> dict[str, Any]:
-        return grouped(group, queue.pick(group, chosen.id))
+    @router.post("/groups/{group}/pick", summary="Keep one video of a group", openapi_extra=described(Pick))
+    async def pick(group: str, request: Request) -> dict[str, Any]:
+        async with read_body(request, largest_field=settings.limits.fields) as body:
+            chosen = fields_of(Pick, body)
+        return await run_in_threadpool(lambda: grouped(group, queue.pick(group, chosen.id)))
 
     def grouped(group: str, videos: list[Video]) -> dict[str, Any]:
         if not videos:
@@ -148,11 +156,11 @@ def export_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/videos/{video_id}/export", summary="The shots of a video as files, and a timeline")
-    def download(video_id: str, format: Format = "zip") -> Response:  # noqa: A002
-        video = service.queue.get(video_id)
+    async def download(video_id: str, format: Format = "zip") -> Response:  # noqa: A002
+        video = await run_in_threadpool(service.queue.get, video_id)
         folder = tempfile.TemporaryDirectory(prefix="llrag-export-")
         try:
-            file = export(video, Path(folder.name), format)
+            file = await service.aside(export, video, Path(folder.name), format)
         except BaseException:
             folder.cleanup()
             raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from llrag_cli.serve.bodies import described, fields_of, read_body
 from llrag_cli.serve.characters import add_character, all_characters, find_character
-from llrag_cli.serve.live import POLL, events, growing_video, opened
-from llrag_cli.serve.objects import config_of, timeline_of
+from llrag_cli.serve.live import PIECE, POLL, events, growing_video, opened
+from llrag_cli.serve.objects import config_of, is_over, timeline_of
 from llrag_cli.serve.plans import (
     CharacterFields,
     ExtendFields,
@@ -46,7 +49,8 @@ def video_routes(service: Service) -> APIRouter:
         async with read_body(request, largest_field=settings.limits.fields) as body:
             fields = fields_of(Fields, body, files=("input_reference",))
             file = body.files.get("input_reference")
-            return await run_in_threadpool(lambda: shown(service.plan(fields, file.file if file else None)[0]))
+            accept = run_in_threadpool if file is None else service.aside
+            return await accept(lambda: shown(service.plan(fields, file.file if file else None)[0]))
 
     @router.post("/v1/videos/extensions", summary="Extend a video", openapi_extra=described(ExtendFields, "video"))
     async def extend(request: Request) -> JSONResponse:
@@ -69,7 +73,8 @@ def video_routes(service: Service) -> APIRouter:
                 queue.extend(video, seconds=require_added(fields.seconds, settings), prompt=prompt, cut=fields.cut)
                 return shown(video)
 
-            return await run_in_threadpool(extended)
+            accept = run_in_threadpool if file is None else service.aside
+            return await accept(extended)
 
     @router.post("/v1/videos/characters", summary="Keep a clip or picture to retrieve from")
     async def create_character(request: Request) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def video_routes(service: Service) -> APIRouter:
                 with decoded(file.file, param="video", kinds=("picture", "clip")) as upload:
                     return add_character(settings.runs, fields.name, upload).content
 
-            return await run_in_threadpool(added)
+            return await service.aside(added)
 
     @router.get("/v1/videos/characters", summary="List characters")
     def list_characters() -> dict[str, Any]:
@@ -95,9 +100,9 @@ def video_routes(service: Service) -> APIRouter:
         return found[0].content
 
     @router.get("/v1/videos/characters/{character_id}/picture", summary="A picture of a character")
-    def picture_of_character(character_id: str) -> Response:
-        found = find_character(settings.runs, character_id)
-        picture = None if found is None else service.pictures.frame(found[1], 0, fps=1)
+    async def picture_of_character(character_id: str) -> Response:
+        found = await run_in_threadpool(find_character, settings.runs, character_id)
+        picture = None if found is None else await service.aside(partial(service.pictures.frame, found[1], 0, fps=1))
         if picture is None:
             raise ApiError(404, f"no character `{character_id[:80]}`", code="not_found", param="character_id")
         return Response(picture, media_type="image/jpeg", headers=KEEP)
@@ -130,13 +135,13 @@ def video_routes(service: Service) -> APIRouter:
         return shown(queue.get(video_id))
 
     @router.get("/v1/videos/{video_id}/content", summary="Download a video, or a picture of it")
-    def content(video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video") -> Response:
-        video = queue.get(video_id)
+    async def content(video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video") -> Response:
+        video = await run_in_threadpool(queue.get, video_id)
         if not video.view.video_bytes:
             raise ApiError(
                 404, "the video has no frames yet", code="not_ready", param="video_id", hint="ask again a little later"
             )
-        return _content(service, video, variant)
+        return await service.aside(_content, service, video, variant)
 
     @router.get("/v1/videos/{video_id}/live", summary="The mp4 while it grows, to its end")
     async def live(video_id: str) -> Response:
@@ -197,8 +202,9 @@ def video_routes(service: Service) -> APIRouter:
         return shown(video)
 
     @router.get("/v1/videos/{video_id}/frames/{latent_frame}.jpg", summary="A small picture of a latent frame")
-    def frame(video_id: str, latent_frame: int) -> Response:
-        picture = service.frame(queue.get(video_id), latent_frame)
+    async def frame(video_id: str, latent_frame: int) -> Response:
+        video = await run_in_threadpool(queue.get, video_id)
+        picture = await service.aside(service.frame, video, latent_frame)
         if picture is None:
             raise ApiError(404, f"the video has no latent frame {latent_frame} yet", code="not_ready")
         return Response(picture, media_type="image/jpeg", headers=KEEP)
@@ -228,11 +234,23 @@ async def _answer_switch(service: Service, video: Video, name: str) -> JSONRespo
     return JSONResponse({"at_seconds": None, "at_block": None}, status_code=202)
 
 
+def first_bytes(path: Path, size: int) -> Iterator[bytes]:
+    """So many bytes of a file, in pieces; fewer if it has become shorter."""
+    with path.open("rb") as file:
+        while size and (piece := file.read(min(size, PIECE))):
+            size -= len(piece)
+            yield piece
+
+
 def _content(service: Service, video: Video, variant: str) -> Response:
     config, path = config_of(video), video.view.folder.video
     if variant == "video":
         headers = {"content-disposition": f'attachment; filename="{video.id}.mp4"'}
-        return FileResponse(path, media_type="video/mp4", headers=headers)
+        if is_over(video):
+            return FileResponse(path, media_type="video/mp4", headers=headers)
+        size = video.view.video_bytes  # the file grows while it is sent
+        headers["content-length"] = str(size)
+        return StreamingResponse(first_bytes(path, size), media_type="video/mp4", headers=headers)
     assert config is not None
     frames = max(1, config.video_frames(max(1, len(video.view.blocks)) * config.backbone.frames_per_block))
     if variant == "thumbnail":

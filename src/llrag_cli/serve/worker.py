@@ -11,10 +11,15 @@ import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llrag_cli.batch.executors import begin_worker
+from llrag_cli.serve.jobs import Finished
 from llrag_cli.serve.settings import Computing
 from llrag_cli.signals import interrupts
+
+if TYPE_CHECKING:
+    from llrag_cli.serve.generation import Generator
 
 
 def serve_jobs(connection: Connection, computing: Computing, processes: int, model: str) -> None:
@@ -44,3 +49,16 @@ def _received(connection: Connection) -> Path | None:
         return Path(connection.recv())
     except (EOFError, OSError):
         return None
+
+
+def generate_once(folder: str, computing: Computing) -> Finished:
+    """Generate one job, as a task of a cluster; the weights stay loaded in the process for the next one."""
+    from llrag_cli.serve.generation import Generator
+
+    if computing not in _generators:
+        _generators.clear()
+        _generators[computing] = Generator(computing)
+    return _generators[computing].attempt(Path(folder))
+
+
+_generators: dict[Computing, Generator] = {}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from llrag_cli.serve.jobs import Finished, JobError
 from llrag_cli.serve.queue import Queue, Video
 from llrag_cli.serve.settings import ServeSettings
-from llrag_cli.serve.worker import serve_jobs
+from llrag_cli.serve.worker import generate_once, serve_jobs
 
 TICK = 0.2  # seconds
 PATIENCE = 60.0  # seconds in which a worker must end a block, when its video is paused or cancelled
 ENDING = 20.0  # seconds in which a worker must finish its files, when the server ends
+HINT = "is there enough memory? finished blocks are kept, and the video can be resumed"
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +76,7 @@ class Worker:
             return JobError(
                 code="worker_died",
                 message=f"the worker process {how}",
-                hint="is there enough memory? finished blocks are kept, and the video can be resumed",
+                hint=HINT,
             )
         else:
             return finished
@@ -89,22 +92,60 @@ class Worker:
         process.join()
 
 
+class RayWorker:
+    """A place in a Ray cluster that one job at a time has; each is a task of its own."""
+
+    def __init__(self, settings: ServeSettings, ray: Any) -> None:
+        assert settings.cluster is not None
+        self._computing, self._ray = settings.computing, ray
+        gpus = settings.cluster.gpus_of_a_job(ray)
+        self._task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(generate_once)
+
+    def start(self) -> None:
+        """Nothing: Ray starts processes as they are needed."""
+
+    def generate(self, queue: Queue, video: Video) -> Finished | JobError | None:
+        """As ``Worker.generate``."""
+        exceptions = self._ray.exceptions
+        reference = self._task.remote(str(video.folder), self._computing)
+        while not self._ray.wait([reference], timeout=TICK)[0]:
+            if queue.closing:
+                self._ray.cancel(reference)  # as Ctrl-C
+                self._ray.wait([reference], timeout=ENDING)
+                return None
+        try:
+            finished: Finished = self._ray.get(reference)
+        except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.RayTaskError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            return JobError(code="worker_died", message=f"the worker of the cluster failed: {reason}", hint=HINT)
+        return finished
+
+    def stop(self) -> None:
+        """Nothing: the tasks have ended."""
+
+
 class Workers:
     """Some workers, each with a thread that takes the next job of the queue."""
 
     def __init__(self, queue: Queue, settings: ServeSettings) -> None:
-        self._queue = queue
-        self._workers = [Worker(settings) for _ in range(settings.workers)]
-        self._threads = [
-            threading.Thread(target=self._run, args=(worker,), name=f"worker-{number}", daemon=True)
-            for number, worker in enumerate(self._workers)
-        ]
+        self._queue, self._settings = queue, settings
+        self._connected = ExitStack()
+        self._workers: list[Worker | RayWorker] = []
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin to generate what is in the queue."""
-        for worker in self._workers:
+        settings = self._settings
+        if settings.cluster is None:
+            self._workers = [Worker(settings) for _ in range(settings.workers)]
+        else:
+            ray = self._connected.enter_context(settings.cluster.connected())
+            places = _places(ray, settings.cluster.gpus_of_a_job(ray))
+            self._workers = [RayWorker(settings, ray) for _ in range(places)]
+        for number, worker in enumerate(self._workers):
             worker.start()  # it gets ready meanwhile
-        for thread in self._threads:
+            thread = threading.Thread(target=self._run, args=(worker,), name=f"worker-{number}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def close(self) -> None:
@@ -114,8 +155,9 @@ class Workers:
             thread.join()
         for worker in self._workers:
             worker.stop()
+        self._connected.close()
 
-    def _run(self, worker: Worker) -> None:
+    def _run(self, worker: Worker | RayWorker) -> None:
         while (video := self._queue.take()) is not None:
             ended = worker.generate(self._queue, video)
             if ended is None:
@@ -128,3 +170,9 @@ class Workers:
                 if ended.problem is not None:
                     error = JobError(code="generation_failed", message=ended.problem, hint=ended.hint)
                 self._queue.finish(video, stopped=ended.stopped, error=error)
+
+
+def _places(ray: Any, gpus: float) -> int:
+    """How many jobs a cluster has room for at the same time."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)))
