@@ -116,8 +116,12 @@ def test_takes_and_comparisons_are_groups(server: Unserved) -> None:
     pair = server.create(compare=True, seconds="15")["llrag"]
     videos = [server.get(f"/v1/videos/{each}").json()["llrag"] for each in pair["group"]]
     assert [(own["memory"], own["seed"]) for own in videos] == [("none", 1), ("nearest", 1)]
-    picked = server.post(f"/v1/llrag/groups/{first['llrag']['take_of']}/pick", {"id": group[1]}).json()["data"]
-    assert [video["llrag"]["picked"] for video in picked] == [False, True]
+    picked = server.post(f"/v1/llrag/groups/{first['llrag']['take_of']}/pick", {"id": group[1]}).json()
+    assert picked == server.get(f"/v1/llrag/groups/{first['llrag']['take_of']}").json()
+    assert (picked["kind"], picked["picked"]) == ("takes", group[1])
+    assert [video["llrag"]["picked"] for video in picked["videos"]] == [False, True]
+    assert server.get(f"/v1/llrag/groups/{pair['compare_of']}").json()["kind"] == "compare"
+    assert server.get("/v1/llrag/groups/group_x").status_code == 404
     assert server.post("/v1/llrag/groups/group_x/pick", {"id": group[1]}).status_code == 404
 
 
@@ -172,15 +176,14 @@ def test_uploads_are_decoded_and_only_then_kept(server: Unserved) -> None:
 
 def test_scenes_between_yaml_and_json(server: Unserved) -> None:
     text = server.get("/v1/llrag/info").json()["comparison"]["scene"]
-    scene = server.post("/v1/llrag/scene/parse", {"yaml": text}).json()
-    assert [shot["change"] for shot in scene["shots"]] == ["start", "cut", "cut"]
-    assert server.post("/v1/llrag/scene/format", scene).json() == {"yaml": text}
-    rows = {"shots": [{"prompt": PROMPT, "seconds": 3}, {"prompt": OTHER, "seconds": 2, "change": "cut"}]}
-    yaml = server.post("/v1/llrag/scene/format", rows).json()["yaml"]
-    assert yaml == f"shots:\n- prompt: {PROMPT}\n  seconds: 3.0\n- prompt: {OTHER}\n  seconds: 2.0\n  cut: true\n"
-    wrong = server.post("/v1/llrag/scene/parse", {"yaml": "shots:\n- prompt: a\n  secnds: 3\n"}).json()["error"]
-    assert (wrong["param"], wrong["hint"]) == ("3", "did you mean `seconds`?")
-    assert server.post("/v1/llrag/scene/format", {"shots": [{"prompt": ""}]}).json()["error"]["message"]
+    content = server.post("/v1/llrag/scene/parse", {"yaml": text}).json()
+    assert [shot.get("cut") for shot in content["scene"]["shots"]] == [None, True, True]  # what is written, no more
+    assert server.post("/v1/llrag/scene/format", content).json() == {"yaml": text}
+    shots = [{"seconds": 3, "prompt": PROMPT}, {"cut": True, "prompt": "", "seconds": 2.5}]  # being written
+    yaml = server.post("/v1/llrag/scene/format", {"scene": {"shots": shots, "seed": 1}}).json()["yaml"]
+    assert yaml == f"seed: 1\nshots:\n- prompt: {PROMPT}\n  seconds: 3\n- prompt: ''\n  seconds: 2.5\n  cut: true\n"
+    wrong = server.post("/v1/llrag/scene/parse", {"yaml": "shots:\n- prompt: a\n  secnds: 3\n"}).json()["problem"]
+    assert wrong == {"message": "shot 1: unknown key `secnds`", "hint": "did you mean `seconds`?", "line": 3}
 
 
 def test_an_estimate_says_what_a_video_takes_and_what_cannot_be_drawn(server: Unserved) -> None:

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli.config import RunConfig
+from llrag_cli.errors import LlragError
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.files.resources import free_disk, free_memory
 from llrag_cli.formatting import human
 from llrag_cli.models.family import family_of
+from llrag_cli.presets import load_config
 from llrag_cli.scenes.needs import memory_needs
+from llrag_cli.scenes.reading import scene_from_text
 from llrag_cli.scenes.timeline import Timeline
 from llrag_cli.serve.objects import shots_of
+from llrag_cli.serve.plans import Fields, require_model
+from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.queue import Video
+from llrag_cli.serve.settings import ServeSettings
 
 VIDEO_BYTES = 0.15  # of an H.264 file, per pixel: more than it usually has
 RECENT = 5  # runs whose speed counts
@@ -53,6 +59,17 @@ def estimate(
         "reading": [reading_of(config, prompt) for prompt in timeline.prompts if prompt],
         "shots": shots_of(timeline),
     }
+
+
+def readings(fields: Fields, settings: ServeSettings) -> list[dict[str, Any]]:
+    """What the model makes of each prompt of a request that may be wrong; nothing where that cannot be known."""
+    try:
+        scene = None if fields.scene is None else scene_from_text(fields.scene)
+        config = load_config(require_model(fields.model or (scene.backbone if scene else None), settings))
+    except (ApiError, LlragError):
+        return []
+    prompts = [fields.prompt or ""] if scene is None else [scene.prompt(index) for index in range(len(scene.shots))]
+    return [reading_of(config, prompt) for prompt in prompts]
 
 
 def reading_of(config: RunConfig, prompt: str) -> dict[str, Any]:

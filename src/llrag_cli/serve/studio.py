@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from starlette.concurrency import run_in_threadpool
 from llrag_cli.memory.strategies import STRATEGIES
 from llrag_cli.models.family import family_of
 from llrag_cli.presets import load_config
-from llrag_cli.scenes.example import demo_scene
+from llrag_cli.scenes.example import demo_scene, example_scene
 from llrag_cli.serve.bodies import described, fields_of, read_body
 from llrag_cli.serve.characters import all_characters
-from llrag_cli.serve.estimates import estimate
+from llrag_cli.serve.estimates import estimate, readings
 from llrag_cli.serve.exports import MEDIA_TYPES, Format, export
 from llrag_cli.serve.plans import SECONDS, Fields, plan
 from llrag_cli.serve.problems import ApiError
+from llrag_cli.serve.queue import Video
 from llrag_cli.serve.scenes import format_scene, parse_scene, scene_text
 from llrag_cli.serve.service import Service
 
@@ -34,7 +36,7 @@ class SceneText(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    yaml: str = Field(description="text of a scene file")
+    yaml: str = Field(default="", description="text of a scene file")
 
 
 class Pick(BaseModel):
@@ -52,13 +54,18 @@ def studio_routes(service: Service) -> APIRouter:
 
     @router.get("/info", summary="Version, models, memory strategies, and a scene that shows memory at work")
     def info() -> dict[str, Any]:
+        models = [_model(name) for name in settings.models]
+        embedded = [each["id"] for each in models if each["bundled"]]
+        comparison = scene_text(demo_scene().model_copy(update={"backbone": None}))
         return {
             "version": version("llrag"),
             "default_model": settings.models[0],
-            "models": [_model(name) for name in settings.models],
+            "models": models,
             "strategies": list(STRATEGIES),
             "first_visit": not queue.videos(),
-            "comparison": {"scene": scene_text(demo_scene())},
+            "comparison": {"scene": comparison, "model": (embedded or settings.models)[0]},
+            "scene_example": example_scene(),
+            "exports": ["mp4", *(["zip", "otio"] if find_spec("opentimelineio") else [])],
             "generates": settings.workers > 0,
             "limits": {
                 "seconds": settings.limits.seconds,
@@ -80,7 +87,8 @@ def studio_routes(service: Service) -> APIRouter:
                 problem = {"message": error.message, "hint": error.hint, "param": error.param}
                 return {
                     "seconds": None, "latent_frames": None, "generation_seconds": None, "memory_bytes": None,
-                    "disk_bytes": None, "fits": False, "problem": problem, "reading": [], "shots": [],
+                    "disk_bytes": None, "fits": False, "problem": problem, "reading": readings(fields, settings),
+                    "shots": [],
                 }  # fmt: skip
             config = planned.jobs[-1].config
             return estimate(
@@ -98,7 +106,10 @@ def studio_routes(service: Service) -> APIRouter:
     @router.post("/scene/format", summary="A scene as the text of a scene file")
     async def form(request: Request) -> dict[str, str]:
         async with read_body(request, largest_field=settings.limits.fields) as body:
-            return {"yaml": await run_in_threadpool(format_scene, body.fields)}
+            scene = body.fields.get("scene")
+            if not isinstance(scene, dict):
+                raise ApiError(400, "`scene` is missing", code="invalid_value", param="scene")
+            return {"yaml": await run_in_threadpool(format_scene, scene)}
 
     @router.get("/library", summary="All runs in the folder, the newest first")
     def library() -> dict[str, Any]:
@@ -113,12 +124,29 @@ def studio_routes(service: Service) -> APIRouter:
                 return service.show(video)
         raise ApiError(404, f"no run `{run[:80]}`", code="run_not_found", param="run")
 
+    @router.get("/groups/{group}", summary="The videos of a group: takes, or a comparison")
+    def show_group(group: str) -> dict[str, Any]:
+        queue.videos()  # also those of folders that are not known yet
+        return grouped(group, queue.in_group(group))
+
     @router.post("/groups/{group}/pick", summary="Keep one video of a group", openapi_extra=described(Pick))
     async def pick(group: str, request: Request) -> dict[str, Any]:
         async with read_body(request, largest_field=settings.limits.fields) as body:
             chosen = fields_of(Pick, body)
-        videos = await run_in_threadpool(queue.pick, group, chosen.id)
-        return {"object": "list", "data": [await run_in_threadpool(service.show, video) for video in videos]}
+        return await run_in_threadpool(lambda: grouped(group, queue.pick(group, chosen.id)))
+
+    def grouped(group: str, videos: list[Video]) -> dict[str, Any]:
+        if not videos:
+            raise ApiError(404, f"no group `{group[:80]}`", code="group_not_found", param="group")
+        compared = any(video.job is not None and video.job.kind == "comparison" for video in videos)
+        picked = [video.id for video in videos if video.job is not None and video.job.picked]
+        return {
+            "object": "group",
+            "id": group,
+            "kind": "compare" if compared else "takes",
+            "videos": [service.show(video) for video in videos],
+            "picked": picked[0] if picked else None,
+        }
 
     return router
 

@@ -147,7 +147,7 @@ def video_routes(service: Service) -> APIRouter:
     async def live(video_id: str) -> Response:
         video = await run_in_threadpool(queue.get, video_id)
         if not await opened(service.followers, video):
-            raise ApiError(404, "the video has no frames", code="not_ready", param="video_id")
+            return Response(status_code=204)  # it ended without any; an error would be a message of the browser
         mime = f'video/mp4; codecs="{video.view.codecs}"'
         return StreamingResponse(
             growing_video(service.followers, video), media_type="video/mp4", headers={"x-llrag-codecs": mime}
