@@ -35,6 +35,9 @@ NAMED = 1_000_000  # bytes; smaller tensors are not listed by owner
 SMALL = 16_000_000  # bytes; a copy below this is a small one, no page of full size
 
 
+READ = 4096  # elements; what the host copies of a larger tensor is zeros
+
+
 @dataclass(frozen=True)
 class Copy:
     """One copy between host and device."""
@@ -44,6 +47,7 @@ class Copy:
     waits: bool  # the host waits for it: it is blocking, or its host memory is not page-locked
     site: str
     stream: str
+    thread: str
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ class Storage:
     bytes: int
     owner: str
     stream: FakeStream  # that it was allocated on
-    written: tuple[FakeStream, int] | None = None
-    read: dict[FakeStream, int] = field(default_factory=dict)
+    uses: dict[tuple[int, int, bool, FakeStream], int] = field(default_factory=dict)  # (first byte, end, write, stream)
     recorded: set[FakeStream] = field(default_factory=set)  # by `record_stream`
 
 
@@ -196,6 +199,7 @@ class FakeGPU:
         self.mode = _Mode(allow_non_fake_inputs=True)
         self.lock = threading.RLock()
         self.runtime = Runtime()
+        self.thread = threading.current_thread().name
         self.known: dict[FakeStream, int] = {}  # what the host has waited for
         self.reset()
         self.live = self.peak = 0
@@ -214,7 +218,7 @@ class FakeGPU:
     def reset(self) -> None:
         """Begin to count anew, as at the start of a block; memory and streams stay as they are."""
         self.copies: list[Copy] = []
-        self.syncs: list[str] = []
+        self.syncs: list[tuple[str, str]] = []  # site and thread
         self.waits: list[Wait] = []
         self.kernels: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
@@ -223,13 +227,14 @@ class FakeGPU:
 
     @property
     def small_copies(self) -> Counter[str]:
-        """Small copies to the device, by site."""
+        """Small copies to the device, of all threads, by site."""
         return Counter(copy.site for copy in self.copies if copy.to == "device" and copy.bytes < SMALL)
 
     @property
     def host_waits(self) -> Counter[str]:
-        """Where the host waited for the device: synchronisations, and copies that block, by site."""
-        return Counter([*self.syncs, *(copy.site for copy in self.copies if copy.waits)])
+        """Where the thread that entered the context waited for the device: synchronisations, and copies that block."""
+        waits = [*self.syncs, *((copy.site, copy.thread) for copy in self.copies if copy.waits)]
+        return Counter(where for where, thread in waits if thread == self.thread)
 
     def moved(self, to: str) -> int:
         """Bytes copied in a direction."""
@@ -249,6 +254,7 @@ class FakeGPU:
             "Event": FakeEvent,
             "current_stream": lambda device=None: self.current,
             "stream": self._on_stream,
+            "device": lambda device: contextlib.nullcontext(),
             "synchronize": lambda device=None: self.synchronised(self._everything()),
             "cudart": lambda: self.runtime,
             "mem_get_info": lambda device=None: (self.memory - self.live, self.memory),
@@ -303,13 +309,14 @@ class FakeGPU:
         """The host has waited for a point in time."""
         with self.lock:
             if count:
-                self.syncs.append(site())
+                self.syncs.append((site(), threading.current_thread().name))
             for stream, tick in clock.items():
                 self.known[stream] = max(self.known.get(stream, 0), tick)
             self._collect()
 
     def _everything(self) -> dict[FakeStream, int]:
-        return {stream: stream.clock.get(stream, 0) for storage in self._storages.values() for stream in storage.read}
+        streams = {stream for storage in self._storages.values() for *_, stream in storage.uses}
+        return {stream: stream.clock.get(stream, 0) for stream in streams}
 
     # -- memory
 
@@ -343,9 +350,8 @@ class FakeGPU:
     def _freed(self, key: int) -> None:
         with self.lock:
             storage = self._storages.pop(key)
-            uses = dict(storage.read)
-            if storage.written is not None:
-                stream, tick = storage.written
+            uses: dict[FakeStream, int] = {}
+            for (_, _, _, stream), tick in storage.uses.items():
                 uses[stream] = max(uses.get(stream, 0), tick)
             pending = {
                 stream: tick
@@ -378,18 +384,16 @@ class FakeGPU:
         if not _is_fake(tensor):
             return
         storage, stream = self._allocated(tensor), self.current
-        others = [] if storage.written is None else [storage.written]
-        if write:
-            others += storage.read.items()
-        for other, tick in others:
-            if other is not stream and stream.clock.get(other, 0) < tick:
+        item = tensor.element_size()
+        first = tensor.storage_offset() * item
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        end = first + (reach + 1) * item if tensor.numel() else first
+        for (begin, stop, wrote, other), tick in storage.uses.items():
+            overlaps = first < stop and begin < end
+            if other is not stream and (write or wrote) and overlaps and stream.clock.get(other, 0) < tick:
                 kind = "writes" if write else "reads"
                 self.races.append(f"{stream.name} {kind} memory of {storage.owner} in {site()}, {other.name} used it")
-        tick = stream.clock.get(stream, 0)
-        if write:
-            storage.written, storage.read = (stream, tick), {}
-        else:
-            storage.read[stream] = tick
+        storage.uses[first, end, write, stream] = stream.clock.get(stream, 0)
 
     def _host_accessed(self, tensor: Tensor, *, write: bool) -> None:
         """An asynchronous copy from or to page-locked memory."""
@@ -433,7 +437,7 @@ class FakeGPU:
         stream.tick()
         waits = not (non_blocking and self.is_pinned(host))
         size = host.numel() * host.element_size()
-        self.copies.append(Copy(to, size, waits, site(), stream.name))
+        self.copies.append(Copy(to, size, waits, site(), stream.name, threading.current_thread().name))
         self._accessed(device, write=to == "device")
         if waits:
             self.synchronised(stream.clock, count=False)
@@ -451,7 +455,9 @@ class FakeGPU:
         with self.lock:
             return self._run(func, args, kwargs, fakes, to_device=to_device)
 
-    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fakes: list[Any], *, to_device: bool) -> Any:
+    def _run(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fakes: list[Any], *, to_device: bool
+    ) -> Any:
         if to_device:
             kwargs = {**kwargs, "device": DEVICE}
         if kwargs.get("pin_memory"):
@@ -466,7 +472,9 @@ class FakeGPU:
             source, target = args[0], torch.device(kwargs["device"])
             dtype, non_blocking = kwargs.get("dtype") or source.dtype, kwargs.get("non_blocking", False)
             if target.type == "cpu":
-                landed = torch.full(source.shape, int(source.dtype == torch.bool), dtype=source.dtype)
+                landed = torch.zeros(source.shape, dtype=source.dtype)
+                if source.numel() < READ:
+                    landed.copy_(torch.tensor(self.read(source)))
                 if non_blocking:
                     self.pin(landed)  # as torch does
                 self.copied(landed, source, to="host", non_blocking=non_blocking)
@@ -527,7 +535,12 @@ class FakeGPU:
 
 _FREE = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default}
 _RANDOM = {aten.uniform_.default, aten.normal_.default}
-_FREE |= {aten.new_empty_strided.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.set_.source_Storage}
+_FREE |= {
+    aten.new_empty_strided.default,
+    aten._unsafe_view.default,
+    aten._reshape_alias.default,
+    aten.set_.source_Storage,
+}
 
 
 def _apply(module: Any, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -23,7 +23,7 @@ from llrag_cli.memory.strategies import (
     fields_for,
     parse_memory,
 )
-from llrag_cli.models.wan.transformer import WanSession
+from llrag_cli.models.wan.transformer import WanSession, _bound
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -178,7 +178,7 @@ def test_the_cache_holds_no_more_than_the_window(backbone: WatchedBackbone, writ
 def test_the_end_of_a_video_frees_what_it_held(backbone: WatchedBackbone, write: Write, memory: MemoryConfig) -> None:
     write(memory)
     assert backbone.sessions[-1].cache.layers == []
-    assert all(own.cache is None for own in backbone._self_attention)
+    assert _bound.current is None
     assert all(cross.keys is None for cross in backbone._cross_attention)
 
 

@@ -31,8 +31,9 @@ class WanDecoder:
         self.spatial_ratio: int = 2 ** len(vae.config.temperal_downsample)
         self.temporal_ratio: int = 2 ** sum(vae.config.temperal_downsample)
         self.reach = decoder_reach(vae)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        device = next(vae.parameters()).device
+        self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(device)
+        self._std = torch.tensor(vae.config.latents_std).view(shape).to(device)
 
     def stream(self) -> WanDecoderStream:
         """As ``Decoder.stream``."""
@@ -46,7 +47,7 @@ class WanDecoder:
         """What the decoder reads, [B, C, T, h, w], for normalised latents [B, T, C, h, w]."""
         weight = next(self.vae.parameters())
         normalised = latents.transpose(1, 2).to(weight.device, torch.float32)
-        raw = (normalised * self._std.to(weight.device) + self._mean.to(weight.device)).to(weight.dtype)
+        raw = (normalised * self._std + self._mean).to(weight.dtype)
         hidden: Tensor = self.vae.post_quant_conv(raw)
         return hidden
 
