@@ -543,9 +543,9 @@ _FREE |= {
 }
 
 
-def _apply(module: Any, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+def _apply(module: Any, function: Callable[[Tensor], Tensor], *recursing: bool) -> Any:
     """As ``Module._apply``, which would exchange the contents of two tensors."""
-    for child in module.children() if recurse else ():
+    for child in module.children():
         child._apply(function)
     for name, parameter in module._parameters.items():
         if parameter is not None and (moved := function(parameter.data)) is not parameter.data:
@@ -570,7 +570,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Functions that would ask a real device before anything is dispatched, and those that have a kernel of their own."""
+    """Functions that would ask a real device before anything is dispatched, and attention, which is one kernel."""
 
     def __init__(self, gpu: FakeGPU) -> None:
         super().__init__()
@@ -634,10 +634,10 @@ def _contiguous(gpu: FakeGPU, tensor: Any, *, memory_format: Any = torch.contigu
     return tensor if ready else aten.clone.default(tensor, memory_format=memory_format)
 
 
-def _copy(gpu: FakeGPU, tensor: Any, source: Any, non_blocking: bool = False) -> Any:
+def _copy(gpu: FakeGPU, tensor: Any, source: Any, *non_blocking: Any, **named: Any) -> Any:
     if not _is_fake(tensor) and not _is_fake(source):
         return NotImplemented
-    return aten.copy_.default(tensor, source, non_blocking)
+    return aten.copy_.default(tensor, source, *non_blocking, **named)
 
 
 def _to(gpu: FakeGPU, tensor: Any, *args: Any, copy: bool = False, **kwargs: Any) -> Any:

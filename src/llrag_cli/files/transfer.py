@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on a device, in a dtype. It is copied to a GPU from page-locked memory, for which the host does not wait."""
+    """A tensor on a device, in a dtype; to a GPU from page-locked memory, so that the host does not wait."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)

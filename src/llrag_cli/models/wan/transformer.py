@@ -416,7 +416,7 @@ class WanSession:
         retrieved = context.retrieved_times[:1] if alike else context.retrieved_times
         own = range(context.start_time, context.start_time + block)
         table = self._tables([[own], [context.shared_times], retrieved], grid)
-        self._table = table[:1, : block * tokens]
+        self._table = table[0, : block * tokens][None]  # of the same strides whatever follows it
         self.cache.gather(context, table[:, block * tokens :], block=block, tokens=tokens)
 
     def set_reading(self, *, retrieved: bool) -> None:
@@ -492,7 +492,7 @@ class WanSession:
                 block=block * tokens,
                 hidden=slice(0, 0),
             )
-        own = table[:, : block * tokens]
+        own = table[0, : block * tokens][None]
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
         fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
