@@ -26,7 +26,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -220,7 +219,7 @@ class FakeGPU:
         self.copies: list[Copy] = []
         self.syncs: list[tuple[str, str]] = []  # site and thread
         self.waits: list[Wait] = []
-        self.kernels: Counter[str] = Counter()
+        self.kernels = 0
         self.flops: Counter[str] = Counter()
 
     # -- what is read off it
@@ -446,10 +445,9 @@ class FakeGPU:
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation of torch."""
-        tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
-        device = kwargs.get("device")
+        device = kwargs.get("device") if kwargs else None
         to_device = device is not None and torch.device(device).type == "cuda"
-        fakes = [each for each in tensors if _is_fake(each)]
+        fakes = [each for each in _flat(args, kwargs) if isinstance(each, FakeTensor)]
         if not fakes and not to_device:
             return func(*args, **kwargs)
         with self.lock:
@@ -496,7 +494,7 @@ class FakeGPU:
         if func in (aten.index.Tensor, aten.index_put_.default):  # torch copies indices that are on the host
             indices = [None if each is None else self._on_device(each) for each in args[1]]
             args = (args[0], indices, *args[2:])
-        strangers = (each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor) and not _is_fake(each))
+        strangers = (each for each in _flat(args, kwargs) if isinstance(each, Tensor) and not _is_fake(each))
         if fakes and any(each.ndim for each in strangers):
             raise AssertionError(f"{func} mixes tensors of host and device in {site()}")
         returns, arguments = func._schema.returns, func._schema.arguments
@@ -509,28 +507,32 @@ class FakeGPU:
                 result = func(*args, **kwargs)
         views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
         if views or func in _FREE:
-            for each in tree_iter(result):
+            for each in result if isinstance(result, (list, tuple)) else (result,):
                 if _is_fake(each):
                     self._allocated(each)
             return result
         self.current.tick()
-        self.kernels[site()] += 1
+        self.kernels += 1
         if func._overloadpacket in flop_registry:
             self.flops[func._overloadpacket.__name__] += flop_registry[func._overloadpacket](
                 *args, **kwargs, out_val=result
             )
         for argument, value in zip(arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            for each in tree_iter(value):
-                if isinstance(each, Tensor):
-                    self._accessed(each, write=written)
-        for each in tree_iter(result):
-            if isinstance(each, Tensor):
+            for each in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(each, FakeTensor):
+                    alias = argument.alias_info
+                    self._accessed(each, write=alias is not None and alias.is_write)
+        for each in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(each, FakeTensor):
                 self._accessed(each, write=True)
         return result
 
     def _on_device(self, index: Tensor) -> Tensor:
-        return index if _is_fake(index) else _to(self, index, DEVICE)
+        return (
+            index
+            if _is_fake(index)
+            else self._run(aten._to_copy.default, (index,), {"device": DEVICE}, [], to_device=True)
+        )
 
 
 _FREE = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default}
@@ -543,7 +545,7 @@ _FREE |= {
 }
 
 
-def _apply(module: Any, function: Callable[[Tensor], Tensor], *recursing: bool) -> Any:
+def _apply(module: Any, function: Callable[[Tensor], Tensor], *_: bool, **__: bool) -> Any:
     """As ``Module._apply``, which would exchange the contents of two tensors."""
     for child in module.children():
         child._apply(function)
@@ -554,6 +556,15 @@ def _apply(module: Any, function: Callable[[Tensor], Tensor], *recursing: bool) 
         if buffer is not None:
             module._buffers[name] = function(buffer)
     return module
+
+
+def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Arguments, and what lists among them hold; operators of torch nest no deeper."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
 
 
 def _is_fake(value: Any) -> bool:
@@ -665,7 +676,7 @@ def _attention(
     batch, heads, tokens, dim = query.shape
     with gpu.lock:
         gpu.current.tick()
-        gpu.kernels[site()] += 1
+        gpu.kernels += 1
         gpu.flops["attention"] += 4 * batch * heads * tokens * key.shape[2] * dim
         for part in (query, key, value):
             gpu._accessed(part, write=False)

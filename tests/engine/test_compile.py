@@ -11,10 +11,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from conftest import latents_of
+from llrag_cli.cache.kv import FramePages, KVBuffer, WanKVLayerCache
 from llrag_cli.engine.pipeline import schedule_of
 from llrag_cli.engine.rollout import Block, rollout
 from llrag_cli.engine.shots import Change, Reference
 from llrag_cli.memory.history import History, average_pool
+from llrag_cli.models.wan import transformer as module
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.presets import load_config
 from llrag_cli.sampling.noise import AddressedNoise
@@ -106,11 +108,8 @@ def test_another_batch_size_needs_one_more_graph(compiled: tuple[WanBackbone, Wa
     assert counters["stats"]["unique_graphs"] == 2
 
 
-def test_attention_with_its_cache_is_what_the_compiler_is_told(transformer: WanTransformer3DModel) -> None:
+def test_attention_with_its_cache_is_what_the_compiler_is_told() -> None:
     """The operator returns what its description for the compiler says: shape, dtype and strides."""
-    from llrag_cli.cache.kv import KVBuffer, FramePages, WanKVLayerCache  # noqa: I001
-    from llrag_cli.models.wan import transformer as module
-
     cache = WanKVLayerCache(FramePages(sink=1, ring=6, frames=9), KVBuffer(6))
     cache.set_context(tuple, torch.ones(1, 0, 1, 8, 2), frames=0, tokens=6, block=18, hidden=slice(0, 0))
     inputs: list[Tensor] = [torch.randn(1, 18, 2, 16) for _ in range(4)]
