@@ -222,6 +222,10 @@ class FakeGPU:
         self.kernels = 0
         self.flops: Counter[str] = Counter()
 
+    def forget_peak(self) -> None:
+        """Begin to measure the peak of memory anew."""
+        self.peak, self.peak_owners = self.live, {name: held for name, held in self.owners.items() if held}
+
     # -- what is read off it
 
     @property
@@ -506,7 +510,7 @@ class FakeGPU:
             with self.mode:
                 result = func(*args, **kwargs)
         views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-        if views or func in _FREE:
+        if views or func in _FREE or func.namespace == "prim":
             for each in result if isinstance(result, (list, tuple)) else (result,):
                 if _is_fake(each):
                     self._allocated(each)

@@ -1,15 +1,16 @@
 """What a block costs on a GPU besides its arithmetic, counted on a fake one: copies, waits, memory, races.
 
-Sizes are those of Wan2.1-T2V-1.3B at 832x480, with fewer layers; what is counted does not depend on their number.
+Sizes are those of Wan2.1-T2V-1.3B at 832x480, with one layer; what is counted does not depend on their number.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from torch import Tensor
 from fakecuda import FakeGPU, Wait
 from llrag_cli.config import ModelShape
 from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragWarning
 from llrag_cli.evaluation.random_weights import random_pipeline
+from llrag_cli.memory.history import average_pool
+from llrag_cli.planning import plan
 from llrag_cli.presets import load_config
 from llrag_cli.runs.sink import VideoSink
 
-CUDA = torch.device("cuda")
-LAYERS = 2
-SMALL = ("backbone.height=8", "backbone.width=8", "memory.keys=average", "sampler.steps=[1000,500]")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+LAYERS = 1
+SMALL = ("backbone.height=8", "backbone.width=8", "memory.keys=average", "sampler.steps=[1000]")
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Counted:
 
 @dataclass
 class Video:
-    gpu: FakeGPU
+    peak: int = 0
     blocks: list[Counted] = field(default_factory=list)
 
     @property
@@ -63,44 +67,52 @@ class Frames:
     def close(self) -> None: ...
 
 
-class Upscaling:
-    """A decoder of one operation, where decoding is not what is counted."""
+class Passing:
+    """A decoder of small frames, where decoding is not what is counted."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents[:, :, :3].repeat_interleave(4, dim=1).repeat(1, 1, 1, 8, 8)
+        return latents[:, :, :3]
 
 
-def make(
-    *settings: str,
-    preset: str = "self-forcing",
-    memory: str = "nearest",
-    blocks: int = 9,
-    decode: bool = False,
-    scratch: Path | None = None,
-    switch: Callable[[Any, int], None] = lambda session, block: None,
-    gpu: FakeGPU | None = None,
-) -> Video:
-    """A video on the fake GPU, decoded on a thread as a run does it; the frames retrieved are random ones."""
-    config = load_config(preset, memory=memory, settings=settings)
-    size, now = config.backbone.frames_per_block, 0
+@dataclass(frozen=True)
+class Machine:
+    """The fake GPU with weights on it."""
 
-    def read(tensor: Tensor) -> Any:
-        if tensor.dtype == torch.bool:
-            return torch.ones(tensor.shape, dtype=torch.bool).tolist()
-        assert tensor.ndim == 3 and len(tensor) == 2  # frames and their similarities, [2, B, K]
-        last = size * (now + 1) - config.memory.window - config.memory.guard  # type: ignore[operator,union-attr]
-        rows = [random.Random(now).sample(range(1, 1 + last), tensor.shape[2]) for _ in range(tensor.shape[1])]
-        return [rows, [[0.5] * tensor.shape[2] for _ in rows]]
+    gpu: FakeGPU
+    pipeline: Pipeline
 
-    gpu = gpu or FakeGPU()
-    gpu.read = read
-    video, frames = Video(gpu), Frames()
-    with gpu:
-        shape = ModelShape(num_layers=LAYERS)
-        pipeline = random_pipeline(config, shape, device=CUDA, dtype=torch.bfloat16, how=Execution())
+    def make(
+        self,
+        *settings: str,
+        memory: str = "nearest",
+        blocks: int = 11,
+        scratch: Path | None = None,
+        switch: Callable[[Any, int], None] = lambda session, block: None,
+    ) -> Video:
+        """A video, decoded on a thread as a run does it; the frames retrieved are random ones."""
+        config = load_config("self-forcing", memory=memory, settings=settings)
+        size, now, gpu, before = config.backbone.frames_per_block, 0, self.gpu, self.gpu.live
+
+        def read(tensor: Tensor) -> Any:
+            if tensor.dtype == torch.bool:
+                return torch.ones(tensor.shape, dtype=torch.bool).tolist()
+            if tensor.dtype == torch.uint8:  # small frames
+                return torch.zeros(tensor.shape).tolist()
+            assert tensor.ndim == 3 and len(tensor) == 2  # frames and their similarities, [2, B, K]
+            last = size * (now + 1) - config.memory.window - config.memory.guard  # type: ignore[operator,union-attr]
+            rows = [random.Random(now).sample(range(1, 1 + last), tensor.shape[2]) for _ in range(tensor.shape[1])]
+            return [rows, [[0.5] * tensor.shape[2] for _ in rows]]
+
+        gpu.read = read
+        gpu.races.clear()
+        gpu.runtime.calls.clear()
+        gpu.forget_peak()
+        pipeline = replace(self.pipeline, config=config)
+        if getattr(config.memory, "keys", "average") == "average":
+            pipeline = replace(pipeline, encode_key=average_pool)
+        video, frames = Video(), Frames()
         session = pipeline.start("a random embedding", seconds=blocks * size / 4, scratch=scratch)
-        decoder = pipeline.decoder.stream() if decode else Upscaling()
-        with VideoSink(decoder, frames) as queue, session:
+        with VideoSink(Passing(), frames) as queue, session:
             gpu.reset()
             for block in session:
                 queue.put(block.latents)
@@ -110,26 +122,32 @@ def make(
                 )
                 gpu.reset()
                 switch(session, now)
-                del block
-        del pipeline, session, queue, decoder
-    assert all(each.dtype == torch.uint8 for each in frames.written)
-    assert gpu.races == []
-    return video
+        video.peak = gpu.peak
+        del session, queue, block
+        gc.collect()
+        assert all(each.dtype == torch.uint8 for each in frames.written)
+        assert gpu.races == []
+        assert gpu.live - before < 100_000  # but for timesteps, nothing is left
+        assert gpu.runtime.ranges == {}  # all host memory is unlocked
+        return video
 
 
 @pytest.fixture(scope="module")
-def retrieving() -> Video:
-    return make("memory.archive=host")
+def machine() -> Iterator[Machine]:
+    config = load_config("self-forcing")
+    with FakeGPU() as gpu:
+        shape = ModelShape(num_layers=LAYERS)
+        yield Machine(gpu, random_pipeline(config, shape, device=CUDA, dtype=torch.bfloat16, how=Execution()))
 
 
 @pytest.fixture(scope="module")
-def native() -> Video:
-    return make(memory="none", blocks=6)
+def retrieving(machine: Machine) -> Video:
+    return machine.make("memory.archive=host")
 
 
-def test_decoding_copies_nothing_but_its_frames() -> None:
-    video = make(*SMALL, blocks=2, decode=True)
-    assert not any("vae" in site for block in video.blocks for site in block.small_copies)
+@pytest.fixture(scope="module")
+def native(machine: Machine) -> Video:
+    return machine.make(memory="none", blocks=6)
 
 
 def test_a_block_needs_few_small_copies(retrieving: Video, native: Video) -> None:
@@ -154,10 +172,30 @@ def test_a_block_waits_for_what_it_retrieves_and_for_no_write(retrieving: Video)
 
 def test_retrieved_pages_and_new_ones_are_all_that_is_moved(retrieving: Video) -> None:
     page = 2 * 1560 * 1536 * 2 * LAYERS
-    assert 0 < retrieving.steady.moved_to_device <= 6 * page + 10_000_000
-    frames = 12 * 480 * 832 * 3  # as bytes
-    most = 3 * page + 2 * frames + 1_000_000  # the decoder may be a block behind
-    assert 0 < retrieving.steady.moved_to_host <= most
+    assert 0 < retrieving.steady.moved_to_device <= 2 * 6 * page + 10_000_000  # the threads of the archive may be
+    assert 0 < retrieving.steady.moved_to_host <= 2 * 3 * page + 1_000_000  # a block behind
+
+
+def test_the_peak_is_what_was_planned(machine: Machine, retrieving: Video, native: Video) -> None:
+    """Within 5 %, at full size, generating and decoding each by itself."""
+    gpu, shape = machine.gpu, ModelShape(num_layers=LAYERS)
+    loaded = machine.pipeline
+    for video, memory, settings in ((retrieving, "nearest", ["memory.archive=host"]), (native, "none", [])):
+        config = load_config("self-forcing", memory=memory, settings=settings)
+        budget = plan(config, Path("nothing"), device=CPU, dtype=torch.bfloat16, seconds=8, shape=shape, text=False)
+        parts = {part.name: part.bytes for part in budget.parts if not part.name.startswith("archive")}
+        decoding = parts.pop("decoding")
+        if memory == "none":  # the fake GPU has it all the same
+            parts["retrieval encoder"] = sum(4 * each.numel() for each in loaded.encode_key.parameters())  # type: ignore[attr-defined]
+        assert sum(parts.values()) == pytest.approx(video.peak, rel=0.05)
+    stream, latent = loaded.decoder.stream(), torch.empty(1, 1, 16, 60, 104, device=CUDA)
+    before = gpu.live
+    gpu.reset()
+    for _ in range(3):
+        gpu.forget_peak()
+        stream.decode(latent)
+    assert decoding == pytest.approx(gpu.peak - before, rel=0.05)
+    assert gpu.copies == [] and gpu.syncs == []  # frames are copied by the sink, once, as bytes
 
 
 def switching(session: Any, block: int) -> None:
@@ -168,99 +206,33 @@ def switching(session: Any, block: int) -> None:
         session.switch("another embedding", cut=True)
 
 
-@pytest.mark.parametrize("archive", ["host", "host-int8", "disk", "recompute", "device"])
-def test_nothing_races_whatever_the_tier(tmp_path: Path, archive: str) -> None:
+@pytest.mark.parametrize("archive", ["host-int8", "disk", "recompute"])
+def test_nothing_races_whatever_the_tier(machine: Machine, tmp_path: Path, archive: str) -> None:
     """Also where the window is computed again, and where its pages are overwritten sooner than usual."""
-    make(*SMALL, f"memory.archive={archive}", blocks=14, scratch=tmp_path, switch=switching)
+    video = machine.make(*SMALL, f"memory.archive={archive}", blocks=13, scratch=tmp_path, switch=switching)
     assert list(tmp_path.iterdir()) == []
+    if archive != "recompute":
+        assert video.steady.host_waits == {"engine/rollout:retrieve": 1}
 
 
-def test_the_disk_is_written_and_read_by_threads_of_its_own(tmp_path: Path) -> None:
-    video = make(*SMALL, "memory.archive=disk", blocks=12, scratch=tmp_path)
-    assert video.steady.host_waits == {"engine/rollout:retrieve": 1}
-
-
-def test_host_memory_is_locked_in_pieces_by_the_thread_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_memory_is_locked_in_pieces_by_the_thread_that_writes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("llrag_cli.cache.pages.PIECE", 2**19)
-    video = make(*SMALL, "memory.archive=host", blocks=12)
-    runtime = video.gpu.runtime
-    assert runtime.ranges == {}  # all is unlocked at the end
-    assert len(runtime.calls) > 2 and all(size <= 2**19 for size, _ in runtime.calls)
-    assert all(thread.startswith("archive-write") for _, thread in runtime.calls)
+    machine.make(*SMALL, "memory.archive=host", blocks=8)
+    calls = machine.gpu.runtime.calls
+    assert len(calls) > 2 and all(size <= 2**19 for size, _ in calls)
+    assert all(thread.startswith("archive-write") for _, thread in calls)
 
 
-def test_memory_that_cannot_be_locked_goes_through_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_locked_goes_through_buffers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said once, and the thread that generates waits no more than before."""
     monkeypatch.setattr("llrag_cli.cache.pages.PIECE", 2**20)
-    gpu = FakeGPU()
-    gpu.runtime.limit = 3 * 2**20
+    monkeypatch.setattr(machine.gpu.runtime, "limit", 3 * 2**20)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", LlragWarning)
-        video = make(*SMALL, "memory.archive=host", blocks=12, gpu=gpu)
+        video = machine.make(*SMALL, "memory.archive=host", blocks=10)
     assert [str(each.message).split(" of ")[0] for each in told if each.category is LlragWarning] == [
-        "CUDA page-locks only 2.36 MB"
+        "CUDA page-locks only 2.95 MB"
     ]
     assert video.steady.host_waits == {"engine/rollout:retrieve": 1}
-
-
-def test_the_end_of_a_video_frees_the_gpu(retrieving: Video) -> None:
-    assert retrieving.gpu.live < 0.01 * retrieving.gpu.peak
-
-
-# --- the fake itself --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu() -> Iterator[FakeGPU]:
-    with FakeGPU() as fake:
-        yield fake
-
-
-def test_the_fake_counts_what_blocks(gpu: FakeGPU) -> None:
-    host = torch.ones(3)
-    there = host.to(CUDA)
-    host.pin_memory().to(CUDA, non_blocking=True)
-    host.to(CUDA, non_blocking=True)  # from memory that is not page-locked
-    there.cpu()
-    assert [copy.waits for copy in gpu.copies] == [True, False, True, True]
-    assert not gpu.syncs
-    assert there.sum().item() == 0 and bool(there.bool().any())
-    assert len(gpu.syncs) == 2
-    there[torch.tensor([0, 2])]
-    assert gpu.copies[-1].to == "device" and gpu.copies[-1].waits
-
-
-def test_the_fake_counts_memory_by_its_owner(gpu: FakeGPU) -> None:
-    one = torch.empty(10**6, device=CUDA)
-    two = one + 1
-    assert gpu.live == gpu.peak == 8 * 10**6
-    view = two[:10]
-    del two
-    assert gpu.live == 8 * 10**6
-    del view, one
-    assert gpu.live == 0 and gpu.peak == sum(gpu.peak_owners.values()) == 8 * 10**6
-
-
-def test_the_fake_sees_races(gpu: FakeGPU) -> None:
-    side: Any = torch.cuda.Stream(CUDA)
-    shared = torch.zeros(8, device=CUDA)
-    with torch.cuda.stream(side):
-        shared[:4].add_(1)  # before the zeros are there
-    assert "used it" in gpu.races[0]
-    gpu.races.clear()
-    shared[4:].add_(1)  # another part of it
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        shared.add_(1)
-    event = side.record_event()
-    assert gpu.races == []
-    del shared
-    assert len(gpu.races) == 1 and "is freed while" in gpu.races[0]
-    gpu.races.clear()
-    torch.cuda.current_stream().wait_event(event)
-    pinned = torch.zeros(4).pin_memory()
-    source = torch.ones(4, device=CUDA)
-    pinned.copy_(source, non_blocking=True)
-    with torch.cuda.stream(side):
-        pinned.to(CUDA, non_blocking=True)  # while it is written
-    assert len(gpu.races) == 1 and "copies host memory" in gpu.races[0]

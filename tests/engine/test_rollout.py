@@ -331,3 +331,21 @@ def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> No
         changed = made({block: Change(prompts[1])})
         same = [torch.equal(changed[:, n], plain[:, n]) for n in range(24)]
         assert same == [n < 3 * block for n in range(24)], block
+
+
+@pytest.mark.parametrize("archive", ["none", "device", "host", "recompute"])
+def test_one_buffer_for_all_layers_changes_nothing(backbone: WatchedBackbone, write: Write, archive: str) -> None:
+    """Not even where a clean pass attends to other frames than denoising, or a layer to fewer than others."""
+    memory: MemoryConfig = NATIVE
+    if archive != "none":
+        memory = RETRIEVING.model_copy(update={"archive": archive, "commit": "recent", "read_layers": 1})
+    plain = latents_of(write(memory, frames=30, batch=2))
+    own = backbone.sessions[-1]
+    backbone.one_buffer = True
+    shared: set[int] = set()
+
+    def look(block: Block) -> None:
+        shared.add(len({id(layer.buffer) for layer in backbone.sessions[-1].cache.layers}))
+
+    assert torch.equal(latents_of(write(memory, frames=30, batch=2, on_block=look)), plain)
+    assert shared == {1} and backbone.sessions[-1] is not own

@@ -16,6 +16,7 @@ from llrag_cli.cli.options import (
     Json,
     MemoryBudget,
     Offload,
+    OneBuffer,
     Seconds,
     archive_settings,
     encoder_settings,
@@ -35,6 +36,7 @@ def extend(
     memory_budget: MemoryBudget = None,
     device: Device = "auto",
     offload: Offload = False,
+    one_buffer: OneBuffer = False,
     attention: Attention = None,
     compile_: Compile = False,
     as_json: Json = False,
@@ -53,6 +55,7 @@ def extend(
         memory_budget=memory_budget,
         device=device,
         offload=offload,
+        one_buffer=one_buffer,
         attention=attention,
         compile_=compile_,
         as_json=as_json,
@@ -76,6 +79,7 @@ def continue_run(
     memory_budget: str | None,
     device: str,
     offload: bool,
+    one_buffer: bool,
     attention: str | None,
     compile_: bool,
     as_json: bool,
@@ -132,6 +136,7 @@ def continue_run(
                 references=record.timeline.reference_count,
                 pinned=record.timeline.pinned_frames,
                 offload=offload,
+                one_buffer=one_buffer,
                 limit=limit,
                 scratch=path,
             )
@@ -139,7 +144,7 @@ def continue_run(
             budget.require()
             config = budget.config
             prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
-            how = Execution(offload=offload, attention=attention, compile=compile_)
+            how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         if prompt is not None:
             show_readings(config, [prompt])

@@ -24,6 +24,7 @@ from llrag_cli.cli.options import (
     Memory,
     MemoryBudget,
     Offload,
+    OneBuffer,
     Rag,
     Seconds,
     Set,
@@ -95,6 +96,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
+    one_buffer: OneBuffer = False,
     attention: Attention = None,
     compile_: Compile = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
@@ -143,6 +145,7 @@ def generate(
             memory_budget=memory_budget,
             device=device,
             offload=offload,
+            one_buffer=one_buffer,
             attention=attention,
             compile_=compile_,
             as_json=as_json,
@@ -222,7 +225,7 @@ def generate(
             timeline = None if asked is None else planned(asked, config, file=scene)
         known = texts if timeline is None else timeline.prompts
         require_understood(config, known)
-        how = Execution(offload=offload, attention=attention, compile=compile_)
+        how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
 
@@ -243,6 +246,7 @@ def generate(
             device=device,
             dtype=dtype,
             offload=offload,
+            one_buffer=one_buffer,
             limit=limit,
             scratch=out or Path("runs"),
         )

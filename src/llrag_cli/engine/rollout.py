@@ -58,6 +58,8 @@ class Backbone(Protocol):
 
     @property
     def layers(self) -> int: ...
+    @property
+    def one_buffer(self) -> bool: ...
     def start(self, prompt: Tensor, cache: WanKVCache) -> BackboneSession: ...
 
 
@@ -364,6 +366,7 @@ def new_cache(
         archive=archive,
         attended=attended,
         unread_attended=without,
+        one_buffer=backbone.one_buffer,
     )
 
 

@@ -28,10 +28,8 @@ from torch import Tensor, nn
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import KVBuffer, Piece, WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
-from llrag_cli.cache.rotary import RotaryTables, rotate
+from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
 from llrag_cli.files.transfer import to_device
-
-TABLES = 3  # rotary tables that a session keeps: of a block's passes, of its clean pass, of a draft
 
 
 class Timesteps64(nn.Module):
@@ -203,6 +201,7 @@ class WanBackbone:
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
         self._lock = threading.RLock()  # sessions of several threads take turns, pass by pass
+        self.one_buffer = False  # whether the layers of a session share one, as in ``WanKVCache``
         self._offloaded_device: torch.device | None = None
         self._stops_early = True
         self._attention: Any = None  # backend of self-attention
