@@ -7,23 +7,28 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from llrag_cli.cache.archive import slots_of
 from llrag_cli.cache.pages import Layout
+from llrag_cli.cache.rotary import TABLES
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
 from llrag_cli.config import LOCATIONS, Location, ModelShape, RunConfig
 from llrag_cli.errors import DoesNotFitError, Remedy
 from llrag_cli.files.resources import free_disk, free_memory
 from llrag_cli.formatting import human
-from llrag_cli.memory.encoder import EncoderConfig, embedding_size
+from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder, embedding_size
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import TransformerSizes, family_of
 
 COMFORTABLE = 0.9  # share of what is free that the archive `auto` fills
 Scale = Literal["length", "picture"]
+Phase = Literal["text", "video"]  # prompts are encoded before the transformer is read
+PHASES: tuple[Phase, ...] = get_args(Phase)
+WORKSPACES = 300_000_000  # bytes that CUDA's libraries take beside tensors; an estimate
+CONTEXT = 500_000_000  # bytes that a CUDA context takes; an estimate, for cards that are not there
 LENGTH: frozenset[Scale] = frozenset({"length"})
 PICTURE: frozenset[Scale] = frozenset({"picture"})
 SMALLER = 0.75  # share of what depends on the picture that a smaller one is expected to save, at most
@@ -41,6 +46,7 @@ class Part:
     bytes: int
     location: Location
     scales: frozenset[Scale] = frozenset()  # with the length of the video, with the size of the picture
+    phase: Phase = "video"
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,13 @@ class Budget:
     limit: int | None = None  # bytes allowed on the device, and on the host
 
     def total(self, location: Location) -> int:
-        """Bytes expected at the peak."""
-        return sum(part.bytes for part in self.parts if part.location == location)
+        """Bytes expected at the peak: the most of any phase."""
+        return sum(part.bytes for part in self.at_peak(location))
+
+    def at_peak(self, location: Location) -> list[Part]:
+        """The parts there of the phase that takes the most."""
+        phases = [[part for part in self.parts if (part.location, part.phase) == (location, each)] for each in PHASES]
+        return max(phases, key=lambda parts: sum(part.bytes for part in parts))
 
     def room(self, location: Location) -> int | None:
         """Bytes that may be taken there."""
@@ -83,7 +94,7 @@ class Budget:
         """The plan in one line."""
         totals = []
         for location in LOCATIONS:
-            parts = [part for part in self.parts if part.location == location]
+            parts = self.at_peak(location)
             if not parts:
                 continue
             named = ", ".join(
@@ -103,7 +114,7 @@ class Budget:
         location = self.short
         if location is None:
             return
-        largest = max((part for part in self.parts if part.location == location), key=lambda part: part.bytes)
+        largest = max(self.at_peak(location), key=lambda part: part.bytes)
         room = self.room(location) or 0
         limited = room == self.limit and room != self.free[location]
         available = f"where the memory limit allows {human(room)}" if limited else f"which has {human(room)} free"
@@ -117,13 +128,13 @@ class Budget:
             remedies.append("plain")
         if tiers:
             remedies.append("archive")
-        if location == "device" and self.device.type != "cpu":
+        if location == "device" and self.device.type != "cpu" and largest.phase == "video":
             remedies.append("offload")
         if self.config.memory.window is not None and "K/V" in largest.name and location != "disk":
             remedies.append("window")
         if SMALLER * self._scaling("picture", location) >= excess:
             remedies.append("smaller")
-        if not remedies or largest.name.startswith("weights"):
+        if not remedies or largest.name.startswith(("weights", "text encoder")):
             remedies.append("model")
         raise DoesNotFitError(
             f"this run needs {human(self.total(location))} on {self.name_of(location)}, {available}; "
@@ -134,7 +145,7 @@ class Budget:
 
     def _scaling(self, scale: Scale, location: Location) -> int:
         """Bytes there that depend on the length of the video, or on the size of its picture."""
-        return sum(part.bytes for part in self.parts if part.location == location and scale in part.scales)
+        return sum(part.bytes for part in self.at_peak(location) if scale in part.scales)
 
     def _smaller_archives(self) -> list[Tier]:
         """The tiers after the chosen one that keep less where memory is short."""
@@ -160,6 +171,9 @@ def plan(
     limit: int | None = None,
     scratch: Path | None = None,
     loaded: bool = False,
+    text: bool = True,
+    one_buffer: bool = False,
+    card: int | None = None,
 ) -> Budget:
     """What a configuration will hold at its peak; reads headers only.
 
@@ -167,21 +181,34 @@ def plan(
     device and host each, also `host-int8` and `recompute` are tried after them. Where none fits, the plan is that of
     the last one tried. Where weights are not there yet, their sizes are those of the released models, or those of a
     ``shape``; if they are ``loaded`` they are not counted. Files of the archive will be in the folder ``scratch``.
-    ``references`` counts the latent frames of references, of which some are ``pinned``.
+    ``references`` counts the latent frames of references, of which some are ``pinned``. Without ``text``, prompts are
+    known as embeddings already. With ``one_buffer``, all layers share the buffer of what a block attends to. ``card``
+    are the bytes of a GPU that is planned for though it is not here.
     """
     family = family_of(config)
     sizes = family.transformer_sizes(config, folder, dtype, shape=shape)
     decoder, decoding = family.decoder_bytes(config, folder, dtype, shape=shape)
     frames = config.latent_frames(seconds) + references
-    common = [] if loaded else _backbone(config, sizes, offload=offload)
+    encoder = family.files(config, folder).get("memory.encoder")
+    common = [_activations(config, sizes, batch=batch)]
+    if not loaded:
+        common += _weights(sizes, offload=offload)
+        common += [Part("VAE", decoder, "device"), Part("retrieval encoder", _encoder_bytes(config, encoder), "device")]
+    if text and not loaded and (size := family.text_bytes(config, folder)):
+        here = device.type == "cuda" and card is None
+        at: Location = "device" if here and (free_memory(device) or 0) > 1.1 * size else "host"
+        common.append(Part("text encoder", size, at, phase="text"))
+    prompts = 2 * family.text_length * sizes.dim * sizes.layers * sizes.item
     common += [
-        _history(config, family.files(config, folder).get("memory.encoder"), sizes, frames=frames, batch=batch),
-        Part("VAE", decoder, "device"),
-        Part("decoding (estimate)", decoding, "device", PICTURE),
+        Part("keys and values of the prompt", prompts * batch, "device"),
+        _history(config, encoder, sizes, frames=frames, batch=batch),
+        Part("decoding", decoding, "device", PICTURE),
     ]
+    if device.type == "cuda":
+        common.append(Part("CUDA workspaces (estimate)", WORKSPACES, "device"))
     on_host = device.type == "cpu"  # then device and host are the same memory
     free: dict[Location, int | None] = {
-        "device": free_memory(device),
+        "device": free_memory(device) if card is None else card - CONTEXT,
         "host": None if on_host else free_memory(None),
         "disk": free_disk(scratch or Path(tempfile.gettempdir())),
     }
@@ -190,7 +217,7 @@ def plan(
         chosen = config
         if isinstance(config.memory, RetrievalMemory):
             chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
-        parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch)]
+        parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch, one_buffer=one_buffer)]
         parts.append(Part("pinned references", pinned * _page(config, sizes) * batch, "device", PICTURE))
         if on_host:
             parts = [
@@ -216,21 +243,40 @@ def _page(config: RunConfig, sizes: TransformerSizes) -> int:
     return 2 * _tokens(config, sizes) * sizes.dim * sizes.layers * sizes.item
 
 
-def _backbone(config: RunConfig, sizes: TransformerSizes, *, offload: bool) -> list[Part]:
-    block = config.backbone.frames_per_block * _tokens(config, sizes)
-    working = block * (3 * sizes.ffn + 12 * sizes.dim) * sizes.item
+def _activations(config: RunConfig, sizes: TransformerSizes, *, batch: int) -> Part:
+    """What a pass over a block holds at most: in the feed-forward part, or where a layer attends."""
+    tokens = config.backbone.frames_per_block * _tokens(config, sizes)
+    each = max(2 * sizes.ffn + 4 * sizes.dim, 14 * sizes.dim)
+    return Part("activations", tokens * each * sizes.item * batch, "device", PICTURE)
+
+
+def _weights(sizes: TransformerSizes, *, offload: bool) -> list[Part]:
     if not offload:
-        return [Part("weights", sizes.weights, "device"), Part("activations (estimate)", working, "device", PICTURE)]
+        return [Part("weights", sizes.weights, "device")]
     share = 2 * sizes.weights // max(1, sizes.layers)
-    return [
-        Part("weights in use", share, "device"),
-        Part("weights", sizes.weights, "host"),
-        Part("activations (estimate)", working, "device", PICTURE),
-    ]
+    return [Part("weights in use", share, "device"), Part("weights", sizes.weights, "host")]
+
+
+def _encoder_bytes(config: RunConfig, file: Path | None) -> int:
+    """Bytes of the retrieval encoder, which is in float32."""
+    memory = config.memory
+    if not isinstance(memory, RetrievalMemory) or not memory.retrieves or memory.keys != "encoder":
+        return 0
+    if file is not None and file.exists():
+        return file.stat().st_size
+    with torch.device("meta"):
+        return sum(4 * parameter.numel() for parameter in LatentAutoencoder(EncoderConfig()).parameters())
 
 
 def _caches(
-    config: RunConfig, tier: Tier, sizes: TransformerSizes, dtype: torch.dtype, *, frames: int, batch: int
+    config: RunConfig,
+    tier: Tier,
+    sizes: TransformerSizes,
+    dtype: torch.dtype,
+    *,
+    frames: int,
+    batch: int,
+    one_buffer: bool,
 ) -> list[Part]:
     memory, block = config.memory, config.backbone.frames_per_block
     tokens, frame = _tokens(config, sizes), _page(config, sizes)
@@ -240,8 +286,10 @@ def _caches(
     if isinstance(memory, RetrievalMemory):
         unread = memory.unread_layers(sizes.layers)
         without = max(attended - memory.retrieved, min(attended, memory.commit_reach(block) or 0))
-    context = (sizes.layers - unread) * attended + unread * without
+    context = max(attended, without) if one_buffer else (sizes.layers - unread) * attended + unread * without
     parts = [Part("K/V that a block attends to", context * by_layer * batch, "device", window)]
+    table = 4 * tokens * sizes.dim // sizes.heads  # cosines and sines of a frame, float32
+    parts.append(Part("rotary tables", TABLES * attended * table, "device", window))
     kept = frames if memory.recent_frames is None else min(frames, memory.sink + memory.recent_frames)
     if memory.retrieves and tier == "device":
         parts.append(Part("K/V window", kept * unread * by_layer * batch, "device", window))
@@ -255,7 +303,8 @@ def _caches(
     page = (sizes.layers - unread) * layout.bytes * batch
     parts.append(Part("retrieved K/V", slots_of(tier, memory.retrieved) * page, "device", PICTURE))
     if tier == "recompute":
-        parts.append(Part("recomputing (estimate)", (memory.sink + 2 * block) * frame, "device", PICTURE))
+        alone = (memory.sink + block) * by_layer + block * frame  # one buffer, and what its passes leave
+        parts.append(Part("recomputing", alone, "device", PICTURE))
         latent = sizes.channels * config.backbone.height * config.backbone.width * sizes.item
         return [*parts, Part("archive of latents", frames * latent * batch, "disk", PICTURE | LENGTH)]
     location: Location = "disk" if tier == "disk" else "host"

@@ -46,14 +46,14 @@ def test_pairs_of_channels_turn_by_the_angles_of_their_time(
 def test_pages_of_a_ring_with_sink_references_and_pins() -> None:
     pages = FramePages(sink=2, ring=6, frames=100, references=5, pinned=2)
     assert pages.count == 8
-    numbers = torch.tensor([0, 1, 2, 5, 6, 9, -1, -2, -3])
-    assert pages.page(numbers).tolist() == [0, 1, 2, 5, 2, 5, 7, 6, 5]
+    numbers = [0, 1, 2, 5, 6, 9, -1, -2, -3]
+    assert [pages.page(number) for number in numbers] == [0, 1, 2, 5, 2, 5, 7, 6, 5]
     pages.sink_start = 6
-    assert pages.page(torch.tensor([6, 7, 8, 9])).tolist() == [0, 1, 4, 5]
+    assert [pages.page(number) for number in (6, 7, 8, 9)] == [0, 1, 4, 5]
     assert FramePages(sink=2, ring=6, frames=4).count == 4
     assert FramePages(sink=2, ring=6, frames=4, references=1).count == 6
     endless = FramePages(sink=2, ring=None, frames=4, references=3)
-    assert endless.count == 7 and endless.page(torch.tensor([-3, 0, 3])).tolist() == [0, 3, 6]
+    assert endless.count == 7 and [endless.page(number) for number in (-3, 0, 3)] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
@@ -63,12 +63,13 @@ def test_a_page_that_was_written_again_is_copied_again(tmp_path: Path, tier: Tie
     assert archive is not None
 
     def write(start: int, value: float) -> None:
-        page = torch.full((1, 3, 4, 1, 2), value)
-        archive.write(start, torch.zeros(1, 3, 4, 2, 2), [(page, page + 0.5)])
+        page = torch.full((1, 1, 4, 1, 2), value)
+        archive.write(start, torch.zeros(1, 3, 4, 2, 2), 1, lambda layer, frame: (page, page + 0.5))
 
     def read(frames: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         archive.fetch([frames], lambda *_: [])
-        return archive.read(0, [frames])
+        keys, values = zip(*(archive.read(0, 0, frame) for frame in frames), strict=True)
+        return torch.stack(keys)[None], torch.stack(values)[None]
 
     write(0, 1.0)
     write(3, 2.0)

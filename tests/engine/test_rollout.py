@@ -23,7 +23,7 @@ from llrag_cli.memory.strategies import (
     fields_for,
     parse_memory,
 )
-from llrag_cli.models.wan.transformer import WanSession
+from llrag_cli.models.wan.transformer import WanSession, _bound
 from llrag_cli.sampling.noise import AddressedNoise
 from llrag_cli.sampling.schedule import FlowMatchSchedule
 
@@ -178,7 +178,7 @@ def test_the_cache_holds_no_more_than_the_window(backbone: WatchedBackbone, writ
 def test_the_end_of_a_video_frees_what_it_held(backbone: WatchedBackbone, write: Write, memory: MemoryConfig) -> None:
     write(memory)
     assert backbone.sessions[-1].cache.layers == []
-    assert all(own.cache is None for own in backbone._self_attention)
+    assert _bound.current is None
     assert all(cross.keys is None for cross in backbone._cross_attention)
 
 
@@ -331,3 +331,21 @@ def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> No
         changed = made({block: Change(prompts[1])})
         same = [torch.equal(changed[:, n], plain[:, n]) for n in range(24)]
         assert same == [n < 3 * block for n in range(24)], block
+
+
+@pytest.mark.parametrize("archive", ["none", "device", "host", "recompute"])
+def test_one_buffer_for_all_layers_changes_nothing(backbone: WatchedBackbone, write: Write, archive: str) -> None:
+    """Not even where a clean pass attends to other frames than denoising, or a layer to fewer than others."""
+    memory: MemoryConfig = NATIVE
+    if archive != "none":
+        memory = RETRIEVING.model_copy(update={"archive": archive, "commit": "recent", "read_layers": 1})
+    plain = latents_of(write(memory, frames=30, batch=2))
+    own = backbone.sessions[-1]
+    backbone.one_buffer = True
+    shared: set[int] = set()
+
+    def look(block: Block) -> None:
+        shared.add(len({id(layer.buffer) for layer in backbone.sessions[-1].cache.layers}))
+
+    assert torch.equal(latents_of(write(memory, frames=30, batch=2, on_block=look)), plain)
+    assert shared == {1} and backbone.sessions[-1] is not own

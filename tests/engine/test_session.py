@@ -16,7 +16,7 @@ from llrag_cli import LlragError, Pipeline, load_config
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
-from llrag_cli.models.wan.transformer import WanSession
+from llrag_cli.models.wan.transformer import WanSession, _bound
 
 FEW = ["sampler.steps=[1000, 500]", "memory.window=6", "memory.retrieved=2", "memory.guard=0"]
 PROMPTS = ("a red circle bounces around on a plain gray wall", "a white cross passes by on a striped blue wall")
@@ -130,7 +130,7 @@ def held(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[weakref.re
 
     def spy(session: WanSession) -> None:
         for layer in session.cache.layers:
-            for tensor in (layer.pages._keys, *(layer._buffer or ())):
+            for tensor in (layer.pages._keys, *(layer.buffer.parts or ())):
                 if tensor is not None:
                     references.append(weakref.ref(tensor))
         close(session)
@@ -173,7 +173,7 @@ def test_every_ending_frees_what_a_session_held(
     assert references
     assert all(reference() is None for reference in references)
     backbone = pipeline.backbone
-    assert all(own.cache is None for own in backbone._self_attention)
+    assert _bound.current is None
     assert all(cross.keys is cross.values is None for cross in backbone._cross_attention)
 
 

@@ -3,6 +3,9 @@
 A page holds the keys and values of one frame of one video in all layers, contiguously, so that retrieving a frame is
 one copy. Retrieved pages are copied to a few slots on the device; one that is there already is not copied again. The
 tier `device` needs no archive: every frame stays on the pages of the window (``WanKVCache``).
+
+On a GPU, pages are written and read on two streams and by two threads of their own. What one needs of another is told
+by events: a block waits for the pages that it retrieves, and for nothing that is being written.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +24,7 @@ from llrag_cli.cache.pages import DiskPool, HostPool, LayerKV, Layout, Pool
 from llrag_cli.cache.tiers import Tier
 
 Recompute = Callable[[int, int, Tensor, int], Sequence[LayerKV]]  # (row, first frame, latents, prompt) to [T, ...]
+ReadPage = Callable[[int, int], LayerKV]  # (layer, frame) to keys and values [B, 1, tokens, heads, D]
 
 
 class Slots:
@@ -47,9 +53,9 @@ class Slots:
         for held, free in zip(self._held, self._free, strict=True):
             free += [held.pop(frame) for frame in frames if frame in held]
 
-    def of(self, retrieved: Sequence[Sequence[int]]) -> Tensor:
-        """Slots [B, K] of frames that are in one."""
-        return torch.tensor([[held[frame] for frame in row] for row, held in zip(retrieved, self._held, strict=True)])
+    def of(self, row: int, frame: int) -> int:
+        """The slot of a frame that is in one."""
+        return self._held[row][frame]
 
 
 class Archive(ABC):
@@ -72,20 +78,27 @@ class Archive(ABC):
         self._slots: Slots | None = None
         self._pages: Tensor | None = None  # [B, slots, layers, bytes], uint8, on the device
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
-        """Add a block, or replace old frames: latents [B, T, C, H, W] from ``start`` on, keys and values by layer.
+    def write(self, start: int, latents: Tensor, layers: int, page: ReadPage, *, prompt: int = 0) -> None:
+        """Add a block, or replace old frames: latents [B, T, C, H, W] from ``start`` on, keys and values by ``page``.
 
-        ``prompt`` is the number of the prompt that they were computed under.
+        What ``page`` returns may not be overwritten before ``settle``. ``prompt`` is the number of the prompt that they
+        were computed under.
         """
         if self._slots is not None:
             self._slots.discard(range(start, start + latents.shape[1]))
         if self._pages is None:
-            keys = fresh[0][0]
+            keys, _ = page(0, start)
             self._dtype = keys.dtype
             self._layout = Layout.of((*keys.shape[2:],), keys.dtype, eight_bit=self._eight_bit)
-            shape = (len(keys), self._slot_count, len(fresh), self._layout.bytes)
+            shape = (len(keys), self._slot_count, layers, self._layout.bytes)
             self._pages = torch.empty(shape, dtype=torch.uint8, device=keys.device)
             self._slots = Slots(len(keys), self._slot_count)
+
+    def settle(self, before: int | None = None) -> None:  # noqa: B027 - a tier may have nothing to do
+        """From now on, pages of frames ``before`` one (None: all) that were passed to ``write`` may be overwritten."""
+
+    def release(self) -> None:  # noqa: B027
+        """What the slots hold has been read by all that was queued so far, and may be replaced after that."""
 
     def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:  # noqa: B027 - a tier may have nothing to do
         """Start to copy frames [B][K] that will be fetched soon, where that can overlap with other work."""
@@ -94,12 +107,10 @@ class Archive(ABC):
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """Make sure that the pages of frames [B][K] are on the device."""
 
-    def read(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
-        """Keys and values [B, K, tokens, heads, D] of one layer, of fetched frames."""
+    def read(self, layer: int, row: int, frame: int) -> LayerKV:
+        """Keys and values [tokens, heads, D] of one layer, of a fetched frame of one video."""
         assert self._pages is not None and self._slots is not None
-        slots = self._slots.of(retrieved).to(self._pages.device)
-        rows = torch.arange(len(slots), device=slots.device)[:, None]
-        return self._layout.unpack(self._pages[:, :, layer][rows, slots], self._dtype)
+        return self._layout.unpack(self._pages[row, self._slots.of(row, frame), layer], self._dtype)
 
     def close(self) -> None:
         """Free what is held."""
@@ -116,11 +127,39 @@ class Archive(ABC):
         """Size of the storage off the device."""
 
 
-class StoredArchive(Archive):
-    """Keys and values themselves, in a pool made by ``make_pool(pages, bytes of a page, device)``.
+@dataclass
+class Traffic:
+    """A stream of a GPU, and the thread that fills it."""
 
-    On a GPU pages are copied on a separate stream, beside the clean pass.
-    """
+    stream: torch.cuda.Stream
+    thread: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, device: torch.device, name: str) -> Traffic:
+        """New ones, on a device."""
+        return cls(torch.cuda.Stream(device), ThreadPoolExecutor(max_workers=1, thread_name_prefix=name))
+
+    def run(self, work: Callable[[], None], after: torch.cuda.Event | None) -> Future[torch.cuda.Event]:
+        """Queue work on the stream behind an event; the result is an event that follows it."""
+
+        @torch.no_grad()
+        def follow() -> torch.cuda.Event:
+            with torch.cuda.device(self.stream.device), torch.cuda.stream(self.stream):
+                if after is not None:
+                    self.stream.wait_event(after)
+                work()
+                return self.stream.record_event()
+
+        return self.thread.submit(follow)
+
+    def close(self) -> None:
+        """Leave out what has not begun, and wait for the rest."""
+        self.thread.shutdown(cancel_futures=True)
+        self.stream.synchronize()
+
+
+class StoredArchive(Archive):
+    """Keys and values themselves, in a pool made by ``make_pool(pages, bytes of a page, device)``."""
 
     def __init__(
         self,
@@ -134,69 +173,107 @@ class StoredArchive(Archive):
         super().__init__(slots=slots, frames=frames, first=first, eight_bit=eight_bit)
         self._make_pool = make_pool
         self._pool: Pool | None = None
-        self._stream: torch.cuda.Stream | None = None
-        self._used: torch.cuda.Event | None = None  # the slots were last read
+        self._writing: Traffic | None = None  # to the pool; None on a CPU, where all is done at once
+        self._reading: Traffic | None = None  # from the pool
+        self._written: list[tuple[range, Future[torch.cuda.Event]]] = []  # frames that are being written
+        self._released: torch.cuda.Event | None = None  # the slots were last read
+        self._arrived: Future[torch.cuda.Event] | None = None  # the last pages that were asked for
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
+    def write(self, start: int, latents: Tensor, layers: int, page: ReadPage, *, prompt: int = 0) -> None:
         """As ``Archive.write``."""
-        super().write(start, latents, fresh)
-        batch, block = latents.shape[:2]
+        super().write(start, latents, layers, page)
+        batch, device = len(latents), latents.device
+        frames = range(start, start + latents.shape[1])
         if self._pool is None:
-            size = len(fresh) * self._layout.bytes
-            self._pool = self._make_pool(self.frames * batch, size, latents.device)
-            if latents.device.type == "cuda":
-                self._stream = torch.cuda.Stream(latents.device)
-        packed = [self._layout.pack(*each) for each in fresh]
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(latents.device))
-        with torch.cuda.stream(self._stream):
-            for layer, parts in enumerate(packed):
-                for part, end in zip(parts, (0, *self._layout.ends), strict=False):
-                    for frame in range(block):
-                        for row in range(batch):
-                            page = (start + frame - self.first) * batch + row
-                            self._pool.put(page, layer * self._layout.bytes + end, part[row, frame])
-                    if self._stream is not None:
-                        part.record_stream(self._stream)
-        self._pool.flush()
+            self._pool = self._make_pool(self.frames * batch, layers * self._layout.bytes, device)
+            if device.type == "cuda":
+                self._writing, self._reading = Traffic.of(device, "archive-write"), Traffic.of(device, "archive-read")
+        sources = [(frame, layer, page(layer, frame)) for layer in range(layers) for frame in frames]
+        pool, layout = self._pool, self._layout
+
+        def work() -> None:
+            for frame, layer, source in sources:
+                for part, begin in zip(layout.pack(*source), (0, *layout.ends), strict=False):
+                    for row in range(batch):
+                        number = (frame - self.first) * batch + row
+                        pool.put(number, layer * layout.bytes + begin, part[row, 0])
+            pool.flush()
+
+        if self._writing is None:
+            work()
+            return
+        self._written = [(block, job) for block, job in self._written if not (job.done() and job.result().query())]
+        ready = torch.cuda.current_stream(device).record_event()
+        self._written.append((frames, self._writing.run(work, ready)))
+
+    def settle(self, before: int | None = None) -> None:
+        """As ``Archive.settle``."""
+        for block, job in self._written:
+            if before is None or block.start < before:
+                event = job.result()
+                if not event.query():
+                    torch.cuda.current_stream(self._device).wait_event(event)
+
+    def release(self) -> None:
+        """As ``Archive.release``."""
+        if self._reading is not None:
+            self._released = torch.cuda.current_stream(self._device).record_event()
 
     def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:
         """As ``Archive.prefetch``."""
         if self._pool is None or self._pages is None or self._slots is None:
             return
-        if self._stream is not None and self._used is not None:
-            self._stream.wait_event(self._used)
-        with torch.cuda.stream(self._stream):
-            for row, frame, slot in self._slots.claim(retrieved):
-                page = self._pool.get((frame - self.first) * len(self._pages) + row)
-                self._pages[row, slot].view(-1).copy_(page, non_blocking=True)
-                self.moved += 1
-        self._pool.flush()
+        missing = self._slots.claim(retrieved)
+        if not missing:
+            return
+        self.moved += len(missing)
+        pool, pages, rows = self._pool, self._pages, len(self._pages)
+        frames = {frame for _, frame, _ in missing}
+        unfinished = [job for block, job in self._written if not frames.isdisjoint(block)]
+        traffic = self._reading
+
+        def work() -> None:
+            for job in unfinished:
+                event = job.result()
+                if traffic is not None and not event.query():
+                    traffic.stream.wait_event(event)
+            for row, frame, slot in missing:
+                pool.get((frame - self.first) * rows + row, pages[row, slot].view(-1))
+            pool.rest()
+
+        if traffic is None:
+            work()
+        else:
+            self._arrived = traffic.run(work, self._released)
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
         self.prefetch(retrieved)
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-
-    def read(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
-        """As ``Archive.read``."""
-        found = super().read(layer, retrieved)
-        if self._stream is not None:
-            self._used = torch.cuda.current_stream(self._stream.device).record_event()
-        return found
+        if self._arrived is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._arrived.result())
+            self._arrived = None
 
     def close(self) -> None:
         """As ``Archive.close``."""
+        for traffic in (self._reading, self._writing):  # copies from and to the pool may be in flight
+            if traffic is not None:
+                traffic.close()
+        self._reading = self._writing = self._arrived = self._released = None
+        self._written = []
         super().close()
-        if self._stream is not None:
-            self._stream.synchronize()  # copies from and to the pool may be in flight
+        if self._pool is not None:
+            self._pool.close()
         self._pool = None
 
     @property
     def pool_bytes(self) -> int:
         """As ``Archive.pool_bytes``."""
         return 0 if self._pool is None else self._pool.bytes
+
+    @property
+    def _device(self) -> torch.device:
+        assert self._pages is not None
+        return self._pages.device
 
 
 class RecomputedArchive(Archive):
@@ -217,9 +294,9 @@ class RecomputedArchive(Archive):
         self._blocks: dict[int, range] = {}  # the block that each frame was first written with
         self._prompts: dict[int, int] = {}  # the number of the prompt that each frame was last written under
 
-    def write(self, start: int, latents: Tensor, fresh: Sequence[LayerKV], *, prompt: int = 0) -> None:
+    def write(self, start: int, latents: Tensor, layers: int, page: ReadPage, *, prompt: int = 0) -> None:
         """As ``Archive.write``."""
-        super().write(start, latents, fresh)
+        super().write(start, latents, layers, page)
         if self._pool is None:
             self._shape, self._latent_dtype = latents.shape[2:], latents.dtype
             size = latents[0, 0].numel() * latents.element_size()
@@ -245,14 +322,14 @@ class RecomputedArchive(Archive):
                 for offset, slot in wanted:
                     for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
                         page.copy_(part[offset])
-        self._pool.flush()
+        self._pool.rest()
         self.moved += len(missing)
 
     def _latents(self, row: int, block: range) -> Tensor:
         """Latents [1, T, C, H, W] of a block."""
         assert self._pool is not None and self._pages is not None
         pages = [(frame - self.first) * len(self._pages) + row for frame in block]
-        frames = torch.stack([self._pool.get(page) for page in pages])
+        frames = torch.stack([self._pool.page(page) for page in pages])
         return frames.view(self._latent_dtype).view(1, len(block), *self._shape).to(self._pages.device)
 
     def close(self) -> None:

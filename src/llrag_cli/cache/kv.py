@@ -1,17 +1,21 @@
 """Keys and values of past latent frames, paged by frame, and the buffer a block attends to.
 
 Keys are stored before rotation and rotated when read, once per block. Nothing is ever shifted: a page belongs to a
-frame, a context is a list of frames, and attention does not depend on their order.
+frame, a context is a list of frames, and attention does not depend on their order. Which pages a block reads is known
+to the host, so pages are read and written through slices: no index ever travels to the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, cat
 
 from llrag_cli.cache.archive import Archive, Recompute
+from llrag_cli.cache.context import Context
+from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import rotate
 
 
@@ -36,33 +40,47 @@ class FramePages:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def page(self, frames: Tensor) -> Tensor:
-        """The pages of frames."""
+    def page(self, frame: int) -> int:
+        """The page of a frame."""
         if self.ring is None:
-            return frames + self.references
-        turned = self.sink + (frames - self.sink) % (self.ring - self.sink)
-        offset = frames - self.sink_start
-        pages = torch.where((offset >= 0) & (offset < self.sink), offset, turned)
-        pinned = (frames < 0) & (frames >= -self.pinned)
-        return torch.where(pinned, frames + self.count, pages)
+            return frame + self.references
+        if -self.pinned <= frame < 0:
+            return frame + self.count
+        if 0 <= frame - self.sink_start < self.sink:
+            return frame - self.sink_start
+        return self.sink + (frame - self.sink) % (self.ring - self.sink)
+
+    def runs(self, frames: Iterable[int]) -> Iterator[tuple[slice, slice]]:
+        """The frames as runs of neighbouring pages: positions among the frames, and pages."""
+        first = start = position = -1
+        for position, page in enumerate(map(self.page, frames)):
+            if first >= 0 and page == first + position - start:
+                continue
+            if first >= 0:
+                yield slice(start, position), slice(first, first + position - start)
+            first, start = page, position
+        if first >= 0:
+            yield slice(start, position + 1), slice(first, first + position + 1 - start)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values [B, T, tokens, heads, D] of frames start .. start + T - 1."""
         if self._keys is None or self._values is None:
             shape = (len(keys), self.count, *keys.shape[2:])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
-        pages = self.page(torch.arange(start, start + keys.shape[1])).to(keys.device)
-        self._keys.index_copy_(1, pages, keys)
-        self._values.index_copy_(1, pages, values)
+        for frames, pages in self.runs(range(start, start + keys.shape[1])):
+            self._keys[:, pages] = keys[:, frames]
+            self._values[:, pages] = values[:, frames]
 
-    def read(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N, tokens, heads, D] of frames [N], the same for all videos, or [B, N]."""
+    def views(self, frames: Sequence[int]) -> Iterator[LayerKV]:
+        """Keys and values [B, n, tokens, heads, D] of frames, in runs of neighbouring pages."""
         assert self._keys is not None and self._values is not None
-        pages = self.page(frames).to(self._keys.device)
-        if frames.ndim == 1:
-            return self._keys.index_select(1, pages), self._values.index_select(1, pages)
-        rows = torch.arange(len(pages), device=pages.device)[:, None]
-        return self._keys[rows, pages], self._values[rows, pages]
+        for _, pages in self.runs(frames):
+            yield self._keys[:, pages], self._values[:, pages]
+
+    def read(self, frames: Sequence[int]) -> LayerKV:
+        """Keys and values [B, N, tokens, heads, D] of N > 0 frames, copied."""
+        keys, values = zip(*self.views(frames), strict=True)
+        return cat(keys, dim=1), cat(values, dim=1)
 
     @property
     def bytes(self) -> int:
@@ -70,82 +88,116 @@ class FramePages:
         return sum(part.numel() * part.element_size() for part in (self._keys, self._values) if part is not None)
 
 
+class KVBuffer:
+    """Keys, rotated, and values [B, length, heads, D] that a layer attends to: the block's own, then its context.
+
+    It is allocated at its full size of ``frames``, and grows only if a context is longer. Layers can share one.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.holder: WanKVLayerCache | None = None  # the layer whose context it holds
+        self.parts: LayerKV | None = None
+
+    def reserve(self, length: int, tokens: int, like: Tensor) -> LayerKV:
+        """The buffer, with room for ``length`` tokens like those of [B, ..., heads, D]; a frame has ``tokens``."""
+        if self.parts is None or self.parts[0].shape[1] < length:
+            self.parts = None  # before the larger one is allocated
+            shape = (like.shape[0], max(length, self.frames * tokens), *like.shape[-2:])
+            self.parts = like.new_empty(shape), like.new_empty(shape)
+        return self.parts
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(part.numel() * part.element_size() for part in self.parts or ())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Keys, not rotated, and values [b, n, tokens, heads, D] of neighbouring frames of a context."""
+
+    keys: Tensor
+    values: Tensor
+    rows: slice  # of the batch
+    frame: int  # position of the first of them in the context
+
+
 class WanKVLayerCache:
     """The keys and values that one self-attention layer reads: the block's own slots, then its context.
 
-    The buffer is [B, (block + context) * tokens, heads, D]; a block's passes rewrite only its own slots.
+    A block's passes rewrite only its own slots, unless other layers use the buffer too.
     """
 
-    def __init__(self, pages: FramePages) -> None:
-        self.pages = pages
-        self._buffer: tuple[Tensor, Tensor] | None = None
+    def __init__(self, pages: FramePages, buffer: KVBuffer, *, shared: bool = False) -> None:
+        self.pages, self.buffer, self.shared = pages, buffer, shared
+        self.keeps_fresh = False  # whether a pass leaves its keys and values in ``fresh``
+        self.commits_to: int | None = None  # whether a pass writes them to the pages of frames from this one on
+        self.fresh: LayerKV | None = None  # keys, not rotated, and values [B, L, heads, D] of the last pass
+        self._pieces: Callable[[], Iterable[Piece]] = tuple
+        self._table: Tensor | None = None
+        self._tokens = self._block = 0
         self._visible = self._without_retrieved = self._all = [slice(0, 0)]
-        self._block = 0
-        self.fresh: tuple[Tensor, Tensor] | None = None  # the last pass's own keys (not rotated) and values
 
-    def gather(
+    def set_context(
         self,
-        parts: list[tuple[Tensor, Tensor]],
-        tables: list[Tensor],
+        pieces: Callable[[], Iterable[Piece]],
+        table: Tensor,
         *,
+        frames: int,
+        tokens: int,
         block: int,
         hidden: slice,
         retrieved: int = 0,
     ) -> None:
-        """Rotate the context, parts [B, N, tokens, heads, D], into the buffer.
+        """Attend to the ``pieces`` of a context of so many ``frames``, rotated by the table [B or 1, L, 1, D/2, 2].
 
         ``block`` counts the block's tokens; ``hidden`` are those of them that it does not attend to itself. The last
-        ``retrieved`` tokens of the context can be left out by ``set_reading``.
+        ``retrieved`` frames of the context can be left out by ``set_reading``.
         """
-        total = block + sum(keys.shape[1] * keys.shape[2] for keys, _ in parts)
-        if parts:
-            self._reserve(total, parts[0][0])
-        begin = block
-        for (keys, values), table in zip(parts, tables, strict=True):
-            assert self._buffer is not None
-            end = begin + keys.shape[1] * keys.shape[2]
-            self._buffer[0][:, begin:end] = rotate(keys.flatten(1, 2), table)
-            self._buffer[1][:, begin:end] = values.flatten(1, 2)
-            begin = end
-        self._block = block
-        self._all, self._without_retrieved = (_around(hidden, end) for end in (total, total - retrieved))
+        self._pieces, self._table, self._tokens, self._block = pieces, table, tokens, block
+        total = block + frames * tokens
+        self._all, self._without_retrieved = (_around(hidden, end) for end in (total, total - retrieved * tokens))
         self._visible = self._all
+        self.buffer.holder = None
+        if not self.shared:
+            self._fill()
 
     def set_reading(self, *, retrieved: bool) -> None:
-        """Whether the next passes attend to retrieved frames; after ``gather`` they do."""
+        """Whether the next passes attend to retrieved frames; after ``set_context`` they do."""
         self._visible = self._all if retrieved else self._without_retrieved
 
-    def store(self, keys: Tensor, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the block's keys (not yet rotated) and values [B, L, heads, D]; returns all that it attends to."""
-        self.fresh = keys, values
-        self._reserve(max(self._block, self._visible[-1].stop), keys)
-        assert self._buffer is not None
-        self._buffer[0][:, : self._block] = rotate(keys, table)
-        self._buffer[1][:, : self._block] = values
-        seen = [[part[:, visible] for visible in self._visible] for part in self._buffer]  # views
-        return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (torch.cat(seen[0], 1), torch.cat(seen[1], 1))
-
-    def commit(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Store the last pass's keys and values as those of frames from ``start`` on, and return them."""
-        assert self.fresh is not None
-        keys, values = (part.unflatten(1, (-1, tokens)) for part in self.fresh)
-        self.pages.write(start, keys, values)
-        self.fresh = None
-        return keys, values
+    def store(self, keys: Tensor, turned: Tensor, values: Tensor) -> LayerKV:
+        """Write the block's keys (as they are, and rotated) and values [B, L, heads, D]; returns all it attends to."""
+        if self.buffer.holder is not self:
+            self._fill()
+        buffer = self.buffer.reserve(max(self._block, self._all[-1].stop), self._tokens, keys)
+        buffer[0][:, : self._block] = turned
+        buffer[1][:, : self._block] = values
+        if self.keeps_fresh:
+            self.fresh = keys, values
+        if self.commits_to is not None:
+            self.pages.write(self.commits_to, *(part.unflatten(1, (-1, self._tokens)) for part in (keys, values)))
+        seen = [[part[:, visible] for visible in self._visible] for part in buffer]  # views
+        return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (cat(seen[0], 1), cat(seen[1], 1))
 
     @property
     def bytes(self) -> int:
         """Memory that the buffer holds."""
-        return sum(part.numel() * part.element_size() for part in self._buffer or ())
+        return self.buffer.bytes
 
-    def _reserve(self, length: int, like: Tensor) -> None:
-        if self._buffer is None or self._buffer[0].shape[1] < length:
-            shape = (like.shape[0], length, *like.shape[-2:])
-            grown = (like.new_empty(shape), like.new_empty(shape))
-            if self._buffer is not None:
-                for new, old in zip(grown, self._buffer, strict=True):
-                    new[:, : old.shape[1]] = old
-            self._buffer = grown
+    def _fill(self) -> None:
+        """Rotate the context into the buffer."""
+        self.buffer.holder = self
+        for piece in self._pieces():
+            assert self._table is not None
+            keys, values = self.buffer.reserve(self._all[-1].stop, self._tokens, piece.keys)
+            begin = piece.frame * self._tokens
+            end = begin + piece.keys.shape[1] * self._tokens
+            rows = piece.rows if len(self._table) > 1 else slice(None)
+            there = slice(self._block + begin, self._block + end)
+            keys[piece.rows, there] = rotate(piece.keys.flatten(1, 2), self._table[rows, begin:end])
+            values[piece.rows, there] = piece.values.flatten(1, 2)
 
 
 def _around(hidden: slice, end: int) -> list[slice]:
@@ -161,6 +213,10 @@ class WanKVCache:
     ``None`` keeps all frames there. With an ``archive``, frames that left can be read back. Passes that compute an old
     block again attend to ``commit_sink`` frames of the sink, by default to all. The first ``unread`` layers attend to
     no retrieved frames: they have no archive, and keep ``unread_recent`` frames besides the sink (None: all).
+
+    A block and its context are ``attended`` frames at most, ``unread_attended`` in the unread layers, for which the
+    buffers are allocated at once. With ``one_buffer`` all layers share one: each gathers its context in every pass
+    anew, which saves the memory of all others.
     """
 
     def __init__(
@@ -176,36 +232,89 @@ class WanKVCache:
         commit_sink: int | None = None,
         unread: int = 0,
         unread_recent: int | None = None,
+        attended: int = 0,
+        unread_attended: int = 0,
+        one_buffer: bool = False,
     ) -> None:
         self.sink = sink
         self.commit_sink = sink if commit_sink is None else commit_sink
         self.window = None if recent is None else sink + recent
-
         self.unread = unread
+        self.one_buffer = one_buffer
+        common = KVBuffer(max(attended, unread_attended if unread else 0))
 
-        def pages(kept: int | None) -> FramePages:
+        def layer(number: int) -> WanKVLayerCache:
+            kept, seen = (unread_recent, unread_attended) if number < unread else (recent, attended)
             ring = None if kept is None else sink + kept
-            return FramePages(sink=sink, ring=ring, frames=frames, references=references, pinned=pinned)
+            pages = FramePages(sink=sink, ring=ring, frames=frames, references=references, pinned=pinned)
+            return WanKVLayerCache(pages, common if one_buffer else KVBuffer(seen), shared=one_buffer)
 
-        self.layers = [WanKVLayerCache(pages(unread_recent if layer < unread else recent)) for layer in range(layers)]
+        self.layers = [layer(number) for number in range(layers)]
         self.archive = archive
+        self._newest = -references - 1  # the last frame that was written
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """Make sure that the pages of retrieved frames [B][K] are on the device."""
         if self.archive is not None:
             self.archive.fetch(retrieved, recompute)
 
-    def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K], of a layer that reads them."""
-        if self.archive is not None:
-            return self.archive.read(layer - self.unread, retrieved)
-        return self.layers[layer].pages.read(torch.tensor(retrieved))
+    def gather(self, context: Context, table: Tensor, *, block: int, tokens: int) -> None:
+        """Have all layers attend to a context, whose retrieved frames are fetched.
 
-    def commit(self, start: int, latents: Tensor, tokens: int, *, prompt: int = 0) -> None:
-        """Store the last pass's keys and values, those of the frames of latents [B, T, C, H, W] from ``start`` on."""
-        fresh = [layer.commit(start, tokens) for layer in self.layers]
+        The block has ``block`` frames of ``tokens`` each. ``table`` [B or 1, N * tokens, 1, D/2, 2] are the rotary
+        angles of the context, shared frames first.
+        """
+        for number, layer in enumerate(self.layers):
+            reads = context.retrieved_count if number >= self.unread else 0
+            layer.set_context(
+                lambda number=number: self._pieces(number, context),  # type: ignore[misc]
+                table,
+                frames=len(context.shared) + reads,
+                tokens=tokens,
+                block=block * tokens,
+                hidden=slice(context.hidden.start * tokens, context.hidden.stop * tokens),
+                retrieved=reads,
+            )
+        if not self.one_buffer:
+            self.release()
+
+    def release(self) -> None:
+        """The slots of retrieved frames have been read for the last time in this block."""
         if self.archive is not None:
-            self.archive.write(start, latents, fresh[self.unread :], prompt=prompt)
+            self.archive.release()
+
+    def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
+        """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K], of a layer that reads them, copied."""
+        rows = [[self._page(layer, row, frame) for frame in frames] for row, frames in enumerate(retrieved)]
+        keys, values = ([cat([page[part] for page in pages], dim=1) for pages in rows] for part in (0, 1))
+        return cat(keys), cat(values)
+
+    @contextmanager
+    def committing(self, start: int, count: int) -> Iterator[None]:
+        """The pass in this context writes its keys and values to the pages of ``count`` frames from ``start`` on."""
+        if self.archive is not None:  # pages are archived from where they are, so not before that is done
+            first_sink, end = self.layers[-1].pages.sink_start, start + count
+            in_sink = first_sink < end and start < first_sink + self.sink
+            again = self.window is None or in_sink or start <= self._newest
+            self.archive.settle(None if again else end - (self.window or 0) + self.sink)
+        self._newest = max(self._newest, start + count - 1)
+        for layer in self.layers:
+            layer.commits_to = start
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.commits_to = None
+        if self.one_buffer:
+            self.release()
+
+    def commit(self, start: int, latents: Tensor, *, prompt: int = 0) -> None:
+        """Archive the frames of latents [B, T, C, H, W] from ``start`` on, which the last pass wrote to the pages."""
+        if self.archive is not None:
+            pages = [layer.pages for layer in self.layers[self.unread :]]
+            self.archive.write(
+                start, latents, len(pages), lambda layer, frame: next(pages[layer].views([frame])), prompt=prompt
+            )
 
     def close(self) -> None:
         """Free what is held: window, buffers and archive."""
@@ -227,3 +336,21 @@ class WanKVCache:
     def bytes(self) -> int:
         """Memory held by the pages of the window (without archive: of all frames)."""
         return sum(layer.pages.bytes for layer in self.layers)
+
+    def _pieces(self, number: int, context: Context) -> Iterator[Piece]:
+        """What a layer reads of a context."""
+        position = 0
+        for keys, values in self.layers[number].pages.views(context.shared) if context.shared else ():
+            yield Piece(keys, values, slice(None), position)
+            position += keys.shape[1]
+        for row, frames in enumerate(context.retrieved if number >= self.unread else ()):
+            for offset, frame in enumerate(frames):
+                yield Piece(*self._page(number, row, frame), slice(row, row + 1), position + offset)
+
+    def _page(self, layer: int, row: int, frame: int) -> LayerKV:
+        """Keys and values [1, 1, tokens, heads, D] of a fetched frame of one video."""
+        if self.archive is not None:
+            keys, values = self.archive.read(layer - self.unread, row, frame)
+            return keys[None, None], values[None, None]
+        keys, values = next(self.layers[layer].pages.views([frame]))
+        return keys[row : row + 1], values[row : row + 1]

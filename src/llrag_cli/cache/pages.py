@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llrag_cli.errors import ArchiveError, LlragError
+from llrag_cli.errors import ArchiveError, LlragError, LlragWarning
 from llrag_cli.formatting import human
 
 ALIGNMENT = 64  # bytes; every part of a page begins at a multiple
@@ -93,7 +95,11 @@ def _eight_bit(x: Tensor, scale: Tensor) -> Tensor:
 
 
 class Pool(Protocol):
-    """Storage for the pages of all frames, allocated at once: page n is row n of [pages, bytes], uint8."""
+    """Storage for the pages of all frames, allocated at once: page n is row n of [pages, bytes], uint8.
+
+    One thread may write while another one reads pages that are complete. Copies from and to a GPU are queued on the
+    current stream.
+    """
 
     bytes: int
 
@@ -101,45 +107,159 @@ class Pool(Protocol):
         """Write a contiguous part of a page from its byte ``offset`` on."""
         ...
 
-    def get(self, page: int) -> Tensor:
-        """A page [bytes], to be copied before the next ``flush``."""
+    def flush(self) -> None:
+        """Called once a block is written: finish what passes through the thread that writes."""
         ...
 
-    def flush(self) -> None:
-        """Called once the pages of a block are copied: release memory that is not needed."""
+    def get(self, page: int, target: Tensor) -> None:
+        """Copy a page to a target [bytes], uint8."""
         ...
+
+    def rest(self) -> None:
+        """Called once the pages that a block retrieves are copied: release memory that is not needed."""
+        ...
+
+    def close(self) -> None:
+        """Free the storage; nothing may be in flight."""
+        ...
+
+
+STAGING = 16 * 2**20  # bytes of one buffer
+OS_PAGE = 4096
+PIECE = 2**30  # bytes of host memory that are page-locked at once
+
+
+class Staging:
+    """Page-locked buffers that copies pass through where memory cannot be page-locked itself.
+
+    A buffer is used again once its copy is over, so the thread that calls this one waits for the GPU; the one that
+    generates does not.
+    """
+
+    def __init__(self, count: int = 4) -> None:
+        self._buffers = [torch.empty(STAGING, dtype=torch.uint8, pin_memory=True) for _ in range(count)]
+        self._pending: list[tuple[torch.cuda.Event, Callable[[], None]] | None] = [None] * count
+        self._next = 0
+
+    def to_host(self, part: Tensor, write: Callable[[int, Tensor], None]) -> None:
+        """Hand a contiguous part on a GPU to ``write``, as offsets and bytes [n], in order; ``drain`` finishes it."""
+        offset = 0
+        for chunk in part.flatten().view(torch.uint8).split(STAGING):
+            number, buffer = self._free(len(chunk))
+            buffer.copy_(chunk, non_blocking=True)
+
+            def deliver(offset: int = offset, buffer: Tensor = buffer) -> None:
+                write(offset, buffer)
+
+            self._pending[number] = torch.cuda.current_stream(part.device).record_event(), deliver
+            offset += len(chunk)
+
+    def to_device(self, source: Tensor, target: Tensor) -> None:
+        """Copy bytes [n] of the host to a target [n] on a GPU."""
+        for chunk, there in zip(source.split(STAGING), target.split(STAGING), strict=True):
+            number, buffer = self._free(len(chunk))
+            buffer.copy_(chunk)
+            there.copy_(buffer, non_blocking=True)
+            self._pending[number] = torch.cuda.current_stream(target.device).record_event(), lambda: None
+
+    def drain(self) -> None:
+        """Finish all copies."""
+        for _ in self._buffers:
+            self._free(0)
+
+    def _free(self, size: int) -> tuple[int, Tensor]:
+        """The next buffer, once its last copy is over, cut to a size."""
+        number, self._next = self._next, (self._next + 1) % len(self._buffers)
+        pending, self._pending[number] = self._pending[number], None
+        if pending is not None:
+            event, deliver = pending
+            event.synchronize()
+            deliver()
+        return number, self._buffers[number][:size]
 
 
 class HostPool:
-    """Pages in one allocation of host memory, page-locked where a GPU copies from it."""
+    """Pages in one allocation of host memory.
+
+    Where a GPU copies from it, it is page-locked piece by piece, as the video grows, by the thread that writes: locking
+    35 GB takes about 12 s. If CUDA refuses, what is not locked is copied through page-locked buffers.
+    """
 
     def __init__(self, pages: int, size: int, *, device: torch.device) -> None:
-        self.bytes = pages * size
-        self._pages = torch.empty(pages, size, dtype=torch.uint8)
-        if device.type == "cuda":  # torch's own pinned memory would be rounded up to a power of two
-            runtime = torch.cuda.cudart()
-            if (status := int(runtime.cudaHostRegister(self._pages.data_ptr(), self.bytes, 0))) != 0:
-                raise ArchiveError(
-                    f"CUDA cannot page-lock {human(self.bytes)} of host memory for the archive (error {status})",
-                    tier="disk",
-                )
-            weakref.finalize(self, _unregister, self._pages)
+        self._size, self._gpu = size, device.type == "cuda"
+        stride = -(-size // OS_PAGE) * OS_PAGE if self._gpu else size  # pieces of whole pages are locked
+        self.bytes = pages * stride
+        memory = torch.empty(self.bytes + (OS_PAGE if self._gpu else 0), dtype=torch.uint8)
+        first = -memory.data_ptr() % OS_PAGE if self._gpu else 0
+        self._pages = memory[first : first + self.bytes].view(pages, stride)
+        self._pages_a_piece = max(1, PIECE // max(1, stride))
+        self._locked = 0  # pages from the first on
+        self._refused = False
+        self._last = 0  # the last page that was written
+        self._out: Staging | None = None
+        self._in: Staging | None = None
+        self._registered: list[int] = []  # addresses of pieces
+        self._unlock = weakref.finalize(self, _unregister, self._registered)
 
     def put(self, page: int, offset: int, part: Tensor) -> None:
-        """As ``Pool.put``; from a GPU the copy is queued on the current stream."""
+        """As ``Pool.put``."""
         target = self._pages[page, offset : offset + part.numel() * part.element_size()]
-        target.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+        if not self._gpu or self._lock(page):
+            target.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            self._last = max(self._last, page)
+            return
+        self._out = self._out or Staging()
 
-    def get(self, page: int) -> Tensor:
-        """As ``Pool.get``."""
-        return self._pages[page]
+        def write(start: int, chunk: Tensor) -> None:
+            target[start : start + len(chunk)] = chunk
+
+        self._out.to_host(part, write)
 
     def flush(self) -> None:
-        """As ``Pool.flush``; everything stays."""
+        """As ``Pool.flush``; the next piece is page-locked before it is needed."""
+        if self._out is not None:
+            self._out.drain()
+        if self._gpu and self._last < len(self._pages):
+            self._lock(min(self._last + self._pages_a_piece, len(self._pages) - 1))
+
+    def get(self, page: int, target: Tensor) -> None:
+        """As ``Pool.get``."""
+        source = self._pages[page, : self._size]
+        if self._gpu and page >= self._locked:
+            self._in = self._in or Staging()
+            self._in.to_device(source, target)
+        else:
+            target.copy_(source, non_blocking=True)
+
+    def rest(self) -> None:
+        """As ``Pool.rest``; everything stays."""
+
+    def close(self) -> None:
+        """As ``Pool.close``."""
+        self._unlock()
+
+    def _lock(self, page: int) -> bool:
+        """Page-lock the pieces up to a page; returns whether it is locked."""
+        while self._locked <= page and not self._refused:
+            piece = self._pages[self._locked : self._locked + self._pages_a_piece]
+            status = int(torch.cuda.cudart().cudaHostRegister(piece.data_ptr(), piece.numel(), 0))
+            if status != 0:
+                self._refused = True
+                warnings.warn(
+                    f"CUDA page-locks only {human(self._locked * self._pages.shape[1])} of {human(self.bytes)} of host "
+                    f"memory for the archive (error {status}); the rest is copied through buffers, which is slower",
+                    LlragWarning,
+                    stacklevel=2,
+                )
+                break
+            self._registered.append(piece.data_ptr())
+            self._locked += len(piece)
+        return page < self._locked
 
 
-def _unregister(pages: Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(pages.data_ptr())
+def _unregister(addresses: list[int]) -> None:
+    while addresses:
+        torch.cuda.cudart().cudaHostUnregister(addresses.pop())
 
 
 class DiskPool:
@@ -161,26 +281,53 @@ class DiskPool:
             raise self._full(error) from error
         self._map = mmap.mmap(self._file.fileno(), self.bytes)
         self._pages = torch.frombuffer(self._map, dtype=torch.uint8).view(pages, size)
+        self._out: Staging | None = None
+        self._in: Staging | None = None
 
     def put(self, page: int, offset: int, part: Tensor) -> None:
-        """As ``Pool.put``; returns when the bytes are handed to the system."""
-        content = memoryview(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        """As ``Pool.put``; returns when the bytes of the CPU are handed to the system, of a GPU see ``flush``."""
+        begin = page * self._size + offset
+        if part.is_cuda:
+            self._out = self._out or Staging()
+            self._out.to_host(part, lambda start, chunk: self._write(begin + start, chunk))
+        else:
+            self._write(begin, part)
+
+    def _write(self, begin: int, part: Tensor) -> None:
+        content = memoryview(part.contiguous().flatten().view(torch.uint8).numpy().data)
         try:
-            self._file.seek(page * self._size + offset)
+            self._file.seek(begin)
             while content:
                 written = self._file.write(content)
                 content = content[written or 0 :]
         except OSError as error:
             raise self._full(error) from error
 
-    def get(self, page: int) -> Tensor:
-        """As ``Pool.get``."""
+    def flush(self) -> None:
+        """As ``Pool.flush``."""
+        if self._out is not None:
+            self._out.drain()
+
+    def page(self, page: int) -> Tensor:
+        """A page [bytes] as it is mapped, to be copied before the next ``rest``."""
         return self._pages[page]
 
-    def flush(self) -> None:
-        """As ``Pool.flush``; pages that were read leave resident memory."""
+    def get(self, page: int, target: Tensor) -> None:
+        """As ``Pool.get``."""
+        if target.is_cuda:
+            self._in = self._in or Staging()
+            self._in.to_device(self._pages[page], target)
+        else:
+            target.copy_(self._pages[page])
+
+    def rest(self) -> None:
+        """As ``Pool.rest``; pages that were read leave resident memory."""
         if hasattr(self._map, "madvise"):  # not on Windows
             self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """As ``Pool.close``; the system frees the space once nothing refers to it."""
+        self._file.close()
 
     def _full(self, error: OSError) -> LlragError:
         reason = (error.strerror or str(error)).lower()

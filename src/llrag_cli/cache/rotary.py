@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 THETA = 10000.0
+TABLES = 3  # that a session keeps: of a block's passes, of its clean pass, of a draft
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

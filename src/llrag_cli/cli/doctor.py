@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llrag_cli.cli.options import Device, Dtype, Json, MemoryBudget, Rag, Seconds, configuration
-from llrag_cli.errors import LlragError
+from llrag_cli.errors import LlragError, UsageError
 
 if TYPE_CHECKING:
     from llrag_cli.planning import Budget
@@ -28,6 +28,10 @@ def doctor(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Annotated[bool, typer.Option("--offload", help="Plan with the weights kept on the host")] = False,
+    card: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Plan for a GPU of so much memory, such as 12GB: which options make it fit"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show this machine, the weights that are present, and whether each backbone fits in memory."""
@@ -37,8 +41,16 @@ def doctor(
 
     require_length(seconds)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
+    size = None if card is None else parse_bytes(card)
     if backbone is not None:
         configuration(backbone, rag=rag)  # an unknown name is an error before torch is imported
+    elif size is not None:
+        raise UsageError("`--card` needs a backbone", hint="name one with `--backbone`, such as `self-forcing`")
+    if backbone is not None and size is not None:
+        from llrag_cli.cli.doctor_card import show_card
+
+        show_card(backbone, size, seconds=seconds, rag=rag, dtype=dtype, as_json=as_json)
+        return
 
     def plan(name: str, settings: Sequence[str]) -> Budget:
         from llrag_cli.engine.devices import find_device, find_dtype

@@ -17,6 +17,7 @@ from llrag_cli.cli.options import (
     Json,
     MemoryBudget,
     Offload,
+    OneBuffer,
     Seconds,
     archive_settings,
     encoder_settings,
@@ -37,6 +38,7 @@ def extend(
     memory_budget: MemoryBudget = None,
     device: Device = "auto",
     offload: Offload = False,
+    one_buffer: OneBuffer = False,
     attention: Attention = None,
     compile_: Compile = False,
     fast: Fast = False,
@@ -56,6 +58,7 @@ def extend(
         memory_budget=memory_budget,
         device=device,
         offload=offload,
+        one_buffer=one_buffer,
         attention=attention,
         compile_=compile_,
         fast=fast,
@@ -80,6 +83,7 @@ def continue_run(
     memory_budget: str | None,
     device: str,
     offload: bool,
+    one_buffer: bool,
     attention: str | None,
     compile_: bool,
     fast: bool,
@@ -138,6 +142,7 @@ def continue_run(
                 references=record.timeline.reference_count,
                 pinned=record.timeline.pinned_frames,
                 offload=offload,
+                one_buffer=one_buffer,
                 limit=limit,
                 scratch=path,
             )
@@ -145,7 +150,7 @@ def continue_run(
             budget.require()
             config = budget.config
             prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
-            how = Execution(offload=offload, attention=attention, compile=compile_, fast=fast)
+            how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_, fast=fast)
             pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
         note_fast(pipeline.backbone.device.type, fast=fast)
         if prompt is not None:

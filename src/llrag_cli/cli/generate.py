@@ -25,6 +25,7 @@ from llrag_cli.cli.options import (
     Memory,
     MemoryBudget,
     Offload,
+    OneBuffer,
     Rag,
     Seconds,
     Set,
@@ -97,6 +98,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
+    one_buffer: OneBuffer = False,
     attention: Attention = None,
     compile_: Compile = False,
     fast: Fast = False,
@@ -146,6 +148,7 @@ def generate(
             memory_budget=memory_budget,
             device=device,
             offload=offload,
+            one_buffer=one_buffer,
             attention=attention,
             compile_=compile_,
             fast=fast,
@@ -226,7 +229,7 @@ def generate(
             timeline = None if asked is None else planned(asked, config, file=scene)
         known = texts if timeline is None else timeline.prompts
         require_understood(config, known)
-        how = Execution(offload=offload, attention=attention, compile=compile_, fast=fast)
+        how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_, fast=fast)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
 
@@ -247,6 +250,7 @@ def generate(
             device=device,
             dtype=dtype,
             offload=offload,
+            one_buffer=one_buffer,
             limit=limit,
             scratch=out or Path("runs"),
         )

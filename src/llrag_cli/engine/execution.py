@@ -18,12 +18,14 @@ class Execution:
     offload: bool = False  # weights stay on the host and come to the device layer by layer
     attention: str | None = None  # one of diffusers' attention backends
     compile: bool = False  # torch.compile over the repeated blocks
+    one_buffer: bool = False  # layers share the buffer of what a block attends to, and gather it in every pass
     fast: bool = False  # on a GPU: kernels that may give other bytes each time
 
 
 def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:
     """Move a transformer to its device, apply the execution settings, and wrap it as a backbone."""
     backbone = WanBackbone(transformer)
+    backbone.one_buffer = how.one_buffer
     if how.offload:
         transformer.enable_group_offload(
             onload_device=device,

@@ -210,6 +210,7 @@ class Pipeline:
             batch=batch,
             scratch=scratch,
             loaded=True,
+            one_buffer=self.backbone.one_buffer,
         )
         budget.require()
         return replace(self, config=budget.config)
@@ -263,6 +264,7 @@ def memory_plan(
     weights: Path | None = None,
     limit: int | None = None,
     scratch: Path | None = None,
+    one_buffer: bool = False,
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
@@ -284,6 +286,7 @@ def memory_plan(
         batch=batch,
         limit=limit,
         scratch=scratch,
+        one_buffer=one_buffer,
     )
 
 

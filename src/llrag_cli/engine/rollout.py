@@ -26,6 +26,7 @@ from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import WanKVCache
 from llrag_cli.engine.shots import Change, Cursor, Reference, reference_spans
 from llrag_cli.errors import NotFiniteError
+from llrag_cli.files.transfer import HostCopy, to_device
 from llrag_cli.memory.candidates import Candidates
 from llrag_cli.memory.context import candidate_frames, retrieval_window
 from llrag_cli.memory.history import History
@@ -57,6 +58,8 @@ class Backbone(Protocol):
 
     @property
     def layers(self) -> int: ...
+    @property
+    def one_buffer(self) -> bool: ...
     def start(self, prompt: Tensor, cache: WanKVCache) -> BackboneSession: ...
 
 
@@ -145,7 +148,7 @@ def rollout(
     def draft(index: int) -> Tensor:
         given = cursor.given(index * block)
         if given is not None:
-            return given.to(session.device, session.dtype)
+            return to_device(given, session.device, session.dtype)
         set_context(cursor.context(index * block), index * block)
         batch_shape = (len(prompt), block, *shape)
         return denoise(session, schedule, cursor, steps=schedule.steps[:1], block=index, shape=batch_shape)
@@ -172,18 +175,18 @@ def rollout(
             set_context(cursor.context(start, retrieved), start)
             before, moved = moved, cache.moved
             watch.lap("gather")
-            given = cursor.given(start)
+            given, finite = cursor.given(start), None
             if initial_latents is not None and start < known:
-                latents = initial_latents[:, start : start + block].to(session.device, session.dtype)
+                latents = to_device(initial_latents[:, start : start + block], session.device, session.dtype)
             elif given is not None:
-                latents = given.to(session.device, session.dtype)
+                latents = to_device(given, session.device, session.dtype)
             else:
                 steps = schedule.first_steps if start == cursor.generated_from else schedule.steps
                 batch_shape = (len(prompt), block, *shape)
                 latents = denoise(
                     session, schedule, cursor, steps=steps, block=index, shape=batch_shape, reading=reading
                 ).contiguous()
-                require_finite(latents, index)
+                finite = HostCopy(torch.isfinite(latents).all())
             watch.lap("denoise")
             history.append(latents)
             cursor.add(latents)
@@ -195,6 +198,8 @@ def rollout(
             if commit is not None:
                 set_context(commit, start)
             session.update_cache(latents, context_timestep if given is None else 0.0, coming[0] if coming else ())
+            if finite is not None:  # read when the clean pass is queued, so that a GPU has work meanwhile
+                require_finite(finite, index)
             watch.lap("update_cache")
             cut = change is not None and change.cut and index > 0
             yield Block(index, start, latents, retrieved, similarities, moved - before, watch.laps, cut)
@@ -221,7 +226,7 @@ def store(
     plain = count if memory.window is None else max(memory.window - memory.sink, block)
     session.set_prompt(reference.prompt)
     for offset in range(0, count, block):
-        latents = reference.latents[:, offset : offset + block].to(session.device, session.dtype)
+        latents = to_device(reference.latents[:, offset : offset + block], session.device, session.dtype)
         size = latents.shape[1]
         window = max(memory.commit_reach(size) or plain, size)
         context = retrieval_window(start=offset, block=size, window=window, sink=0, count=0)
@@ -246,19 +251,19 @@ def denoise(
     The last ``reading`` steps attend to retrieved frames; None: all do.
     """
     device, dtype = session.device, session.dtype
-    latents = noise.draw(block, 0, shape).to(device, dtype)
+    latents = to_device(noise.draw(block, 0, shape), device, dtype)
     for step, timestep in enumerate(steps):
         if step > 0:
-            latents = schedule.noised(latents, noise.draw(block, step, shape).to(device, dtype), timestep)
+            latents = schedule.noised(latents, to_device(noise.draw(block, step, shape), device, dtype), timestep)
         if reading is not None:
             session.set_reading(retrieved=step >= len(steps) - reading)
         latents = schedule.clean(latents, session.flow(latents, timestep), timestep)
     return latents
 
 
-def require_finite(latents: Tensor, block: int) -> None:
-    """Raise ``NotFiniteError`` if a block has values that are NaN or infinite."""
-    if not torch.isfinite(latents).all():
+def require_finite(finite: HostCopy, block: int) -> None:
+    """Raise ``NotFiniteError`` unless all values of a block are finite, neither NaN nor infinite."""
+    if not finite.tolist():
         raise NotFiniteError(f"block {block} has NaN or infinite values", hint="try another dtype: bfloat16 or float32")
 
 
@@ -292,20 +297,27 @@ def retrieve(
     if not pool or not free:
         return [], []
     keys, before = history.keys, len(history) - start  # frames of references come first in the history
-    frames = torch.tensor(pool, device=keys.device)
-    chosen: slice | Tensor = slice(pool.start, pool.stop) if isinstance(pool, range) else frames + before
+    device = keys.device
+    chosen: slice | Tensor
+    if isinstance(pool, range):  # then no index travels to the device
+        frames, chosen = torch.arange(pool.start, pool.stop, device=device), slice(pool.start, pool.stop)
+    else:
+        frames = to_device(torch.tensor(pool), device)
+        chosen = frames + before
     candidates = Candidates(
         frames=frames,
-        groups=torch.bucketize(frames, torch.tensor(cursor.origins, device=keys.device), right=True),
+        groups=torch.bucketize(frames, to_device(torch.tensor(cursor.origins), device), right=True),
         keys=keys[:, chosen],
         query=keys[:, -1] if draft is None else history.keys_of(draft()[:, -1:])[:, 0],
         block=cursor.block,
-        draw=lambda: draw()[:, chosen].to(keys.device),
+        draw=lambda: to_device(draw(), device)[:, chosen],
     )
     if free < memory.retrieved:
         memory = memory.model_copy(update={"retrieved": free})
     positions, similarities = memory.choose(candidates)
-    return frames[positions].tolist(), similarities.tolist()
+    both = HostCopy(torch.stack((frames[positions].double(), similarities.double())))  # exact, and waited for once
+    retrieved, cosines = both.tolist()
+    return [[int(frame) for frame in row] for row in retrieved], cosines
 
 
 def new_cache(
@@ -324,12 +336,14 @@ def new_cache(
     """
     frames = block * math.ceil(frames / block)
     recent = window = None if memory.recent_frames is None else max(memory.recent_frames, block)
+    attended = without = frames if memory.window is None else min(frames, memory.window)
     unread = 0
     archive = None
     if isinstance(memory, RetrievalMemory) and memory.retrieves:
         if memory.archive == "auto":
             raise ValueError("the tier of the archive is not chosen yet")
         unread = memory.unread_layers(backbone.layers)
+        without = max(attended - memory.retrieved, min(attended, memory.commit_reach(block) or 0))
         archive = new_archive(
             memory.archive,
             retrieved=memory.retrieved,
@@ -350,6 +364,9 @@ def new_cache(
         references=references,
         pinned=pinned,
         archive=archive,
+        attended=attended,
+        unread_attended=without,
+        one_buffer=backbone.one_buffer,
     )
 
 

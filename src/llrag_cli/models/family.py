@@ -115,6 +115,10 @@ class Family(Protocol):
         """Bytes of the decoder's weights, and of what it holds while it decodes; too few to count are 0."""
         ...
 
+    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+        """Bytes that encoding prompts takes, before the transformer is read; too few to count are 0."""
+        ...
+
     def load(
         self,
         config: RunConfig,

@@ -152,6 +152,7 @@ class Tap:
     device = property(lambda self: self.inner.device)
     dtype = property(lambda self: self.inner.dtype)
     layers = property(lambda self: self.inner.layers)
+    one_buffer = property(lambda self: self.inner.one_buffer)
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> Tap:
         """As ``Backbone.start``; it records one video."""
@@ -229,11 +230,12 @@ class Tap:
         pages = self._session.cache.layers[layer]
         sink, sink_start = pages.pages.sink, pages.pages.sink_start
         first = 0 if self.window is None else max(0, end - self.window)
-        frames = torch.tensor([*range(sink_start, min(sink_start + sink, end)), *range(first + sink, end)])
+        frames = [*range(sink_start, min(sink_start + sink, end)), *range(first + sink, end)]
         keys, values = (part.flatten(1, 2) for part in pages.pages.read(frames))
         if not self.relative:
             height, width = self._size
-            keys = rotate(keys, self.inner.rotary.table(frames.double(), height=height, width=width).to(keys.device))
+            times = torch.tensor(frames, dtype=torch.float64)
+            keys = rotate(keys, self.inner.rotary.table(times, height=height, width=width).to(keys.device))
         return keys, values
 
     def _record_cache(self, name: str, *, end: int, layer: int) -> None:
@@ -632,7 +634,7 @@ class _FirstPass:
         self.inner = inner
         self.timestep = torch.tensor(1000.0)
         self.result: Tensor | None = None
-        self.layers = inner.layers
+        self.layers, self.one_buffer = inner.layers, inner.one_buffer
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> _FirstPass:
         """As ``Backbone.start``."""

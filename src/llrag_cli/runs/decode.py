@@ -13,6 +13,7 @@ from llrag_cli.errors import UsageError
 from llrag_cli.files.durable import replacing
 from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.files.tensors import DTYPES
+from llrag_cli.files.transfer import to_device
 from llrag_cli.models.vae import Decoder, stream_after_cut
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.journal import Committed, VideoMark, read_committed, replace_marks
@@ -55,7 +56,7 @@ def decode_run(
             )
             with VideoSink(decoder.stream(), video) as sink:
                 for index, (latents, cut) in enumerate(_blocks(record, committed)):
-                    there = latents.to(device)
+                    there = to_device(latents, device)
                     restart = partial(stream_after_cut, decoder, there) if cut else None
                     sink.put(there, commit=lambda _: marks.append(video.mark), restart=restart)
                     on_block(index + 1)

@@ -336,7 +336,10 @@ class RunWriter:
             mark=run.committed.video,
         )
         self._written = run.committed.video.blocks  # committed blocks that are in whole segments of the video
-        self.sink = VideoSink(decoder_at(pipeline.decoder, self.record.timeline, run.committed), self._video)
+        self.sink = VideoSink(pipeline.decoder.stream(), self._video)
+        self._opening: Callable[[], DecoderStream] | None = partial(  # on the sink's thread, as all that it decodes
+            decoder_at, pipeline.decoder, self.record.timeline, run.committed
+        )
         self._timings = dict(self.record.seconds_by_part)
         self._archive = archive_use(self.record, config)
 
@@ -350,13 +353,15 @@ class RunWriter:
         """Queue a block, a ``row`` of a batch, to be committed, decoded and written, unless it is there."""
         memory = memory_of(block, row, timeline)
         latents = block.latents[row : row + 1]
-        restart = partial(stream_after_cut, self._decoder, latents) if block.cut else None
+        restart = partial(stream_after_cut, self._decoder, latents) if block.cut else self._opening
         if block.index < self.committed.blocks:
             if memory.retrieved != self.committed.memory[block.index].retrieved:
                 raise RunDivergedError(self.folder.path, block.index)
             if block.index >= self._written:
                 self.sink.put(latents, restart=restart)
+                self._opening = None
             return
+        self._opening = None
         self.sink.put(latents, commit=partial(_commit, self._journal, memory, self._video), restart=restart)
         self._timings |= {name: self._timings.get(name, 0.0) + value for name, value in block.seconds.items()}
         if self._archive is not None:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from llrag_cli.runs.video import to_bytes
+
 Commit = Callable[[Tensor], None]
 
 
@@ -29,7 +31,7 @@ class FrameWriter(Protocol):
     """Where the frames of a video go."""
 
     def write(self, frames: Tensor) -> None:
-        """Append frames [T, 3, H, W] in [-1, 1]."""
+        """Append frames [T, 3, H, W] in [-1, 1], or in 0..255 as uint8."""
         ...
 
     def close(self) -> None:
@@ -58,11 +60,11 @@ class VideoSink:
         """Queue the next latents [1, T, C, h, w]; raises the error of earlier ones.
 
         ``commit`` is called before decoding, on the thread, with the latents on the CPU. At a cut, ``restart`` returns
-        the decoder for these latents and all that follow.
+        the decoder for these latents and all that follow; what it allocates belongs to the thread's stream.
         """
         if self._error is not None:
             raise self._error
-        ready = torch.cuda.current_stream().record_event() if latents.is_cuda else None
+        ready = torch.cuda.current_stream(latents.device).record_event() if latents.is_cuda else None
         self._queue.put((latents, ready, commit, restart))
 
     def __exit__(
@@ -104,5 +106,5 @@ class VideoSink:
                 commit(latents.cpu())  # waits for this stream alone
             if restart is not None:
                 self._decoder = restart()
-            frames = self._decoder.decode(latents).cpu()
+            frames = to_bytes(self._decoder.decode(latents)).cpu()  # a quarter of what float32 takes
         self.writer.write(frames[0])

@@ -25,6 +25,13 @@ AGAIN = "try again; were memory, processes or the time of this machine limited?"
 KILLED = "what was written before is kept; were memory, processes or the time of this machine limited?"
 
 
+def to_bytes(frames: Tensor) -> Tensor:
+    """Frames of any shape in [-1, 1] as uint8 in 0..255, on the device they are on."""
+    return (
+        frames if frames.dtype == torch.uint8 else ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    )
+
+
 class VideoWriter:
     """Writes an H.264 mp4 frame by frame; it consists of fragments, so an unfinished file plays."""
 
@@ -38,8 +45,8 @@ class VideoWriter:
         self._watch: Watch | None = None
 
     def write(self, frames: Tensor) -> None:
-        """Append frames [T, 3, H, W] in [-1, 1]."""
-        bytes_ = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        """Append frames [T, 3, H, W] in [-1, 1], or what ``to_bytes`` made of them."""
+        bytes_ = to_bytes(frames).permute(0, 2, 3, 1).cpu().numpy()
         try:
             if self._pipe is None:
                 self._pipe = self._open(bytes_.shape[2], bytes_.shape[1])
@@ -129,7 +136,7 @@ class SegmentedVideo:
         self._pending = 0  # blocks of the segment so far
 
     def write(self, frames: Tensor) -> None:
-        """Append the frames [T, 3, H, W] in [-1, 1] of the next block."""
+        """Append the frames [T, 3, H, W] in [-1, 1] of the next block, or what ``to_bytes`` made of them."""
         if self._segment is None:
             fps, upscale, crf = self._settings
             part = self.path.with_name(f"{self.path.stem}.{os.getpid()}.part.mp4")

@@ -97,6 +97,10 @@ class EmbeddedFamily:
         """As ``Family.decoder_bytes``: too few to count."""
         return 0, 0
 
+    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+        """As ``Family.text_bytes``: too few to count."""
+        return 0
+
     def load(
         self,
         config: RunConfig,

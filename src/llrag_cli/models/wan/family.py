@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llrag_cli.models.vae import Decoder
 
 TINY_DECODER = "taew2_1.safetensors"  # in the weights folder
+UMT5_XXL = 11_361_820_672  # bytes of the encoder's weights in bfloat16
 # Wan2.1-T2V-1.3B with weights of one byte, for plans made before anything is downloaded
 WAN_1_3B = TransformerSizes(
     weights=1_418_996_800, dim=1536, heads=12, layers=30, ffn=8960, channels=16, patch=4, item=1
@@ -143,6 +144,12 @@ class WanFamily:
             return decoder_bytes(None, *size, dtype)
         require_vae(WanBase(path).vae_config(), source=str(path / "vae"))
         return decoder_bytes(path / "vae", *size, dtype)
+
+    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+        """As ``Family.text_bytes``; that of the released encoder, UMT5-XXL in bfloat16, if it is not there yet."""
+        base = self.files(config, folder).get("backbone.base")
+        present = [] if base is None or not base.exists() else WanBase(base).text_files()
+        return int(1.05 * (sum(file.stat().st_size for file in present) or UMT5_XXL))
 
     def load(
         self,

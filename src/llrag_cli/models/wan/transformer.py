@@ -6,13 +6,17 @@ given its table), the timestep sinusoid (by one in float64, as the original comp
 
 ``WanBackbone`` holds weights only. All that one video (or batch) needs while it is generated belongs to a
 ``WanSession``; the replaced modules are bound to a session for the length of a forward pass.
+
+To the compiler, self-attention with its cache is one operator that it does not look into, so what a block attends to
+changes no shape that it knows: one graph serves all blocks of a video.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +26,10 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor, nn
 
 from llrag_cli.cache.context import Context
-from llrag_cli.cache.kv import WanKVCache, WanKVLayerCache
+from llrag_cli.cache.kv import KVBuffer, Piece, WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
-from llrag_cli.cache.rotary import RotaryTables, rotate
+from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
+from llrag_cli.files.transfer import to_device
 
 
 class Timesteps64(nn.Module):
@@ -37,7 +42,9 @@ class Timesteps64(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """float64 embeddings [N, channels] of timesteps [N] in 0..1000."""
-        angles = timesteps.double()[:, None] * self.frequencies.to(timesteps.device)
+        if self.frequencies.device != timesteps.device:
+            self.frequencies = to_device(self.frequencies, timesteps.device)
+        angles = timesteps.double()[:, None] * self.frequencies
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
@@ -58,13 +65,59 @@ class LastKeysStored(Exception):  # noqa: N818 - a signal, not an error
     """Raised inside the last layer of a clean pass: everything the pass is for has been stored by then."""
 
 
+@dataclass
+class Pass:
+    """What self-attention needs of the session that a forward pass is bound to."""
+
+    caches: Sequence[WanKVLayerCache]
+    stops_early: bool = False  # it is for what it stores alone
+    backend: Any = None  # of diffusers' list; None is its default
+
+    def store(self, layer: int, key: Tensor, turned: Tensor, value: Tensor) -> LayerKV:
+        """As ``WanKVLayerCache.store``."""
+        stored = self.caches[layer].store(key, turned, value)
+        if self.stops_early and layer == len(self.caches) - 1:
+            raise LastKeysStored
+        return stored
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of the block's tokens [B, L, heads, D] to what a layer has stored."""
+        attended: Tensor = dispatch_attention_fn(query, keys, values, backend=self.backend)
+        return attended.flatten(2, 3).type_as(query)
+
+
+class _Bound(threading.local):
+    """The pass that each thread is in."""
+
+    current: Pass | None = None
+
+
+_bound = _Bound()
+
+
+@torch.library.custom_op("llrag::attend_with_cache", mutates_args=())
+def attend_with_cache(query: Tensor, key: Tensor, turned: Tensor, value: Tensor, layer: Tensor) -> Tensor:
+    """Self-attention [B, L, heads * D] of a layer (a scalar of the CPU) and its cache, in a compiled block.
+
+    The cache, which it writes to, is the bound pass's; nothing else in the graph reads it.
+    """
+    assert _bound.current is not None
+    number = int(layer)
+    keys, values = _bound.current.store(number, key, turned, value)
+    return _bound.current.attend(query, keys, values).contiguous()
+
+
+@attend_with_cache.register_fake
+def _(query: Tensor, key: Tensor, turned: Tensor, value: Tensor, layer: Tensor) -> Tensor:
+    return query.new_empty(*query.shape[:2], query.shape[2] * query.shape[3])
+
+
 class CachedSelfAttention:
     """Attention of the block's tokens to themselves and to the context in the layer's cache."""
 
-    def __init__(self) -> None:
-        self.cache: WanKVLayerCache | None = None
-        self.stop_once_stored = False
-        self.backend: Any = None  # of diffusers' list; None is its default
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.number = torch.tensor(layer)  # as a tensor, so that the compiler does not see a constant
 
     def __call__(
         self,
@@ -75,16 +128,19 @@ class CachedSelfAttention:
         rotary_emb: Tensor | None = None,
     ) -> Tensor:
         """Output [B, L, dim] for modulated input [B, L, dim]; rotary_emb is the table of ``BoundRotary``."""
-        assert self.cache is not None and rotary_emb is not None
+        assert rotary_emb is not None
         heads = (attn.heads, -1)
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, heads)
         value = attn.to_v(hidden_states).unflatten(2, heads)
-        keys, values = self.cache.store(key, value, rotary_emb)
-        if self.stop_once_stored:
-            raise LastKeysStored
-        query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
-        attended = dispatch_attention_fn(query, keys, values, backend=self.backend)
-        attended = attended.flatten(2, 3).type_as(query)
+        turned = rotate(key, rotary_emb)
+        if torch.compiler.is_compiling():
+            query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
+            attended = attend_with_cache(query, key, turned, value, self.number)
+        else:
+            assert _bound.current is not None
+            keys, values = _bound.current.store(self.layer, key, turned, value)
+            query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
+            attended = _bound.current.attend(query, keys, values)
         output: Tensor = attn.to_out[0](attended)
         return output
 
@@ -139,14 +195,18 @@ class WanBackbone:
         self._bound_rotary = BoundRotary()
         transformer.rope = self._bound_rotary
         transformer.condition_embedder.timesteps_proj = Timesteps64(config.freq_dim)
-        self._self_attention = [CachedSelfAttention() for _ in transformer.blocks]
+        self._self_attention = [CachedSelfAttention(layer) for layer in range(len(transformer.blocks))]
         self._cross_attention = [PromptCrossAttention() for _ in transformer.blocks]
         for block, own, cross in zip(transformer.blocks, self._self_attention, self._cross_attention, strict=True):
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
         self._lock = threading.RLock()  # sessions of several threads take turns, pass by pass
+        self.one_buffer = False  # whether the layers of a session share one, as in ``WanKVCache``
         self._offloaded_device: torch.device | None = None
         self._stops_early = True
+        self._attention: Any = None  # backend of self-attention
+        self._timesteps: dict[float, Tensor] = {}  # on the device
+        self._compiles = _Compiled()
 
     @property
     def device(self) -> torch.device:
@@ -180,13 +240,18 @@ class WanBackbone:
         head = self.transformer.config.attention_head_dim
         trial = torch.zeros(1, 2, 1, head, device=self.device, dtype=self.dtype)
         dispatch_attention_fn(trial, trial, trial, backend=backend)
-        for own, cross in zip(self._self_attention, self._cross_attention, strict=True):
-            own.backend = cross.backend = backend
+        self._attention = backend
+        for cross in self._cross_attention:
+            cross.backend = backend
 
-    def compile(self) -> None:
-        """Compile the block that all layers repeat; the first passes of each new context length take long."""
-        self.transformer.compile_repeated_blocks(dynamic=False)
-        self._stops_early = False  # an exception is no way out of a compiled block
+    def compile(self, **how: Any) -> None:
+        """Compile the block that all layers repeat, as ``torch.compile`` does; the first pass takes long.
+
+        Compiled is what generates: passes over a block. Passes over more or fewer frames, which are rare, as when the
+        prompt changes, run as they are.
+        """
+        for block in self.transformer.blocks:
+            self._compiles.wrap(block, **how)
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> WanSession:
         """Begin a video under prompt embeddings [B, text, D_text] (zero rows after the words), with an empty cache."""
@@ -207,15 +272,22 @@ class WanBackbone:
 
     @torch.no_grad()
     def forward(
-        self, latents: Tensor, timestep: Tensor, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
+        self,
+        latents: Tensor,
+        timestep: Tensor | float,
+        *,
+        caches: Sequence[WanKVLayerCache],
+        prompt: PromptKV,
+        table: Tensor,
+        stops_early: bool = False,
     ) -> Tensor:
         """One pass: predicted flow (noise - clean) of latents [B, T, C, H, W] at a timestep, a scalar in 0..1000.
 
         Self-attention uses the ``caches`` of the layers, cross-attention the prompt, and ``table`` [1, L, 1, D/2, 2]
         are the rotary angles of the block's own tokens.
         """
-        steps = timestep.to(self.device).expand(latents.shape[0])
-        with self._bound(caches, prompt, table):
+        steps = self._on_device(timestep).expand(latents.shape[0])
+        with self._bind(Pass(caches, stops_early, self._attention), prompt, table):
             predicted: Tensor = self.transformer(
                 latents.transpose(1, 2),  # [B, C, T, H, W]
                 timestep=steps,
@@ -224,35 +296,77 @@ class WanBackbone:
             )[0]
         return predicted.transpose(1, 2)
 
+    def flow(self, latents: Tensor, timestep: Tensor, **bound: Any) -> Tensor:
+        """As ``forward``, of a pass that generates; its number of frames is a block's."""
+        with self._lock, self._compiles.block(latents.shape[1]):
+            return self.forward(latents, timestep, **bound)
+
     def store_keys(
         self, latents: Tensor, timestep: float, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
     ) -> None:
         """One pass for the keys and values that it stores in the caches; it ends as soon as they are complete."""
-        last = self._self_attention[-1]
-        with self._lock:
-            last.stop_once_stored = self._stops_early
-            try:
-                self.forward(latents, torch.tensor(timestep), caches=caches, prompt=prompt, table=table)
-            except LastKeysStored:
-                pass
-            finally:
-                last.stop_once_stored = False
+        with self._lock, self._compiles.other(latents.shape[1]):
+            stops = self._stops_early and not self._compiles.on
+            with suppress(LastKeysStored):
+                self.forward(latents, timestep, caches=caches, prompt=prompt, table=table, stops_early=stops)
+
+    def _on_device(self, timestep: Tensor | float) -> Tensor:
+        """A timestep as a tensor on the device; copied there once."""
+        if isinstance(timestep, Tensor) and timestep.device == self.device:
+            return timestep
+        value = float(timestep)  # of the host, so nothing is waited for
+        if value not in self._timesteps or self._timesteps[value].device != self.device:
+            dtype = timestep.dtype if isinstance(timestep, Tensor) else torch.float32
+            self._timesteps[value] = to_device(torch.tensor(value, dtype=dtype), self.device)
+        return self._timesteps[value]
 
     @contextmanager
-    def _bound(self, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor) -> Iterator[None]:
+    def _bind(self, current: Pass, prompt: PromptKV, table: Tensor) -> Iterator[None]:
         """Bind the replaced modules to one session, and release them: the weights keep nothing of a video."""
         with self._lock:
-            for own, cache in zip(self._self_attention, caches, strict=True):
-                own.cache = cache
+            before, _bound.current = _bound.current, current
             for cross, (keys, values) in zip(self._cross_attention, prompt.layers, strict=True):
                 cross.keys, cross.values = keys, values
             self._bound_rotary.table = table
             try:
                 yield
             finally:
-                for own, cross in zip(self._self_attention, self._cross_attention, strict=True):
-                    own.cache = cross.keys = cross.values = None
+                _bound.current = before
+                for cross in self._cross_attention:
+                    cross.keys = cross.values = None
                 self._bound_rotary.table = None
+
+
+class _Compiled:
+    """Which passes run compiled: those over as many frames as a block has."""
+
+    def __init__(self) -> None:
+        self.on = False  # whether the pass at hand does
+        self._any = False
+        self._frames: int | None = None  # of a block; None: nothing was generated yet
+
+    def wrap(self, block: nn.Module, **how: Any) -> None:
+        """Let a block of the transformer have both ways."""
+        eager: Callable[..., Tensor] = block.forward
+        compiled = torch.compile(eager, **{"dynamic": False, **how})
+        block.forward = lambda *inputs, **named: (compiled if self.on else eager)(*inputs, **named)
+        self._any = True
+
+    @contextmanager
+    def block(self, frames: int) -> Iterator[None]:
+        """A pass that generates a block of so many frames."""
+        self._frames = frames
+        with self.other(frames):
+            yield
+
+    @contextmanager
+    def other(self, frames: int) -> Iterator[None]:
+        """Any pass over so many frames."""
+        before, self.on = self.on, self._any and frames == self._frames
+        try:
+            yield
+        finally:
+            self.on = before
 
 
 class WanSession:
@@ -269,6 +383,7 @@ class WanSession:
         self._prompt = -1  # number of the current prompt
         self._start = 0
         self._timestep = 0.0
+        self._recent_tables: OrderedDict[Any, Tensor] = OrderedDict()
         self.set_prompt(prompt)
 
     @property
@@ -292,28 +407,16 @@ class WanSession:
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """Gather, once for all passes of the block at frames start .. start + block - 1, what it attends to."""
         self._start = start
-        rows, columns = self.backbone.grid(height, width)
-        times = []
-        if context.shared:
-            times.append(torch.tensor([context.shared_times], dtype=torch.float64))
+        grid = self.backbone.grid(height, width)
+        tokens = grid[0] * grid[1]
         if context.retrieved:
             self.cache.fetch(context.retrieved, self.recompute)
-            alike = len({*context.retrieved_times}) == 1  # then one row of the table is enough
-            chosen = context.retrieved_times[:1] if alike else context.retrieved_times
-            times.append(torch.tensor(chosen, dtype=torch.float64))
-        own = torch.arange(context.start_time, context.start_time + block, dtype=torch.float64)
-        self._table = self._tables(own[None], rows, columns)
-        tables = [self._tables(part, rows, columns) for part in times]
-        tokens = rows * columns
-        hidden = slice(context.hidden.start * tokens, context.hidden.stop * tokens)
-        shared = torch.tensor(context.shared)
-        for index, layer in enumerate(self.cache.layers):
-            parts = [layer.pages.read(shared)] if context.shared else []
-            reads = bool(context.retrieved) and index >= self.cache.unread
-            if reads:
-                parts.append(self.cache.retrieved(index, context.retrieved))
-            retrieved = context.retrieved_count * tokens if reads else 0
-            layer.gather(parts, tables[: len(parts)], block=block * tokens, hidden=hidden, retrieved=retrieved)
+        alike = len({*context.retrieved_times}) == 1  # then one row of the table is enough
+        retrieved = context.retrieved_times[:1] if alike else context.retrieved_times
+        own = range(context.start_time, context.start_time + block)
+        table = self._tables([[own], [context.shared_times], retrieved], grid)
+        self._table = table[0, : block * tokens][None]  # of the same strides whatever follows it
+        self.cache.gather(context, table[:, block * tokens :], block=block, tokens=tokens)
 
     def set_reading(self, *, retrieved: bool) -> None:
         """Whether the next passes of the block attend to retrieved frames; after ``set_context`` they do."""
@@ -323,7 +426,7 @@ class WanSession:
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
         assert self._table is not None
-        return self.backbone.forward(
+        return self.backbone.flow(
             noisy, timestep, caches=self.cache.layers, prompt=self._prompts[self._prompt], table=self._table
         )
 
@@ -335,12 +438,12 @@ class WanSession:
         """
         assert self._table is not None
         self._timestep = timestep
-        prompt = self._prompts[self._prompt]
-        self.backbone.store_keys(latents, timestep, caches=self.cache.layers, prompt=prompt, table=self._table)
-        if prefetch and self.cache.archive is not None:
-            self.cache.archive.prefetch([[frame for frame in row if frame < self._start] for row in prefetch])
-        rows, columns = self.backbone.grid(*latents.shape[3:])
-        self.cache.commit(self._start, latents, rows * columns, prompt=self._prompt)
+        prompt, cache = self._prompts[self._prompt], self.cache
+        with cache.committing(self._start, latents.shape[1]):
+            self.backbone.store_keys(latents, timestep, caches=cache.layers, prompt=prompt, table=self._table)
+        if prefetch and cache.archive is not None:
+            cache.archive.prefetch([[frame for frame in row if frame < self._start] for row in prefetch])
+        cache.commit(self._start, latents, prompt=self._prompt)
 
     @torch.no_grad()
     def recache(self, context: Context, latents: Tensor, *, start: int, timestep: float = 0.0) -> None:
@@ -362,18 +465,33 @@ class WanSession:
         """
         assert self.cache.window is not None
         block = latents.shape[1]
-        rows, columns = self.backbone.grid(*latents.shape[3:])
+        grid = self.backbone.grid(*latents.shape[3:])
+        tokens = grid[0] * grid[1]
         first_sink = self.cache.layers[0].pages.sink_start
-        sink = torch.arange(first_sink, max(first_sink, min(first_sink + self.cache.commit_sink, start)))
-        tables = [self._tables((sink - first_sink).double()[None], rows, columns)] if len(sink) else []
+        sink = range(first_sink, max(first_sink, min(first_sink + self.cache.commit_sink, start)))
+        first = min(max(0, start), self.cache.window - block)
+        table = self._tables([[range(first, first + block)], [range(len(sink))]], grid)
+        common = KVBuffer(len(sink) + block)
+
+        def sunken(layer: WanKVLayerCache) -> Iterator[Piece]:
+            position = 0
+            for keys, values in layer.pages.views(sink) if sink else ():
+                yield Piece(keys[row : row + 1], values[row : row + 1], slice(None), position)
+                position += keys.shape[1]
+
         alone = []
         for layer in self.cache.layers:
-            keys, values = layer.pages.read(sink)
-            parts = [(keys[row : row + 1], values[row : row + 1])] if len(sink) else []
-            alone.append(WanKVLayerCache(layer.pages))
-            alone[-1].gather(parts, tables, block=block * rows * columns, hidden=slice(0, 0))
-        first = min(max(0, start), self.cache.window - block)
-        own = self._tables(torch.arange(first, first + block, dtype=torch.float64)[None], rows, columns)
+            alone.append(WanKVLayerCache(layer.pages, common, shared=True))
+            alone[-1].keeps_fresh = True
+            alone[-1].set_context(
+                lambda layer=layer: sunken(layer),  # type: ignore[misc]
+                table[:, block * tokens :],
+                frames=len(sink),
+                tokens=tokens,
+                block=block * tokens,
+                hidden=slice(0, 0),
+            )
+        own = table[0, : block * tokens][None]
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
         fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
@@ -383,7 +501,22 @@ class WanSession:
         """Free what the video held."""
         self.cache.close()
         self._prompts, self._table = {}, None
+        self._recent_tables.clear()
 
-    def _tables(self, times: Tensor, rows: int, columns: int) -> Tensor:
-        """Rotary angles [N, F * rows * columns, 1, D/2, 2] of frames at times [N, F], on the device."""
-        return self.backbone.rotary.table(times, height=rows, width=columns).to(self.device)
+    def _tables(self, parts: Sequence[Sequence[Sequence[float]]], grid: tuple[int, int]) -> Tensor:
+        """Rotary angles [N, F * rows * columns, 1, D/2, 2] of frames at the times of ``parts`` [1 or N][f], in order.
+
+        They are on the device. The times of a context repeat from block to block, so the last tables are kept.
+        """
+        key = (tuple(tuple(map(tuple, part)) for part in parts), grid)
+        kept = self._recent_tables
+        if key not in kept:
+            times = [torch.tensor([[*row] for row in part], dtype=torch.float64) for part in parts if part and part[0]]
+            tables = [self.backbone.rotary.table(part, height=grid[0], width=grid[1]) for part in times]
+            rows = max(map(len, tables))
+            table = torch.cat([part.expand(rows, *part.shape[1:]) for part in tables], dim=1)
+            kept[key] = to_device(table, self.device)
+            if len(kept) > TABLES:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llrag_cli.errors import UnsupportedModelError
 from llrag_cli.files.tensors import State, load_strictly, read_file, require_tensors
+from llrag_cli.models.measuring import PeakMemory
 from llrag_cli.models.wan.base import WanBase, reading
 
 _HINT = "use the VAE of Wan2.1-T2V-1.3B"
@@ -31,8 +32,9 @@ class WanDecoder:
         self.spatial_ratio: int = 2 ** len(vae.config.temperal_downsample)
         self.temporal_ratio: int = 2 ** sum(vae.config.temperal_downsample)
         self.reach = decoder_reach(vae)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        device = next(vae.parameters()).device
+        self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(device)
+        self._std = torch.tensor(vae.config.latents_std).view(shape).to(device)
 
     def stream(self) -> WanDecoderStream:
         """As ``Decoder.stream``."""
@@ -46,7 +48,7 @@ class WanDecoder:
         """What the decoder reads, [B, C, T, h, w], for normalised latents [B, T, C, h, w]."""
         weight = next(self.vae.parameters())
         normalised = latents.transpose(1, 2).to(weight.device, torch.float32)
-        raw = (normalised * self._std.to(weight.device) + self._mean.to(weight.device)).to(weight.dtype)
+        raw = (normalised * self._std + self._mean).to(weight.dtype)
         hidden: Tensor = self.vae.post_quant_conv(raw)
         return hidden
 
@@ -58,6 +60,11 @@ class WanDecoderStream:
         self._decoder = decoder
         self._cache = empty_cache(decoder.vae.decoder)
         self._opened = False
+
+    @property
+    def past(self) -> list[Tensor]:
+        """What is kept of the frames before."""
+        return [part for part in self._cache if isinstance(part, Tensor)]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -113,32 +120,27 @@ def load_vae(base: WanBase, dtype: torch.dtype) -> AutoencoderKLWan:
 def decoder_bytes(
     vae_folder: Path | None, height: int, width: int, dtype: torch.dtype, *, base_dim: int = 96
 ) -> tuple[int, int]:
-    """Bytes of a VAE's weights, and of its temporal cache and largest activations while it decodes.
+    """Bytes of a VAE's weights, and of what it holds at most while it decodes a latent frame.
 
-    The decoder is walked on the meta device, which computes shapes only. It is that of a folder in Diffusers format,
-    or Wan's own with ``base_dim`` channels.
+    It decodes on the meta device, which computes shapes only. It is that of a folder in Diffusers format, or Wan's own
+    with ``base_dim`` channels.
     """
     with torch.device("meta"):
         if vae_folder is None:
             vae = AutoencoderKLWan(base_dim=base_dim)
         else:
             vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(str(vae_folder)))
-    largest = 0
-
-    def measure(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel())
-
-    for module in vae.decoder.modules():
-        module.register_forward_hook(measure)
-    cache = empty_cache(vae.decoder)
-    latent = torch.empty(1, vae.config.z_dim, 1, height, width, device="meta")
-    for index in range(2):
-        decode_frame(vae, latent, cache, first=index == 0)
-    kept = sum(part.numel() for part in cache if isinstance(part, Tensor))
+        for parameter in vae.parameters():
+            parameter.data = parameter.data.to(dtype)
+        decoder = WanDecoder(vae)
+        stream, latent = decoder.stream(), torch.empty(1, 1, decoder.channels, height, width)
+        for _ in range(2):  # until it keeps all that it keeps of earlier frames
+            stream.decode(latent)
+        with PeakMemory() as memory:
+            memory.add(stream.past)
+            stream.decode(latent)
     weights = sum(parameter.numel() for parameter in vae.parameters())
-    return weights * dtype.itemsize, (kept + 4 * largest) * dtype.itemsize
+    return weights * dtype.itemsize, memory.peak
 
 
 def decoder_reach(vae: AutoencoderKLWan) -> int:
