@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.returning.judge import Measures, Reference, looked_at, measured, reference_of
