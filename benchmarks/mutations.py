@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,33 +28,53 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/llrag_cli")
-ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # files of a room, and the tests that are run for it
-    "memory": (("memory/*.py",), ("tests/memory", "tests/engine/test_rollout.py", "tests/engine/test_shots.py")),
-    "cache": (("cache/*.py",), ("tests/cache", "tests/engine/test_rollout.py", "tests/engine/test_shots.py")),
-    "engine": (
-        ("engine/*.py",),
+ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the tests that are run for it
+    "sampling": ("sampling/*.py", ("tests/sampling", "tests/engine/test_rollout.py")),
+    "statistics": ("evaluation/statistics.py", ("tests/evaluation/test_statistics.py",)),
+    "memory": (
+        "memory/*.py",
+        ("tests/memory", "tests/engine/test_rollout.py", "tests/engine/test_commit.py", "tests/engine/test_shots.py"),
+    ),
+    "cache": (
+        "cache/*.py",
         (
+            "tests/cache",
             "tests/engine/test_rollout.py",
+            "tests/engine/test_read.py",
+            "tests/engine/test_commit.py",
             "tests/engine/test_shots.py",
-            "tests/engine/test_session.py",
+        ),
+    ),
+    "scenes": ("scenes/*.py", ("tests/scenes", "tests/cli/test_scene.py", "tests/engine/test_shots.py")),
+    "engine": (
+        "engine/*.py",
+        (
+            "tests/engine/test_devices.py",
             "tests/engine/test_pipeline.py",
+            "tests/engine/test_rollout.py",
+            "tests/engine/test_read.py",
+            "tests/engine/test_shots.py",
+            "tests/engine/test_commit.py",
+            "tests/engine/test_session.py",
+            "tests/engine/test_scenes.py",
+            "tests/cli/test_cli.py",
         ),
     ),
     "runs": (
-        ("runs/*.py",),
+        "runs/*.py",
         (
-            "tests/runs/test_journal.py",
             "tests/runs/test_record.py",
+            "tests/runs/test_journal.py",
             "tests/runs/test_segments.py",
             "tests/runs/test_video.py",
-            "tests/runs/test_power_cut.py",
+            "tests/cli/test_decode.py",
             "tests/runs/test_export.py",
+            "tests/runs/test_links.py",
             "tests/batch/test_collect.py",
+            "tests/runs/test_power_cut.py",
             "tests/runs/test_resume.py",
         ),
     ),
-    "sampling": (("sampling/*.py",), ("tests/sampling", "tests/engine/test_rollout.py")),
-    "statistics": (("evaluation/statistics.py",), ("tests/evaluation/test_statistics.py",)),
 }
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -148,11 +168,16 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         ):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.keyword) and child.arg in UPPER:
+            if isinstance(child, ast.keyword) and (child.arg in UPPER or (child.arg == "strict" and _is_zip(node))):
                 continue
             if isinstance(child, ast.AST) and not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child)):
                 yield child
                 yield from _walk(child)
+
+
+def _is_zip(node: ast.AST) -> bool:
+    """Whether a call is of ``zip``, whose ``strict`` is an assertion."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "zip"
 
 
 def _swapping(index: int) -> Callable[[ast.AST], None]:
@@ -179,15 +204,22 @@ def _is_none(node: ast.AST) -> bool:
 def sampled(room: str, *, sample: int, seed: int, root: Path = ROOT) -> list[Mutation]:
     """Some mutations of each file of a room of a checkout, at most ``sample`` of a file."""
     chosen = []
-    for pattern in ROOMS[room][0]:
-        for path in sorted((root / PACKAGE).glob(pattern)):
-            file = path.relative_to(root / PACKAGE).as_posix()
-            found = [mutation for mutation, _ in mutations(path.read_text(encoding="utf-8"), file)]
-            chosen += random.Random(f"{seed}/{file}").sample(found, min(sample, len(found)))
+    for path in sorted((root / PACKAGE).glob(ROOMS[room][0])):
+        file = path.relative_to(root / PACKAGE).as_posix()
+        found = [mutation for mutation, _ in mutations(path.read_text(encoding="utf-8"), file)]
+        chosen += random.Random(f"{seed}/{file}").sample(found, min(sample, len(found)))
     return chosen
 
 
-def run_tests(folder: Path, tests: tuple[str, ...], *, limit: float) -> str:
+def listed_tests(room: str, file: str, *, root: Path) -> list[str]:
+    """The test files of a room of a checkout; those that are named like a changed ``file`` come first."""
+    files = []
+    for name in ROOMS[room][1]:
+        files += [name] if name.endswith(".py") else sorted(map(str, (root / name).rglob("test_*.py")))
+    return sorted(files, key=lambda name: not file or Path(file).stem not in Path(name).stem)
+
+
+def run_tests(folder: Path, tests: Sequence[str], *, limit: float) -> str:
     """Run tests in a copy of the checkout: ``passed``, ``failed``, or ``timed out`` after ``limit`` seconds."""
     process = os.fork()
     if not process:
@@ -217,6 +249,10 @@ def main(
     sample: Annotated[int, typer.Option(help="Mutations of each file")] = 4,
     seed: Annotated[int, typer.Option(help="Which of them")] = 0,
     out: Annotated[Path | None, typer.Option(help="File for the outcomes, as lines of JSON")] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds for the tests of a mutation; if not given, they are run without one, to know"),
+    ] = None,
     again: Annotated[Path | None, typer.Option(help="Try those again that survived in an earlier --out")] = None,
 ) -> None:
     """Try a sample of mutations."""
@@ -233,10 +269,12 @@ def main(
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutation may be written within one tick of the clock
         _preload()
         for room in rooms.split(","):
-            started = time.monotonic()
-            if run_tests(folder, ROOMS[room][1], limit=3600) != "passed":
-                raise SystemExit(f"the tests of {room} fail without a mutation")
-            limit = 2 * (time.monotonic() - started) + MARGIN
+            allowed = limit
+            if allowed is None:
+                started = time.monotonic()
+                if run_tests(folder, listed_tests(room, "", root=folder), limit=3600) != "passed":
+                    raise SystemExit(f"the tests of {room} fail without a mutation")
+                allowed = 2 * (time.monotonic() - started) + MARGIN
             for mutation in sampled(room, sample=sample, seed=seed, root=folder):
                 if survivors is not None and _key(asdict(mutation)) not in survivors:
                     continue
@@ -244,7 +282,7 @@ def main(
                 source = path.read_text(encoding="utf-8")
                 mutated = next(text for each, text in mutations(source, mutation.file) if each == mutation)
                 path.write_text(mutated, encoding="utf-8")
-                outcome = run_tests(folder, ROOMS[room][1], limit=limit)
+                outcome = run_tests(folder, listed_tests(room, mutation.file, root=folder), limit=allowed)
                 path.write_text(source, encoding="utf-8")
                 counts[room, "passed" if outcome == "passed" else "killed"] += 1
                 if outcome == "passed":

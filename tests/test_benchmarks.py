@@ -183,14 +183,14 @@ def test_mutations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
     monkeypatch.setattr(module, "run_tests", run_tests)
     monkeypatch.setattr(module, "_preload", lambda: None)
-    module.main(rooms="statistics", sample=3, seed=0, out=tmp_path / "out.jsonl", again=None)
+    module.main(rooms="statistics", sample=3, seed=0, out=tmp_path / "out.jsonl", limit=None, again=None)
     assert len(set(seen)) == 4  # the code as it is, and three mutations of it
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3 and shown[0].startswith("evaluation/statistics.py:")
     assert shown[-1] == "statistics: 1 of 3 killed"
     del seen[:]
-    module.main(rooms="statistics", sample=3, seed=0, out=None, again=tmp_path / "out.jsonl")
-    assert len(seen) == 3  # those two that survived
+    module.main(rooms="statistics", sample=3, seed=0, out=None, limit=9.0, again=tmp_path / "out.jsonl")
+    assert len(seen) == 2  # those that survived
 
 
 def test_oldest_versions_are_the_lower_bounds() -> None:

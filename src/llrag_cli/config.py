@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
-from typing_extensions import Self
 
 from llrag_cli.errors import UsageError
 from llrag_cli.files.settings import Config

@@ -138,7 +138,7 @@ def _encoders() -> list[Attack]:
         torch_file(
             "torch, compressed",
             "compressed",
-            pickled("e.pt", {"model": {"a": torch.zeros(2**27)}, "config": {}}, compressed=True),
+            pickled("e.pt", {"model": {"a": torch.zeros(2**22)}, "config": {}}, compressed=True),
         ),
     ]
 
@@ -796,7 +796,44 @@ def _tiny_video(folder: Path) -> None:
     writer.close()
 
 
+def _results() -> list[Attack]:
+    """Folders of results that hold a link, or files of someone else: refused before any work."""
+    scene = (
+        "shots: [{name: a, prompt: a red circle, seconds: 1}, "
+        "{name: b, prompt: a shape, seconds: 1, cut: true, remember: [a]}]"
+    )
+
+    def linked(file: str, *command: str) -> Attack:
+        def make(folder: Path) -> None:
+            (folder / "s.yaml").write_text(scene)
+            (folder / "outside.txt").write_text("as it was")
+            (folder / "o").mkdir()
+            (folder / "o" / file).symlink_to(folder / "outside.txt")
+
+        return Attack(
+            f"results: {file} of {command[0]} is a link", "is a symbolic link", (*command, "--out", "o"), make
+        )
+
+    def taken(*command: str) -> Attack:
+        def make(folder: Path) -> None:
+            (folder / "s.yaml").write_text(scene)
+            (folder / "o").mkdir()
+            (folder / "o/mine.txt").write_text("as it was")
+
+        return Attack(f"results: a folder for {' '.join(command)}", "is not empty", (*command, "--out", "o"), make)
+
+    studies = (("bench", "returning"), ("bench", "leave-and-return"))
+    return [
+        *(linked(file, "demo", "--scene", "s.yaml") for file in ("demo.html", "demo.png")),
+        *(linked(file, "storyboard", "s.yaml") for file in ("storyboard.html", "storyboard.png")),
+        *(linked(file, "generate", "a red circle", "--takes", "2") for file in ("takes.html", "takes.png")),
+        *(linked(file, "bench", "--count", "1") for file in ("results.json", "report.html")),
+        *(linked(file, *studies[0]) for file in ("results.csv", "sheet.png", "rows.jsonl", "pictures")),
+        *(taken(*command) for command in (*studies, ("demo",))),
+    ]
+
+
 ATTACKS = [
     *_encoders(), *_records(), *_logs(), *_other_records(), *_settings(), *_presets(), *_pictures(), *_arguments(),
-    *_checkpoints(), *_others(),
+    *_checkpoints(), *_others(), *_results(),
 ]  # fmt: skip

@@ -94,11 +94,14 @@ def bench(
     from llrag_cli.batch.executors import parse_engine
     from llrag_cli.cli import console
     from llrag_cli.evaluation.metrics.backends import find_backend
+    from llrag_cli.files.durable import require_own
     from llrag_cli.formatting import counted
     from llrag_cli.runs.folder import RunFolder
 
     executor = parse_engine(engine)
     RunFolder(out).require_writable()
+    for name in ("results.json", "results.csv", "report.html"):
+        require_own(out / name)
     grid = _grid(
         backbones or ["tiny"],
         _memories(memories or ["none", "nearest"], variants or (), encoder_variants or ()),

@@ -44,6 +44,7 @@ def demo(
     from llrag_cli.cli import console
     from llrag_cli.cli.generate import slug
     from llrag_cli.cli.scenes import scene_configuration
+    from llrag_cli.files.durable import require_own
     from llrag_cli.presets import with_settings
     from llrag_cli.runs.folder import RunFolder, unused_folder
     from llrag_cli.scenes.comparison import native_scene, require_retrieval
@@ -64,8 +65,10 @@ def demo(
     require_understood(config, timeline.prompts)
     folders = (RunFolder(root / "native"), RunFolder(root / "memory"))
     folders[0].require_writable()
+    for name in FILES:
+        require_own(root / name)
     if not force:
-        _require_own(root)
+        _require_free(root)
         for folder, (part, each) in zip(folders, plans, strict=True):
             _require_same(folder, plan_timeline(part, each), each, seed)
 
@@ -132,9 +135,9 @@ def _generate(
             make_video(one, scene, folder, seed=seed, existing=existing, on_progress=update)
 
 
-def _require_own(root: Path) -> None:
-    """Raise an error if a folder has files that are not those of a demo."""
-    if root.is_dir() and any(path.name not in FILES for path in root.iterdir()):
+def _require_free(root: Path) -> None:
+    """Raise an error if a folder has files that are not those of a demo, or partial ones that were left of them."""
+    if root.is_dir() and any(not path.name.startswith(FILES) for path in root.iterdir()):
         raise FolderNotEmptyError(root)
 
 

@@ -332,10 +332,13 @@ def _require_jobs(engine: str, *, many: bool, limited: bool) -> None:
 
 def _folders_of_takes(out: Path | None, title: str, takes: int, *, force: bool) -> list[RunFolder]:
     """The run folder of a video, or one of each take."""
+    from llrag_cli.files.durable import require_own
     from llrag_cli.runs.folder import RunFolder, unused_folder
 
     root = out or unused_folder(Path("runs"), slug(title))
     if takes > 1:
+        for name in ("takes.png", "takes.html"):
+            require_own(root / name)
         if RunFolder(root).record.exists():  # takes lie beside each other, not in a run
             raise RunExistsError(root)
         return [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]

@@ -32,6 +32,7 @@ def storyboard(
     from llrag_cli.cli.generate import slug
     from llrag_cli.cli.prompts import require_understood, show_readings
     from llrag_cli.cli.scenes import planned, scene_configuration
+    from llrag_cli.files.durable import require_own
     from llrag_cli.runs.folder import RunFolder, unused_folder
     from llrag_cli.scenes.reading import read_scene
     from llrag_cli.scenes.schema import Scene
@@ -49,6 +50,8 @@ def storyboard(
     root = out or unused_folder(Path("runs"), f"{slug(scene.title or file.stem)}-storyboard")
     folder = RunFolder(root / "run")
     folder.require_writable()
+    for name in ("storyboard.png", "storyboard.html"):
+        require_own(root / name)
     if not force:
         folder.require_free()
     with console.working("loading"):

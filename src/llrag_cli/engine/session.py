@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Self
 
 from torch import Tensor
-from typing_extensions import Self
 
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.shots import Change

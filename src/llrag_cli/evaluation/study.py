@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, UnwritableError, UsageError
@@ -48,6 +47,8 @@ class StudyRow(ABC):
 
 RowT = TypeVar("RowT", bound=StudyRow)
 
+FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures")  # of a study's folder
+
 
 class StudyFolder(ABC, Generic[RowT]):
     """A folder with ``settings.json``, ``rows.jsonl`` and a picture of each row, which it continues.
@@ -67,9 +68,11 @@ class StudyFolder(ABC, Generic[RowT]):
     def _read(self) -> list[RowT]:
         """The finished rows of the folder; raises if it was begun under other settings."""
         file = reading = self.root / "settings.json"
-        for each in (file, self._file):
-            require_own(each)
+        for name in FILES:
+            require_own(self.root / name)
         if not file.exists():
+            if self.root.is_dir() and any(not path.name.startswith(FILES) for path in self.root.iterdir()):
+                raise UsageError(f"`{self.root}` exists and is not empty", hint="choose another folder")
             return []
         try:
             found = parse_json(read_bytes(file))

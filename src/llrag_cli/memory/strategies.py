@@ -6,10 +6,9 @@ registry that configuration, command line, benchmark and tests read. Importing t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
-from typing_extensions import Self
 
 from llrag_cli.cache.tiers import Tier
 from llrag_cli.errors import UsageError

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from llrag_cli.errors import (
     DamagedRunError,

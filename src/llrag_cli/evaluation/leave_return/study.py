@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline

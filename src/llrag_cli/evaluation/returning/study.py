@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.grid import NAME
