@@ -31,7 +31,6 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 NAMED = 1_000_000  # bytes; smaller tensors are not listed by owner
-SMALL = 16_000_000  # bytes; a copy below this is a small one, no page of full size
 
 
 READ = 4096  # elements; what the host copies of a larger tensor is zeros
@@ -230,8 +229,10 @@ class FakeGPU:
 
     @property
     def small_copies(self) -> Counter[str]:
-        """Small copies to the device, of all threads, by site."""
-        return Counter(copy.site for copy in self.copies if copy.to == "device" and copy.bytes < SMALL)
+        """Copies to the device besides pages of the archive, of all threads, by site."""
+        return Counter(
+            copy.site for copy in self.copies if copy.to == "device" and not copy.site.startswith("cache/pages:")
+        )
 
     @property
     def host_waits(self) -> Counter[str]:
