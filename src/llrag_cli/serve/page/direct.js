@@ -14,7 +14,10 @@ export class Direct {
     this.progress = h("progress", { "aria-label": "Blocks generated" });
     this.pause = actionButton("Pause generation", () => this.#take(api.pause(this.id)), { class: "quiet" });
     this.resume = actionButton("Resume generation", () => this.#take(api.resume(this.id)), { class: "quiet" });
-    this.stop = actionButton("Stop", () => this.#take(api.cancel(this.id)), { class: "quiet", title: "End the video here. What was generated is kept and can be extended" });
+    this.stop = actionButton("Stop", () => this.#take(api.cancel(this.id)), {
+      class: "quiet",
+      title: "End the video here. What was generated is kept and can be extended",
+    });
     this.now = this.#nowForm();
     this.then = this.#thenForm();
     this.element = h(
@@ -36,11 +39,19 @@ export class Direct {
   }
 
   #nowForm() {
-    this.prompt = h("textarea", { rows: 2, maxlength: 20000, required: true, placeholder: "what the video shows from here on" });
+    this.prompt = h("textarea", {
+      rows: 2,
+      maxlength: 20000,
+      required: true,
+      placeholder: "what the video shows from here on",
+    });
     this.outcome = h("p", { class: "outcome", role: "status" });
     return this.#form(
       [field("Now ...", this.prompt, { className: "field main" })],
-      [["Switch", "The picture continues under the new prompt, from the next block on", false], ["Cut", "A new picture, from the next block on", true]],
+      [
+        ["Switch", "The picture continues under the new prompt, from the next block on", false],
+        ["Cut", "A new picture, from the next block on", true],
+      ],
       cut => this.#switch(cut),
       this.prompt,
       this.outcome,
@@ -51,8 +62,14 @@ export class Direct {
     this.further = h("textarea", { rows: 2, maxlength: 20000, placeholder: "as before" });
     this.seconds = h("input", { type: "number", min: 0.5, max: 3600, step: 0.5, value: 10 });
     return this.#form(
-      [field("And then ...", this.further, { className: "field main", hint: "Leave empty to keep the same prompt" }), field("Seconds", this.seconds, { className: "inline" })],
-      [["Extend", "The picture continues", false], ["Cut and extend", "A new picture", true]],
+      [
+        field("And then ...", this.further, { className: "field main", hint: "Leave empty to keep the same prompt" }),
+        field("Seconds", this.seconds, { className: "inline" }),
+      ],
+      [
+        ["Extend", "The picture continues", false],
+        ["Cut and extend", "A new picture", true],
+      ],
       cut => this.#extend(cut),
       this.further,
       null,
@@ -61,7 +78,9 @@ export class Direct {
 
   /** A form with a button for going on and one for a cut; Enter goes on, Shift and Enter begins a new line. */
   #form(fields, buttons, act, text, outcome) {
-    const [first, second] = buttons.map(([name, title, cut]) => h("button", { type: "submit", title, value: cut ? "cut" : "switch", class: cut ? "" : "primary" }, name));
+    const [first, second] = buttons.map(([name, title, cut]) =>
+      h("button", { type: "submit", title, value: cut ? "cut" : "switch", class: cut ? "" : "primary" }, name),
+    );
     const form = h("form", { id: uniqueId("direct") }, fields, h("div", { class: "row" }, first, second), outcome);
     form.addEventListener("submit", event => {
       event.preventDefault();
@@ -84,9 +103,15 @@ export class Direct {
 
   async #extend(cut) {
     const { prompt, llrag } = this.follower.video;
-    const request = { video: this.id, prompt: this.further.value.trim() || llrag.shots.at(-1)?.prompt || prompt, seconds: this.seconds.value, cut };
+    const request = {
+      video: this.id,
+      prompt: this.further.value.trim() || llrag.shots.at(-1)?.prompt || prompt,
+      seconds: this.seconds.value,
+      cut,
+    };
     const video = await api.extend(request);
-    if (location.hash === `#/video/${video.id}`) dispatchEvent(new Event("hashchange")); // the same video, longer
+    if (location.hash === `#/video/${video.id}`)
+      dispatchEvent(new Event("hashchange")); // the same video, longer
     else location.hash = `#/video/${video.id}`;
   }
 
