@@ -5,7 +5,7 @@ import { api } from "./api.js";
 import { field, h, uniqueId } from "./dom.js";
 import { timecode } from "./format.js";
 import { announce } from "./notices.js";
-import { isOpen, statusSentence } from "./video.js";
+import { isForeign, isOpen, statusSentence } from "./video.js";
 
 export class Direct {
   constructor(follower, info) {
@@ -18,15 +18,17 @@ export class Direct {
       class: "quiet",
       title: "End the video here. What was generated is kept and can be extended",
     });
+    this.foreign = h("p", { class: "dim" }, "Another process generates this video.");
     this.now = this.#nowForm();
     this.then = this.#thenForm();
     this.element = h(
       "section",
       { class: "panel direct", "aria-labelledby": "direct" },
-      h("h2", { id: "direct" }, "Direct"),
+      h("h2", { id: "direct" }, this.generates ? "Direct" : "Progress"),
       this.status,
       this.progress,
       h("div", { class: "row making", role: "group", "aria-label": "Generation" }, this.pause, this.resume, this.stop),
+      this.foreign,
       this.now,
       this.then,
     );
@@ -130,8 +132,10 @@ export class Direct {
     Object.assign(this.progress, { max: blocks || 1, value: block });
     this.#swap(this.pause, this.resume, paused);
     for (const button of [this.pause, this.resume]) button.disabled = !open;
-    this.stop.parentElement.hidden = !open || !this.generates;
-    this.now.hidden = !open || !this.generates;
+    const mine = this.generates && !isForeign(video);
+    this.stop.parentElement.hidden = !open || !mine;
+    this.now.hidden = !open || !mine;
+    this.foreign.hidden = !isForeign(video);
     this.then.hidden = open || !block || !this.generates;
     for (const button of this.then.querySelectorAll("button")) button.disabled = !video.llrag.extendable; // its files may not be complete yet
     const state = `${status} ${paused}`;

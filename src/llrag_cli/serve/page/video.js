@@ -29,6 +29,11 @@ export function isTiny(video) {
   return video.llrag.height <= 256;
 }
 
+/** Whether another process generates the video, which this server can only watch. */
+export function isForeign(video) {
+  return isOpen(video) && !video.id.startsWith("video_");
+}
+
 /** The state in a word or two. */
 export function statusName(video) {
   const { status, paused, position } = video.llrag;
