@@ -42,6 +42,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"prompt": PROMPT, "decoder": "tiny"}, 400, None, "`video.decoder` is `tiny`, but the embedded model has one"),
     ({"prompt": PROMPT, "colour": "x"}, 400, "colour", "unknown field `colour`"),
     ({"prompt": PROMPT, "references": ["/etc/passwd"]}, 404, "references", "no character or video `/etc/passwd`"),
+    ({"prompt": PROMPT, "references": "nope, other"}, 404, "references", "no character or video `nope`"),
     ({"prompt": PROMPT, "seconds": 2, "compare": True}, 400, None, "no shot of the scene can retrieve anything"),
     ({"scene": "shots: ["}, 400, "scene", "`scene`"),
     ({"scene": SCENE + "references:\n  a: /etc/passwd\n"}, 404, "references", "no character or video `/etc/passwd`"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from llrag_cli.serve.settings import ServeSettings
 
 VIDEO_BYTES = 0.15  # of an H.264 file, per pixel: more than it usually has
 RECENT = 5  # runs whose speed counts
-GIGABYTE = 10**9
+SEEN = 50  # runs in which they are looked for
 
 
 def estimate(
-    timeline: Timeline, config: RunConfig, *, count: int, runs: Path, videos: Iterable[Video]
+    timeline: Timeline, config: RunConfig, *, count: int, runs: Path, videos: Sequence[Video]
 ) -> dict[str, Any]:
     """The estimate of ``count`` videos of a timeline, generated one after the other; loads no model.
 
@@ -85,17 +85,19 @@ def reading_of(config: RunConfig, prompt: str) -> dict[str, Any]:
     }
 
 
-def speed_of(config: RunConfig, videos: Iterable[Video]) -> float | None:
-    """Video frames per second of the latest runs of the same model and size."""
-    speeds = []
-    for video in videos:
+def speed_of(config: RunConfig, videos: Sequence[Video]) -> float | None:
+    """Video frames per second of the latest runs of the same model and size; ``videos`` has the newest last."""
+    speeds: list[float] = []
+    for video in reversed(videos[-SEEN:]):
+        if len(speeds) == RECENT:
+            break
+        video.view.refresh()
         record = video.view.record
         if record is not None and record.is_complete and record.frames_per_second and not record.resumed_at:
             other = record.config
             if other.backbone == config.backbone and len(other.sampler.steps) == len(config.sampler.steps):
                 speeds.append(record.frames_per_second)
-    latest = speeds[-RECENT:]
-    return sum(latest) / len(latest) if latest else None
+    return sum(speeds) / len(speeds) if speeds else None
 
 
 def _weights(config: RunConfig) -> int:

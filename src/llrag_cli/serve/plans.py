@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import LlragError, UsageError, closest
@@ -55,6 +55,12 @@ class Fields(BaseModel):
     references: tuple[str, ...] = Field(
         default=(), max_length=32, description="ids of characters and videos to retrieve from"
     )
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A form has text: identifiers with commas between them."""
+        return tuple(each.strip() for each in value.split(",")) if isinstance(value, str) else value
 
 
 class ExtendFields(Fields):

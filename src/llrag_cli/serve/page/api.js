@@ -12,7 +12,8 @@ export class ApiError extends Error {
 async function call(path, { method = "GET", json, form, signal } = {}) {
   const request = { method, signal };
   if (form) request.body = form;
-  else if (json !== undefined) Object.assign(request, { body: JSON.stringify(json), headers: { "Content-Type": "application/json" } });
+  else if (json !== undefined)
+    Object.assign(request, { body: JSON.stringify(json), headers: { "Content-Type": "application/json" } });
   let response;
   try {
     response = await fetch(path, request);

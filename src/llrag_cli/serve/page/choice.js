@@ -7,7 +7,9 @@ export class Choice {
   constructor(legend, options, onchange) {
     const name = uniqueId("choice");
     this.inputs = options.map(([value]) => h("input", { type: "radio", name, value, onchange: () => onchange(value) }));
-    const labels = options.map(([, text, description], index) => h("label", { title: description }, this.inputs[index], h("span", {}, text)));
+    const labels = options.map(([, text, description], index) =>
+      h("label", { title: description }, this.inputs[index], h("span", {}, text)),
+    );
     this.element = h("fieldset", { class: "choice" }, h("legend", { class: "visually-hidden" }, legend), labels);
   }
 

@@ -26,30 +26,59 @@ export class Composer {
     this.references = new ReferencesEditor(draft);
     this.shots = new ShotsEditor(draft, (files, index) => this.references.take(files, index));
     this.yaml = new YamlEditor(draft);
-    this.estimate = new Estimate({ onreadings: readings => this.shots.showReadings(readings), onfits: fits => this.#allow(fits) });
+    this.estimate = new Estimate({
+      onreadings: readings => this.shots.showReadings(readings),
+      onfits: fits => this.#allow(fits),
+    });
     this.settings = new SettingsEditor(draft, info, () => this.#changed());
     this.make = actionButton("Generate", () => this.#create({}), { class: "primary" });
     this.compare = actionButton("Compare native and retrieval", () => this.#create({ compare: true }));
-    this.element = h("section", { class: "composer panel", "aria-labelledby": "write" }, this.#head(), this.#body(), this.#foot());
+    this.element = h(
+      "section",
+      { class: "composer panel", "aria-labelledby": "write" },
+      this.#head(),
+      this.#body(),
+      this.#foot(),
+    );
     draft.subscribe(() => this.#changed());
     this.#changed();
   }
 
   #head() {
-    const file = h("button", { type: "button", class: "quiet", "aria-expanded": "false", onclick: () => this.#toggleFile(file) }, "Scene file");
+    const file = h(
+      "button",
+      { type: "button", class: "quiet", "aria-expanded": "false", onclick: () => this.#toggleFile(file) },
+      "Scene file",
+    );
     this.file = file;
     const example = actionButton("Open the example", () => this.#example(), { class: "quiet" });
     const anew = h("button", { type: "button", class: "quiet", onclick: () => this.#anew() }, "New scene");
-    return h("div", { class: "panel-head" }, h("h1", { id: "write", tabindex: "-1" }, "Write a scene"), h("div", { class: "row" }, example, anew, file));
+    return h(
+      "div",
+      { class: "panel-head" },
+      h("h1", { id: "write", tabindex: "-1" }, "Write a scene"),
+      h("div", { class: "row" }, example, anew, file),
+    );
   }
 
   #body() {
     this.yaml.shown = false;
-    return h("div", { class: "composer-body" }, h("div", { class: "rows" }, this.shots.element, this.references.element), this.yaml.element);
+    return h(
+      "div",
+      { class: "composer-body" },
+      h("div", { class: "rows" }, this.shots.element, this.references.element),
+      this.yaml.element,
+    );
   }
 
   #foot() {
-    return h("div", { class: "composer-foot" }, this.settings.element, this.estimate.element, h("div", { class: "row" }, this.make, this.compare));
+    return h(
+      "div",
+      { class: "composer-foot" },
+      this.settings.element,
+      this.estimate.element,
+      h("div", { class: "row" }, this.make, this.compare),
+    );
   }
 
   #toggleFile(button) {

@@ -14,7 +14,8 @@ export class Draft {
   static restored(scene) {
     try {
       const kept = JSON.parse(localStorage.getItem(KEY));
-      if (kept?.shots?.length && kept.shots.every(shot => typeof shot.prompt === "string" && shot.seconds > 0)) return new Draft(kept);
+      if (kept?.shots?.length && kept.shots.every(shot => typeof shot.prompt === "string" && shot.seconds > 0))
+        return new Draft(kept);
     } catch {
       // storage is switched off, or holds something else: start anew
     }

@@ -14,7 +14,11 @@ export class Estimate {
     this.element = h(
       "section",
       { class: "estimate", "aria-label": "Estimate" },
-      h("dl", { class: "numbers" }, this.numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), value))),
+      h(
+        "dl",
+        { class: "numbers" },
+        this.numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), value)),
+      ),
       this.problem,
     );
     this.ask = debounced(request => this.#ask(request), 250);
@@ -37,9 +41,22 @@ export class Estimate {
   }
 
   #show(estimate) {
-    const { seconds, generation_seconds: time, memory_bytes: memory, disk_bytes: disk, fits, problem, reading } = estimate;
+    const {
+      seconds,
+      generation_seconds: time,
+      memory_bytes: memory,
+      disk_bytes: disk,
+      fits,
+      problem,
+      reading,
+    } = estimate;
     const known = (value, text) => (value === null || value === undefined ? "–" : text(value));
-    this.#fill([known(seconds, duration), seconds && time === null ? "not known yet" : known(time, value => `about ${duration(value)}`), known(memory, bytes), known(disk, bytes)]);
+    this.#fill([
+      known(seconds, duration),
+      seconds && time === null ? "not known yet" : known(time, value => `about ${duration(value)}`),
+      known(memory, bytes),
+      known(disk, bytes),
+    ]);
     this.problem.textContent = problem ? `${sentence(problem.message)} ${sentence(problem.hint ?? "")}` : "";
     this.onreadings(reading ?? []);
     this.onfits(fits && !problem);

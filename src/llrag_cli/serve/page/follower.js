@@ -23,7 +23,11 @@ export class Follower extends EventTarget {
 
   #open() {
     const source = (this.source = new EventSource(links.events(this.video.id)));
-    const listen = (type, take) => source.addEventListener(type, event => event.data !== undefined && this.#take(() => take(JSON.parse(event.data))));
+    const listen = (type, take) =>
+      source.addEventListener(
+        type,
+        event => event.data !== undefined && this.#take(() => take(JSON.parse(event.data))),
+      );
     listen("block", block => this.#block(block));
     listen("switch", () => {}); // the status that follows has the new shots
     listen("status", video => (this.video = video));

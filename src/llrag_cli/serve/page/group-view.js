@@ -16,7 +16,8 @@ import { isNative, isOpen, statusSentence, titleOf } from "./video.js";
 class Member {
   constructor(video, kind, index) {
     this.follower = new Follower(video);
-    this.name = kind === "compare" ? (isNative(video) ? "Native" : "Retrieval") : `Take ${video.llrag.take ?? index + 1}`;
+    this.name =
+      kind === "compare" ? (isNative(video) ? "Native" : "Retrieval") : `Take ${video.llrag.take ?? index + 1}`;
     this.stage = new Stage(this.follower, `${this.name}: ${titleOf(video)}`);
     this.status = h("p", { class: "dim status" });
     this.follower.addEventListener("change", () => this.#show());
@@ -33,18 +34,34 @@ class Member {
     this.timeLine = new TimeLine(this.follower, together);
     this.timeLine.element.setAttribute("aria-label", `Position in all videos; time line of ${this.name}`);
     const retrieved = new Retrieved(this.follower, together, this.timeLine, `${this.name}: retrieved for this moment`);
-    const open = h("a", { href: `#/video/${this.follower.video.id}` }, "Open", h("span", { class: "visually-hidden" }, ` ${this.name}`));
+    const open = h(
+      "a",
+      { href: `#/video/${this.follower.video.id}` },
+      "Open",
+      h("span", { class: "visually-hidden" }, ` ${this.name}`),
+    );
     return h(
       "section",
       { class: "member", "aria-label": this.name },
       h(
         "div",
         { class: "member-picture" },
-        h("div", { class: "panel-head" }, h("h2", {}, this.name, " ", h("small", { class: "dim" }, subtitle)), h("div", { class: "row tight" }, tools, open)),
+        h(
+          "div",
+          { class: "panel-head" },
+          h("h2", {}, this.name, " ", h("small", { class: "dim" }, subtitle)),
+          h("div", { class: "row tight" }, tools, open),
+        ),
         this.stage.element,
         this.status,
       ),
-      h("div", { class: "member-past" }, h("h3", { class: "past-name" }, this.name), this.timeLine.element, retrieved.element),
+      h(
+        "div",
+        { class: "member-past" },
+        h("h3", { class: "past-name" }, this.name),
+        this.timeLine.element,
+        retrieved.element,
+      ),
     );
   }
 
@@ -88,8 +105,14 @@ export async function groupView(id, info) {
   const grid = h("div", { class: "members" });
   for (const member of members) {
     const { video } = member.follower;
-    const subtitle = compare ? (isNative(video) ? "the last moments only" : `strategy ${video.llrag.memory}`) : `seed ${video.llrag.seed}`;
-    grid.append(member.figure(together, compare || !info.generates ? null : picks.button(video.id, member.name), subtitle));
+    const subtitle = compare
+      ? isNative(video)
+        ? "the last moments only"
+        : `strategy ${video.llrag.memory}`
+      : `seed ${video.llrag.seed}`;
+    grid.append(
+      member.figure(together, compare || !info.generates ? null : picks.button(video.id, member.name), subtitle),
+    );
   }
   picks.show(group.picked);
   const transport = new Transport(together, {
@@ -101,7 +124,18 @@ export async function groupView(id, info) {
   const element = h(
     "div",
     { class: compare ? "group compare" : "group" },
-    h("div", { class: "panel-head" }, h("h1", { tabindex: "-1" }, compare ? "Native and retrieval" : "Takes", " ", h("small", { class: "dim" }, title)), h("p", { class: "dim" }, compare ? `The same scene, model and seed (${group.videos[0].llrag.seed}); only the memory differs.` : "The same scene, other seeds.")),
+    h(
+      "div",
+      { class: "panel-head" },
+      h("h1", { tabindex: "-1" }, compare ? "Native and retrieval" : "Takes", " ", h("small", { class: "dim" }, title)),
+      h(
+        "p",
+        { class: "dim" },
+        compare
+          ? `The same scene, model and seed (${group.videos[0].llrag.seed}); only the memory differs.`
+          : "The same scene, other seeds.",
+      ),
+    ),
     grid,
     transport.element,
   );

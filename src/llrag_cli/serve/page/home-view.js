@@ -41,10 +41,19 @@ function welcome(info) {
   return h(
     "section",
     { class: "welcome", "aria-labelledby": "welcome" },
-    h("div", {},
+    h(
+      "div",
+      {},
       h("h1", { id: "welcome", tabindex: "-1" }, "See what memory does"),
-      h("p", {}, "One scene, generated twice from the same seed: a place, a cut to another one, and the return. The last prompt does not say what the place looked like. ",
-        h("b", {}, "Native"), " generation sees only the last moments; ", h("b", {}, "retrieval"), " finds the place again in earlier frames."),
+      h(
+        "p",
+        {},
+        "One scene, generated twice from the same seed: a place, a cut to another one, and the return. The last prompt does not say what the place looked like. ",
+        h("b", {}, "Native"),
+        " generation sees only the last moments; ",
+        h("b", {}, "retrieval"),
+        " finds the place again in earlier frames.",
+      ),
       h("p", { class: "row" }, start, takes),
     ),
     picture(),
@@ -53,13 +62,31 @@ function welcome(info) {
 
 /** The idea in four frames: the last one looks up the first. */
 function picture() {
-  return h("div", { class: "idea", "aria-hidden": "true" },
-    h("span", { class: "frame here" }), h("span", { class: "frame here" }), h("span", { class: "frame there" }), h("span", { class: "frame back" }), h("span", { class: "arc" }));
+  return h(
+    "div",
+    { class: "idea", "aria-hidden": "true" },
+    h("span", { class: "frame here" }),
+    h("span", { class: "frame here" }),
+    h("span", { class: "frame there" }),
+    h("span", { class: "frame back" }),
+    h("span", { class: "arc" }),
+  );
 }
 
 /** What a server that only shows videos has to say. */
 function viewOnly() {
-  return h("section", { class: "panel", "aria-labelledby": "view-only" }, h("h1", { id: "view-only", tabindex: "-1" }, "Watching only"), h("p", {}, "This server shows videos and generates none. Start ", h("code", {}, "llrag studio"), " to write and direct."));
+  return h(
+    "section",
+    { class: "panel", "aria-labelledby": "view-only" },
+    h("h1", { id: "view-only", tabindex: "-1" }, "Watching only"),
+    h(
+      "p",
+      {},
+      "This server shows videos and generates none. Start ",
+      h("code", {}, "llrag studio"),
+      " to write and direct.",
+    ),
+  );
 }
 
 /** The library alone. */
@@ -85,7 +112,13 @@ export function homeView(info) {
     },
   });
   const first = info.first_visit && info.generates;
-  const element = h("div", { class: "home" }, first ? welcome(info) : null, info.generates ? composer.element : viewOnly(), library.element);
+  const element = h(
+    "div",
+    { class: "home" },
+    first ? welcome(info) : null,
+    info.generates ? composer.element : viewOnly(),
+    library.element,
+  );
   if (first) {
     const heading = composer.element.querySelector("h1");
     heading.replaceWith(h("h2", { id: "write" }, "Or write a scene"));

@@ -10,6 +10,13 @@ const KEYS = [
 ];
 
 export function keys() {
-  const rows = KEYS.flatMap(([names, meaning]) => [h("dt", {}, names.flatMap((name, index) => [index ? " " : "", h("kbd", {}, name)])), h("dd", {}, meaning)]);
+  const rows = KEYS.flatMap(([names, meaning]) => [
+    h(
+      "dt",
+      {},
+      names.flatMap((name, index) => [index ? " " : "", h("kbd", {}, name)]),
+    ),
+    h("dd", {}, meaning),
+  ]);
   return h("details", { class: "keys" }, h("summary", {}, "Keys of the time line"), h("dl", {}, rows));
 }

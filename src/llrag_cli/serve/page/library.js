@@ -18,7 +18,13 @@ export class Library {
     this.count = h("span", { class: "dim" });
     this.list = h("ul", { class: "cards", "aria-busy": "true" });
     this.empty = h("p", { class: "empty" }, "Loading the library");
-    this.element = h("section", { class: "library", "aria-labelledby": "library" }, h("div", { class: "panel-head" }, this.heading, this.count), this.empty, this.list);
+    this.element = h(
+      "section",
+      { class: "library", "aria-labelledby": "library" },
+      h("div", { class: "panel-head" }, this.heading, this.count),
+      this.empty,
+      this.list,
+    );
     this.#refresh();
   }
 
@@ -43,7 +49,8 @@ export class Library {
     this.busy = videos.some(isOpen);
     this.list.setAttribute("aria-busy", "false");
     this.empty.hidden = videos.length > 0;
-    this.empty.textContent = "No videos yet. Videos made in the studio or on the command line, in the same runs folder, appear here.";
+    this.empty.textContent =
+      "No videos yet. Videos made in the studio or on the command line, in the same runs folder, appear here.";
     this.count.textContent = videos.length ? plural(videos.length, "video") : "";
     const shown = new Set(videos.map(({ id }) => id));
     for (const [id, card] of this.cards) {
@@ -64,7 +71,9 @@ export class Library {
     if (before?.text === text) return before.element;
     const element = h("li", { class: "card" }, this.#picture(video), this.#words(video), this.#actions(video));
     if (before) {
-      const focused = before.element.contains(document.activeElement) ? document.activeElement.dataset.action : undefined;
+      const focused = before.element.contains(document.activeElement)
+        ? document.activeElement.dataset.action
+        : undefined;
       const open = before.element.querySelector("details")?.open;
       before.element.replaceWith(element);
       element.querySelector("details")?.toggleAttribute("open", Boolean(open));
@@ -76,9 +85,19 @@ export class Library {
 
   #picture(video) {
     const { block, blocks_total: blocks, status } = video.llrag;
-    const image = hasPicture(video) ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: isTiny(video) ? "pixels" : "" }) : h("span", { class: "no-picture" }, statusName(video));
-    const bar = ["running", "queued"].includes(status) ? h("progress", { max: blocks || 1, value: block, "aria-label": `Progress of ${titleOf(video)}` }) : null;
-    return h("div", { class: "card-picture" }, image, h("span", { class: "time" }, timecode(video.llrag.seconds_done)), bar);
+    const image = hasPicture(video)
+      ? h("img", { src: links.thumbnail(video.id), alt: "", loading: "lazy", class: isTiny(video) ? "pixels" : "" })
+      : h("span", { class: "no-picture" }, statusName(video));
+    const bar = ["running", "queued"].includes(status)
+      ? h("progress", { max: blocks || 1, value: block, "aria-label": `Progress of ${titleOf(video)}` })
+      : null;
+    return h(
+      "div",
+      { class: "card-picture" },
+      image,
+      h("span", { class: "time" }, timecode(video.llrag.seconds_done)),
+      bar,
+    );
   }
 
   #words(video) {
@@ -89,20 +108,32 @@ export class Library {
     return h(
       "div",
       { class: "card-words" },
-      h(this.below, { class: "card-title" }, h("a", { href: `#/video/${video.id}`, "data-action": "open" }, titleOf(video))),
+      h(
+        this.below,
+        { class: "card-title" },
+        h("a", { href: `#/video/${video.id}`, "data-action": "open" }, titleOf(video)),
+      ),
       h("p", { class: "dim" }, facts.join(" · ")),
       h(
         "p",
         { class: "row tight" },
         h("span", { class: `state ${video.llrag.status}` }, statusName(video)),
         picked ? h("span", { class: "state picked" }, "Picked") : null,
-        group ? h("a", { href: `#/group/${group}`, "data-action": "group" }, comparison ? "Comparison" : `Take ${take}`) : null,
+        group
+          ? h("a", { href: `#/group/${group}`, "data-action": "group" }, comparison ? "Comparison" : `Take ${take}`)
+          : null,
       ),
     );
   }
 
   #actions(video) {
-    const exported = this.info.exports.map(format => h("a", { href: links.exported(video.id, format), download: "", "data-action": `export-${format}` }, format.toUpperCase()));
+    const exported = this.info.exports.map(format =>
+      h(
+        "a",
+        { href: links.exported(video.id, format), download: "", "data-action": `export-${format}` },
+        format.toUpperCase(),
+      ),
+    );
     const playable = hasPicture(video);
     return h(
       "details",
@@ -111,11 +142,23 @@ export class Library {
       h(
         "div",
         { class: "menu" },
-        h("a", { class: "button quiet", href: `#/video/${video.id}`, "data-action": "extend" }, this.info.generates ? "Watch and extend" : "Watch"),
-        playable && this.info.generates ? h("button", { type: "button", class: "quiet", "data-action": "reference", onclick: () => this.#reference(video) }, "Use as a reference") : null,
+        h(
+          "a",
+          { class: "button quiet", href: `#/video/${video.id}`, "data-action": "extend" },
+          this.info.generates ? "Watch and extend" : "Watch",
+        ),
+        playable && this.info.generates
+          ? h(
+              "button",
+              { type: "button", class: "quiet", "data-action": "reference", onclick: () => this.#reference(video) },
+              "Use as a reference",
+            )
+          : null,
         playable ? h("p", { class: "row tight exports" }, "Export: ", exported) : null,
         // runs of the command line are not the server's to delete
-        this.info.generates && video.id.startsWith("video_") && actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
+        this.info.generates &&
+          video.id.startsWith("video_") &&
+          actionButton("Delete", () => this.#delete(video), { class: "quiet danger", "data-action": "delete" }),
       ),
     );
   }
@@ -140,7 +183,17 @@ function confirmed(question) {
     const dialog = h(
       "dialog",
       { "aria-labelledby": "question", onclose: () => (resolve(dialog.returnValue === "yes"), dialog.remove()) },
-      h("form", { method: "dialog" }, h("p", { id: "question" }, question), h("p", { class: "row" }, h("button", { value: "no" }, "Keep"), h("button", { value: "yes", class: "danger" }, "Delete"))),
+      h(
+        "form",
+        { method: "dialog" },
+        h("p", { id: "question" }, question),
+        h(
+          "p",
+          { class: "row" },
+          h("button", { value: "no" }, "Keep"),
+          h("button", { value: "yes", class: "danger" }, "Delete"),
+        ),
+      ),
     );
     document.body.append(dialog);
     dialog.showModal();

@@ -76,7 +76,8 @@ export class LiveSource extends EventTarget {
   }
 
   async #open(mime) {
-    if (!mime || !Source.isTypeSupported(mime)) throw new Unplayable(`this browser does not play ${mime || "an unknown format"}`);
+    if (!mime || !Source.isTypeSupported(mime))
+      throw new Unplayable(`this browser does not play ${mime || "an unknown format"}`);
     this.source = new Source();
     this.address = URL.createObjectURL(this.source);
     const opened = new Promise(resolve => this.source.addEventListener("sourceopen", resolve, { once: true }));
@@ -159,12 +160,16 @@ export class LiveSource extends EventTarget {
   finished() {
     if (!this.fallenBack || this.complete || this.closed) return;
     this.#useFile();
-    this.element.addEventListener("loadedmetadata", () => {
-      this.edge = this.element.duration;
-      this.complete = true;
-      this.#say(`${this.fallenBack}. This is the finished file.`);
-      this.dispatchEvent(new Event("advance"));
-    }, { once: true });
+    this.element.addEventListener(
+      "loadedmetadata",
+      () => {
+        this.edge = this.element.duration;
+        this.complete = true;
+        this.#say(`${this.fallenBack}. This is the finished file.`);
+        this.dispatchEvent(new Event("advance"));
+      },
+      { once: true },
+    );
   }
 
   #useFile() {

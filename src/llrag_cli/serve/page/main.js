@@ -32,7 +32,13 @@ function problem(error) {
       { class: "panel problem" },
       h("h1", { tabindex: "-1" }, sentence(error.message)),
       error.hint ? h("p", {}, sentence(error.hint)) : null,
-      h("p", {}, h("button", { type: "button", onclick: route }, "Try again"), " ", h("a", { href: "#/library" }, "Open the library")),
+      h(
+        "p",
+        {},
+        h("button", { type: "button", onclick: route }, "Try again"),
+        " ",
+        h("a", { href: "#/library" }, "Open the library"),
+      ),
     ),
   };
 }

@@ -17,7 +17,9 @@ export class Reading {
   show(reading) {
     const parts = PARTS.filter(([key]) => reading?.[key]?.length);
     this.element.replaceChildren(
-      ...parts.map(([key, name, className]) => h("span", { class: className }, h("b", {}, `${name}: `), reading[key].join(", "), " ")),
+      ...parts.map(([key, name, className]) =>
+        h("span", { class: className }, h("b", {}, `${name}: `), reading[key].join(", "), " "),
+      ),
     );
   }
 }

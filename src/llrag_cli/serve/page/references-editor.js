@@ -11,7 +11,13 @@ export class ReferencesEditor {
     this.draft = draft;
     this.previews = new Map(); // id of a reference -> address of its picture in this browser
     this.list = h("ul", { class: "references" });
-    this.input = h("input", { type: "file", accept: "image/*,video/*", multiple: true, class: "visually-hidden", id: "reference-files" });
+    this.input = h("input", {
+      type: "file",
+      accept: "image/*,video/*",
+      multiple: true,
+      class: "visually-hidden",
+      id: "reference-files",
+    });
     this.input.addEventListener("change", () => {
       this.take([...this.input.files]);
       this.input.value = "";
@@ -89,23 +95,42 @@ export class ReferencesEditor {
     const pinned = h("input", {
       type: "checkbox",
       checked: Boolean(reference.pinned),
-      onchange: () => this.draft.change(withReference(this.draft.scene, name, { ...reference, pinned: pinned.checked })),
+      onchange: () =>
+        this.draft.change(withReference(this.draft.scene, name, { ...reference, pinned: pinned.checked })),
     });
     return h(
       "li",
       {},
       this.#picture(reference.path),
-      h("div", {}, title, h("label", { title: "Pinned: every block attends to it, not only those that retrieve it" }, pinned, "always attended")),
+      h(
+        "div",
+        {},
+        title,
+        h(
+          "label",
+          { title: "Pinned: every block attends to it, not only those that retrieve it" },
+          pinned,
+          "always attended",
+        ),
+      ),
       h(
         "button",
-        { type: "button", class: "tool", "aria-label": `Remove ${name}`, onclick: () => this.draft.change(withoutReference(this.draft.scene, name)) },
+        {
+          type: "button",
+          class: "tool",
+          "aria-label": `Remove ${name}`,
+          onclick: () => this.draft.change(withoutReference(this.draft.scene, name)),
+        },
         h("span", { "aria-hidden": "true" }, "✕"),
       ),
     );
   }
 
   #picture(id) {
-    return h("img", { src: this.previews.get(id) ?? (id.startsWith("char_") ? links.character(id) : links.thumbnail(id)), alt: "" });
+    return h("img", {
+      src: this.previews.get(id) ?? (id.startsWith("char_") ? links.character(id) : links.thumbnail(id)),
+      alt: "",
+    });
   }
 
   #rename(name, input) {
@@ -115,6 +140,8 @@ export class ReferencesEditor {
       return;
     }
     const { [name]: _, ...others } = this.draft.scene.references;
-    this.draft.change(renamedReference(this.draft.scene, name, freeName({ ...this.draft.scene, references: others }, wanted)));
+    this.draft.change(
+      renamedReference(this.draft.scene, name, freeName({ ...this.draft.scene, references: others }, wanted)),
+    );
   }
 }

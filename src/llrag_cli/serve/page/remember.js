@@ -7,7 +7,15 @@ import { nameOf, rememberable, withShot } from "./scene.js";
 export class Remember {
   constructor(onchange) {
     this.onchange = onchange;
-    this.kind = select([["all", "everything"], ["none", "nothing"], ["names", "only ..."]], "all", kind => this.#choose(kind));
+    this.kind = select(
+      [
+        ["all", "everything"],
+        ["none", "nothing"],
+        ["names", "only ..."],
+      ],
+      "all",
+      kind => this.#choose(kind),
+    );
     this.names = h("div", { class: "checks", role: "group", "aria-label": "Shots and references to remember" });
     this.element = h("div", { class: "remember" }, field("Remembers", this.kind, { className: "inline" }), this.names);
   }
@@ -28,7 +36,12 @@ export class Remember {
   }
 
   #check(name, checked) {
-    const input = h("input", { type: "checkbox", value: name, checked, onchange: () => this.#toggle(name, input.checked) });
+    const input = h("input", {
+      type: "checkbox",
+      value: name,
+      checked,
+      onchange: () => this.#toggle(name, input.checked),
+    });
     return h("label", {}, input, name);
   }
 

@@ -58,7 +58,9 @@ export function movedShot(scene, index, by) {
 export function withChange(scene, index, cut) {
   const { sink, image, video, recache, ...shot } = scene.shots[index];
   const kept = cut ? { sink, image, video } : { recache };
-  const shots = scene.shots.map((each, position) => (position === index ? changed({ ...shot, ...kept }, { cut }) : each));
+  const shots = scene.shots.map((each, position) =>
+    position === index ? changed({ ...shot, ...kept }, { cut }) : each,
+  );
   return { ...scene, shots };
 }
 
@@ -81,7 +83,9 @@ export function withoutReference(scene, name) {
 
 /** With another name for a reference, where it stands in the scene too. */
 export function renamedReference(scene, from, to) {
-  const references = Object.fromEntries(Object.entries(scene.references).map(([name, value]) => [name === from ? to : name, value]));
+  const references = Object.fromEntries(
+    Object.entries(scene.references).map(([name, value]) => [name === from ? to : name, value]),
+  );
   const shots = scene.shots.map(shot =>
     Array.isArray(shot.remember) ? { ...shot, remember: shot.remember.map(name => (name === from ? to : name)) } : shot,
   );
@@ -90,7 +94,12 @@ export function renamedReference(scene, from, to) {
 
 /** A name that no shot or reference has yet, made from a file's name. */
 export function freeName(scene, file) {
-  const stem = file.replace(/\.[^.]*$/, "").replace(/[^\p{L}\p{N}_-]+/gu, "-").replace(/^[-_]+|[-_]+$/g, "").slice(0, 40) || "reference";
+  const stem =
+    file
+      .replace(/\.[^.]*$/, "")
+      .replace(/[^\p{L}\p{N}_-]+/gu, "-")
+      .replace(/^[-_]+|[-_]+$/g, "")
+      .slice(0, 40) || "reference";
   const taken = new Set(["all", "none", ...rememberable(scene, scene.shots.length)]);
   let name = stem;
   for (let number = 2; taken.has(name); number += 1) name = `${stem}-${number}`;
@@ -110,7 +119,11 @@ function pruned(scene) {
 /** Whether a scene is no more than a prompt with a length. */
 export function isPrompt(scene) {
   const keys = Object.keys(scene).filter(key => !["backbone", "seed", "memory", "takes", "shots"].includes(key));
-  return scene.shots.length === 1 && !keys.length && Object.keys(scene.shots[0]).every(key => ["prompt", "seconds"].includes(key));
+  return (
+    scene.shots.length === 1 &&
+    !keys.length &&
+    Object.keys(scene.shots[0]).every(key => ["prompt", "seconds"].includes(key))
+  );
 }
 
 /** The request that makes a video of a scene, `settings` added (decoder, size, compare). */

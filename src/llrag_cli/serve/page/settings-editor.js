@@ -15,21 +15,63 @@ export class SettingsEditor {
       Object.assign(this.extra, changes);
       onextra();
     };
-    this.model = select(info.models.map(({ id, bundled }) => [id, bundled ? `${id} (included)` : id]), "", backbone => set({ backbone }));
+    this.model = select(
+      info.models.map(({ id, bundled }) => [id, bundled ? `${id} (included)` : id]),
+      "",
+      backbone => set({ backbone }),
+    );
     const strategies = info.strategies.filter(name => name !== "none").map(name => [name, `retrieval: ${name}`]);
-    this.memory = select([["", "retrieval"], ["none", "native, without retrieval"], ...strategies], "", memory => set({ memory }));
-    this.seed = h("input", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random", oninput: () => this.#number(this.seed, "seed", set) });
-    this.takes = h("input", { type: "number", min: 1, max: info.limits.takes, placeholder: "1", oninput: () => this.#number(this.takes, "takes", set) });
-    this.size = h("input", { type: "text", placeholder: "as the model", pattern: "[0-9]+x[0-9]+", oninput: () => this.size.validity.valid && extra({ size: this.size.value }) });
-    this.decoder = select([["", "full"], ["tiny", "tiny: a fast preview"]], "", decoder => extra({ decoder }));
-    this.style = h("input", { type: "text", maxlength: 20000, placeholder: "35mm, soft morning light", oninput: () => set({ style: this.style.value }) });
+    this.memory = select([["", "retrieval"], ["none", "native, without retrieval"], ...strategies], "", memory =>
+      set({ memory }),
+    );
+    this.seed = h("input", {
+      type: "text",
+      inputmode: "numeric",
+      pattern: "[0-9]*",
+      placeholder: "random",
+      oninput: () => this.#number(this.seed, "seed", set),
+    });
+    this.takes = h("input", {
+      type: "number",
+      min: 1,
+      max: info.limits.takes,
+      placeholder: "1",
+      oninput: () => this.#number(this.takes, "takes", set),
+    });
+    this.size = h("input", {
+      type: "text",
+      placeholder: "as the model",
+      pattern: "[0-9]+x[0-9]+",
+      oninput: () => this.size.validity.valid && extra({ size: this.size.value }),
+    });
+    this.decoder = select(
+      [
+        ["", "full"],
+        ["tiny", "tiny: a fast preview"],
+      ],
+      "",
+      decoder => extra({ decoder }),
+    );
+    this.style = h("input", {
+      type: "text",
+      maxlength: 20000,
+      placeholder: "35mm, soft morning light",
+      oninput: () => set({ style: this.style.value }),
+    });
     this.title = h("input", { type: "text", maxlength: 200, oninput: () => set({ title: this.title.value }) });
     this.vocabulary = h("ul");
     this.draws = h("details", { class: "vocabulary" }, h("summary", {}, "What this model can draw"), this.vocabulary);
     this.element = h(
       "section",
       { class: "settings", "aria-label": "Settings" },
-      h("div", { class: "fields" }, field("Model", this.model), field("Memory", this.memory), field("Takes", this.takes), field("Seed", this.seed)),
+      h(
+        "div",
+        { class: "fields" },
+        field("Model", this.model),
+        field("Memory", this.memory),
+        field("Takes", this.takes),
+        field("Seed", this.seed),
+      ),
       h(
         "details",
         {},

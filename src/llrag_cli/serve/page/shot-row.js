@@ -26,7 +26,9 @@ export class ShotRow {
     this.label = h("label", { for: this.prompt.id });
     this.reading = new Reading();
     this.prompt.setAttribute("aria-describedby", this.reading.element.id);
-    this.begins = new Choice("How the shot begins", CHANGES, value => change(withChange(this.scene, this.index, value === "cut")));
+    this.begins = new Choice("How the shot begins", CHANGES, value =>
+      change(withChange(this.scene, this.index, value === "cut")),
+    );
     this.bar = new ShotBar(seconds => change(withShot(this.scene, this.index, { seconds })));
     this.remember = new Remember(change);
     this.up = this.#tool("Move up", "↑", () => change(movedShot(this.scene, this.index, -1)));
@@ -54,7 +56,11 @@ export class ShotRow {
   }
 
   #tool(name, sign, action) {
-    return h("button", { type: "button", class: "tool", title: name, "data-name": name, onclick: action }, h("span", { "aria-hidden": "true" }, sign));
+    return h(
+      "button",
+      { type: "button", class: "tool", title: name, "data-name": name, onclick: action },
+      h("span", { "aria-hidden": "true" }, sign),
+    );
   }
 
   /** Bring the row up to date; the shot begins at `start` seconds of a line of `scale` seconds. */

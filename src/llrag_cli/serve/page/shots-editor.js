@@ -62,6 +62,7 @@ export class ShotsEditor {
 
   /** Readings of the prompts, in the order of the shots. */
   showReadings(readings) {
-    for (const [index, row] of this.rows.entries()) row.reading.show(row.prompt.value.trim() ? readings?.[index] : null);
+    for (const [index, row] of this.rows.entries())
+      row.reading.show(row.prompt.value.trim() ? readings?.[index] : null);
   }
 }

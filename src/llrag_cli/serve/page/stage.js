@@ -10,7 +10,13 @@ export class Stage {
     this.follower = follower;
     const { width, height } = video.llrag;
     this.element = h("div", { class: isTiny(video) ? "stage pixels" : "stage" });
-    this.video = h("video", { muted: true, playsinline: true, disablepictureinpicture: true, tabindex: -1, "aria-label": label });
+    this.video = h("video", {
+      muted: true,
+      playsinline: true,
+      disablepictureinpicture: true,
+      tabindex: -1,
+      "aria-label": label,
+    });
     this.note = h("p", { class: "stage-note" });
     this.notice = h("p", { class: "stage-notice", role: "status" });
     this.element.append(this.video, this.note, this.notice);
@@ -32,7 +38,8 @@ export class Stage {
   }
 
   #waiting(video) {
-    if (video.llrag.status === "running") return video.llrag.block ? "Waiting for the first picture" : "Loading the model";
+    if (video.llrag.status === "running")
+      return video.llrag.block ? "Waiting for the first picture" : "Loading the model";
     if (isOpen(video)) return statusName(video);
     if (video.llrag.status === "completed") return "Loading the video";
     return hasPicture(video) ? "Loading the video" : `${statusName(video)} before its first picture`;

@@ -15,7 +15,12 @@ export class TimeLine {
     this.moments = h("div", { class: "moments" });
     this.range = svg("path", { class: "range" });
     this.line = svg("path", { class: "best", "vector-effect": "non-scaling-stroke" });
-    this.chart = svg("svg", { class: "similarity", preserveAspectRatio: "none", "aria-hidden": "true" }, this.range, this.line);
+    this.chart = svg(
+      "svg",
+      { class: "similarity", preserveAspectRatio: "none", "aria-hidden": "true" },
+      this.range,
+      this.line,
+    );
     this.value = h("span", { class: "value" });
     this.marks = h("div", { class: "marks" });
     this.head = h("div", { class: "play-head" });
@@ -33,7 +38,12 @@ export class TimeLine {
       this.marks,
       this.shots,
       h("div", { class: "lane made-lane" }, this.made, this.moments),
-      h("div", { class: "lane chart-lane" }, this.chart, h("span", { class: "name" }, "Similarity of the retrieved ", this.value)),
+      h(
+        "div",
+        { class: "lane chart-lane" },
+        this.chart,
+        h("span", { class: "name" }, "Similarity of the retrieved ", this.value),
+      ),
       this.head,
     );
     follower.addEventListener("change", () => this.show());
@@ -61,19 +71,28 @@ export class TimeLine {
     const text = JSON.stringify([shots, total]);
     if (text !== this.text) {
       this.text = text;
-      this.shots.replaceChildren(...shots.map((shot, index) => this.#shot(shot, shots[index + 1]?.start ?? total, index)));
+      this.shots.replaceChildren(
+        ...shots.map((shot, index) => this.#shot(shot, shots[index + 1]?.start ?? total, index)),
+      );
       const step = markStep(total);
       const count = Math.floor(total / step - 0.15) + 1; // no mark so near to the end that its text would not fit
       this.marks.replaceChildren(...Array.from({ length: Math.max(1, count) }, (_, index) => this.#mark(index * step)));
       this.element.setAttribute("aria-valuemax", total.toFixed(1));
     }
     this.made.style.width = this.place(video.llrag.seconds_done);
-    this.#draw(blocks.filter(block => block?.retrieved.length), total);
+    this.#draw(
+      blocks.filter(block => block?.retrieved.length),
+      total,
+    );
     this.#move();
   }
 
   #shot({ start, prompt, change }, end, index) {
-    const element = h("div", { class: `shot-span ${change}`, title: prompt }, h("span", {}, h("b", {}, index ? (change === "cut" ? "Cut " : "Switch ") : ""), prompt));
+    const element = h(
+      "div",
+      { class: `shot-span ${change}`, title: prompt },
+      h("span", {}, h("b", {}, index ? (change === "cut" ? "Cut " : "Switch ") : ""), prompt),
+    );
     element.style.left = this.place(start);
     element.style.width = this.place(end - start);
     return element;
@@ -161,6 +180,8 @@ export class TimeLine {
     };
     seek(event);
     this.element.addEventListener("pointermove", seek);
-    this.element.addEventListener("lostpointercapture", () => this.element.removeEventListener("pointermove", seek), { once: true });
+    this.element.addEventListener("lostpointercapture", () => this.element.removeEventListener("pointermove", seek), {
+      once: true,
+    });
   }
 }

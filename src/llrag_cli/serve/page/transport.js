@@ -8,10 +8,35 @@ export class Transport {
   constructor(together, { total, open, screen }) {
     Object.assign(this, { together, total, open });
     this.play = h("button", { type: "button", class: "play", onclick: () => together.toggle() });
-    this.newest = h("button", { type: "button", class: "quiet newest", title: "Keep the play head at the newest picture", onclick: () => together.follow(!together.newest) }, "Newest");
+    this.newest = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet newest",
+        title: "Keep the play head at the newest picture",
+        onclick: () => together.follow(!together.newest),
+      },
+      "Newest",
+    );
     this.time = h("span", { class: "timecode" });
-    const full = h("button", { type: "button", class: "quiet", onclick: () => (document.fullscreenElement ? document.exitFullscreen() : screen.requestFullscreen()) }, "Full screen");
-    this.element = h("div", { class: "transport", role: "group", "aria-label": "Playback" }, this.play, this.time, h("span", { class: "space" }), this.newest, document.fullscreenEnabled ? full : null);
+    const full = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        onclick: () => (document.fullscreenElement ? document.exitFullscreen() : screen.requestFullscreen()),
+      },
+      "Full screen",
+    );
+    this.element = h(
+      "div",
+      { class: "transport", role: "group", "aria-label": "Playback" },
+      this.play,
+      this.time,
+      h("span", { class: "space" }),
+      this.newest,
+      document.fullscreenEnabled ? full : null,
+    );
     together.addEventListener("tick", () => this.show());
     together.addEventListener("change", () => this.show());
     this.show();

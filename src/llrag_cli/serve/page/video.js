@@ -29,6 +29,11 @@ export function isTiny(video) {
   return video.llrag.height <= 256;
 }
 
+/** Whether another process generates the video, which this server can only watch. */
+export function isForeign(video) {
+  return isOpen(video) && !video.id.startsWith("video_");
+}
+
 /** The state in a word or two. */
 export function statusName(video) {
   const { status, paused, position } = video.llrag;
@@ -39,7 +44,15 @@ export function statusName(video) {
 
 /** The state in a sentence, with how long it will take where that is known; `fps` is the speed of generation. */
 export function statusSentence(video, fps) {
-  const { status, paused, block, blocks_total: blocks, seconds_done: done, latent_frames_total: total, latent_frames: made } = video.llrag;
+  const {
+    status,
+    paused,
+    block,
+    blocks_total: blocks,
+    seconds_done: done,
+    latent_frames_total: total,
+    latent_frames: made,
+  } = video.llrag;
   if (status === "failed") return video.error?.message ? `Failed: ${video.error.message}` : "Failed";
   const parts = [statusName(video)];
   if (status === "cancelled") parts.push(`${duration(done)} kept`);
@@ -55,6 +68,8 @@ export function statusSentence(video, fps) {
 
 /** A name for a video as a reference of a scene. */
 export function freeNameOf(video) {
-  const words = titleOf(video).normalize().match(/[\p{L}\p{N}]+/gu) ?? ["video"];
+  const words = titleOf(video)
+    .normalize()
+    .match(/[\p{L}\p{N}]+/gu) ?? ["video"];
   return words.slice(0, 4).join("-").slice(0, 40);
 }
