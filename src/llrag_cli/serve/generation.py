@@ -31,6 +31,8 @@ class Generator:
         self._computing = computing
         self._loaded: Pipeline | None = None
         self._dtype = ""  # it was asked for with
+        self.is_busy = False  # with a job
+        self.is_stopping = False  # set from outside: the job ends before its next block
 
     def warm_up(self, model: str) -> None:
         """Load a model if that takes no time worth speaking of."""
@@ -43,6 +45,7 @@ class Generator:
     def attempt(self, folder: Path) -> Finished:
         """Generate what is missing of the run of a job."""
         started = time.monotonic()
+        self.is_busy = True
         while True:
             try:
                 self._generate(folder)
@@ -66,11 +69,11 @@ class Generator:
             if folder.is_finished(record):
                 return
             pipeline = self._pipeline(renewed(record.config), record.timeline, dtype=record.dtype, scratch=path)
-            resume_video(pipeline, folder, between=Control(path))
+            resume_video(pipeline, folder, between=Control(path, self))
             return
         pipeline = self._pipeline(job.config, job.planned(), dtype=self._computing.dtype, scratch=path)
         if job.scene is not None:
-            make_video(pipeline, job.scene, folder, seed=job.seed, existing="resume", between=Control(path))
+            make_video(pipeline, job.scene, folder, seed=job.seed, existing="resume", between=Control(path, self))
             return
         make_video(
             pipeline,
@@ -80,7 +83,7 @@ class Generator:
             seed=job.seed,
             existing="resume",
             image=job.image,
-            between=Control(path),
+            between=Control(path, self),
         )
 
     def _pipeline(self, config: RunConfig, timeline: Timeline, *, dtype: str, scratch: Path) -> Pipeline:
@@ -121,7 +124,8 @@ class Stopped(KeyboardInterrupt):
 class Control:
     """Called before each block: stops the run or changes its prompt, as ``job.json`` asks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, generator: Generator) -> None:
+        self._generator = generator
         self._file = folder / FILE
         self._folder = folder
         self._known = RunFolder(folder).blocks_committed()  # blocks that are replayed, which nothing may change
@@ -135,7 +139,7 @@ class Control:
         if self._block >= session.block_count:
             return
         job = self._read()
-        if job.wanted != "run":
+        if job.wanted != "run" or self._generator.is_stopping:
             raise Stopped
         applied = live_number(session.timeline)
         waiting = [switch for switch in job.switches if switch.number > applied]

@@ -11,12 +11,12 @@ import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from llrag_cli.batch.executors import begin_worker
 from llrag_cli.serve.jobs import Finished
 from llrag_cli.serve.settings import Computing
-from llrag_cli.signals import interrupts
 
 if TYPE_CHECKING:
     from llrag_cli.serve.generation import Generator
@@ -25,22 +25,26 @@ if TYPE_CHECKING:
 def serve_jobs(connection: Connection, computing: Computing, processes: int, model: str) -> None:
     """Generate the jobs that are sent, and send how each ended, until the connection is closed.
 
-    The embedded model is loaded at once, if it is the default ``model``. SIGTERM ends a job as Ctrl-C does, with its
-    files complete, and then the process.
+    The embedded model is loaded at once, if it is the default ``model``. SIGTERM ends a job before its next block, with
+    its files complete, and then the process.
     """
     begin_worker(processes)
     from llrag_cli.serve.generation import Generator  # torch is imported here
 
     generator = Generator(computing)
-    try:
-        with interrupts([signal.SIGTERM], together=float("inf")):
-            generator.warm_up(model)
-            while (folder := _received(connection)) is not None:
-                outcome = generator.attempt(folder)
-                with suppress(OSError):
-                    connection.send(outcome)
-    except KeyboardInterrupt:
-        os._exit(128 + signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not generator.is_busy:
+            os._exit(128 + number)
+        generator.is_stopping = True  # an exception could be raised where it is lost
+
+    signal.signal(signal.SIGTERM, stop)
+    generator.warm_up(model)
+    while not generator.is_stopping and (folder := _received(connection)) is not None:
+        outcome = generator.attempt(folder)
+        generator.is_busy = False
+        with suppress(OSError):
+            connection.send(outcome)
 
 
 def _received(connection: Connection) -> Path | None:
