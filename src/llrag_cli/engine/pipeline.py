@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from llrag_cli.config import RunConfig
+from llrag_cli.engine.determinism import set_determinism
 from llrag_cli.engine.devices import find_device, find_dtype
 from llrag_cli.engine.execution import Execution, new_backbone, require_attention
 from llrag_cli.engine.rollout import rollout
@@ -68,6 +69,7 @@ class Pipeline:
         if how.attention is not None:
             require_attention(how.attention)
         family, folder = family_of(config), weights or weights_folder()
+        set_determinism(device)
         compute_device = find_device(device)
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from llrag_cli.config import RunConfig
+from llrag_cli.engine.determinism import determinism
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
@@ -182,6 +183,7 @@ def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: 
             fps=backbone.fps,
             device=str(pipeline.backbone.device),
             versions=versions(),
+            determinism=determinism(pipeline.backbone.device),
             **_settings(pipeline),
         )
     except ValidationError as error:

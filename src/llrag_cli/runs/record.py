@@ -45,6 +45,9 @@ class RunRecord(Record):
     fps: int = Field(ge=1, le=1000)
     device: str
     dtype: Literal["float32", "bfloat16", "float16"]
+    determinism: dict[str, bool | str | None] | None = Field(
+        default=None, description="settings of a GPU that make the same input give the same bytes"
+    )
     versions: dict[str, str] = Field(description="of Python and packages")
     config: RunConfig
     resumed_at: tuple[Count, ...] = Field(default=(), description="blocks at which the run was resumed")
