@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_same_bytes_are_the_default() -> None:
-    set_deterministic(fast=False)
+    set_deterministic("auto", fast=False)
     assert gpu_settings(GPU) == {
         "deterministic_algorithms": "true",
         "cudnn.deterministic": "true",
@@ -44,7 +44,7 @@ def test_the_same_bytes_are_the_default() -> None:
     }
     assert torch.is_deterministic_algorithms_warn_only_enabled()  # an operation without such a kernel still runs
     assert not deterministic.fill_uninitialized_memory
-    set_deterministic(fast=True)
+    set_deterministic("auto", fast=True)
     assert gpu_settings(GPU) | {WORKSPACE: ""} == {
         "deterministic_algorithms": "false",
         "cudnn.deterministic": "false",
@@ -55,19 +55,20 @@ def test_the_same_bytes_are_the_default() -> None:
 
 def test_a_workspace_of_ones_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKSPACE, ":16:8")
-    set_deterministic(fast=False)
+    set_deterministic("auto", fast=False)
     assert os.environ[WORKSPACE] == ":16:8"
 
 
 def test_a_gpu_that_was_used_before_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.warns(LlragWarning, match="a GPU was in use before llrag could set CUBLAS_WORKSPACE_CONFIG=:4096:8"):
-        set_deterministic(fast=False)
+        set_deterministic("auto", fast=False)
 
 
 def test_without_a_gpu_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_deterministic("cpu", fast=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    set_deterministic(fast=False)
+    set_deterministic("auto", fast=False)
     assert WORKSPACE not in os.environ and not torch.are_deterministic_algorithms_enabled()
     assert gpu_settings(torch.device("cpu")) == {}
 

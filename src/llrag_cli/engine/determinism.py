@@ -17,13 +17,13 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 SIZES = (":4096:8", ":16:8")  # workspaces with which cuBLAS is deterministic
 
 
-def set_deterministic(*, fast: bool) -> None:
+def set_deterministic(device: str, *, fast: bool) -> None:
     """Choose kernels that give the same bytes each time or, if ``fast``, the fastest ones.
 
-    Call it before anything is computed on a GPU: cuBLAS reads its setting once. It holds for the whole process. Without
-    a GPU nothing changes.
+    Call it before anything is computed on a GPU: cuBLAS reads its setting once. It holds for the whole process. Nothing
+    changes unless the name of the device is that of a GPU, or `auto` where there is one.
     """
-    if not torch.cuda.is_available():
+    if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
         return
     if not fast:
         if os.environ.get(WORKSPACE) not in SIZES:

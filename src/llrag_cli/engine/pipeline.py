@@ -70,7 +70,7 @@ class Pipeline:
         if how.attention is not None:
             require_attention(how.attention)
         family, folder = family_of(config), weights or weights_folder()
-        set_deterministic(fast=how.fast)
+        set_deterministic(device, fast=how.fast)
         compute_device = find_device(device)
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)

@@ -114,7 +114,7 @@ def load(
 
     The text encoder, which runs once a video, is left out: prompts are random embeddings.
     """
-    set_deterministic(fast=how.fast)
+    set_deterministic(device, fast=how.fast)
     if how.compile:  # each memory has its own context lengths; past the limit torch falls back to eager
         torch._dynamo.config.cache_size_limit = 8 * len(configs)
     retrieving = [config for config in configs.values() if isinstance(config.memory, RetrievalMemory)]

@@ -1,0 +1,43 @@
+"""``llrag doctor --card``: which options make a backbone fit a GPU that need not be here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import Llrag
+
+
+@pytest.mark.parametrize(
+    ("card", "chosen"),
+    [
+        ("24GB", "none"),
+        ("16GB", "--one-buffer"),
+        ("12GB", "--decoder tiny --one-buffer"),
+        ("8GB", "--decoder tiny --one-buffer --offload"),
+        ("4GB", None),
+    ],
+)
+def test_the_cheapest_options_that_fit_are_named(llrag: Llrag, card: str, chosen: str | None) -> None:
+    done = llrag("doctor", "--card", card, "--backbone", "self-forcing", "--json")
+    shown = json.loads(done.stdout)
+    assert shown["chosen"] == chosen
+    plans = {plan["options"]: plan for plan in shown["plans"]}
+    plain, shared = plans["none"]["device_bytes"], plans["--one-buffer"]["device_bytes"]
+    assert plain - shared == pytest.approx(29 * 12 * 9.585e6, rel=0.01)  # the buffers of all layers but one
+    assert plans["none"]["cost"] == "" and "weights cross" in plans["--one-buffer --offload"]["cost"]
+
+
+def test_the_table_says_what_the_options_cost(llrag: Llrag) -> None:
+    done = llrag("doctor", "--card", "12GB", "--backbone", "self-forcing")
+    assert "the cheapest that fits: --decoder tiny --one-buffer" in done.stdout
+    assert "does not fit" in done.stdout and "gathered in" in done.stdout
+
+
+def test_a_card_alone_is_no_plan(llrag: Llrag) -> None:
+    done = llrag("doctor", "--card", "12GB")
+    assert done.returncode == 2
+    assert "`--card` needs a backbone" in done.stderr
+    done = llrag("doctor", "--card", "much", "--backbone", "self-forcing")
+    assert done.returncode == 2
