@@ -35,7 +35,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share t
     torch.set_num_threads(1)
 else:
     torch.set_num_threads(2)
-settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("explore", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=explore pytest
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 features.SHORTER_SIDE = 64  # pixels, where users have 224: most of the time of a score is spent there

@@ -111,15 +111,10 @@ def require_unlocked(run: Path) -> None:
         pass
 
 
-def starting(number: signal.Signals, starter: Starter) -> Starter | None:
-    """SIGTERM is sent to a Python that was started as users do; it ends as such."""
-    return None if number == signal.SIGTERM else starter
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 def test_workers_end_with_the_command(tmp_path: Path, starter: Starter, number: signal.Signals) -> None:
     runs = ("all/001-a-red-circle", "all/002-a-white-cross-passes-by")
-    with running(tmp_path, *MANY, starter=starting(number, starter)) as command:
+    with running(tmp_path, *MANY, starter=starter) as command:
         command.wait_for_blocks(*runs)
         os.kill(command.process.pid, number)  # as a batch system does, which does not know the workers
         said = command.end()
@@ -139,7 +134,8 @@ def test_workers_end_with_the_command(tmp_path: Path, starter: Starter, number: 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_single_command_ends(tmp_path: Path, starter: Starter, number: signal.Signals) -> None:
-    with running(tmp_path, *ONE, starter=starting(number, starter)) as command:
+    own = None if number == signal.SIGTERM else starter  # one Python is started, and ends, as those of users
+    with running(tmp_path, *ONE, starter=own) as command:
         command.wait_for_blocks("run")
         os.kill(command.process.pid, number)
         said = command.end()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llrag_cli.cache import archive
 from llrag_cli.cache.archive import Slots
 from llrag_cli.cache.pages import DiskPool, HostPool, Layout, Pool, reserve
+from llrag_cli.cache.tiers import TIERS, Tier
 from llrag_cli.cli.hints import hint_for
 from llrag_cli.errors import LlragError
 
@@ -193,3 +194,10 @@ def test_a_channel_of_zeros_stays_zero_in_eight_bits(dtype: torch.dtype) -> None
     for found, was in zip(layout.unpack(pages, dtype), (keys, values), strict=True):
         assert (found == 0).eq(was == 0).all() and found.isfinite().all()
         torch.testing.assert_close(found, was)
+
+
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "device"])
+def test_an_archive_takes_nothing_before_its_first_frame(tier: Tier) -> None:
+    made = archive.new_archive(tier, retrieved=2, frames=4)
+    assert made is not None
+    assert made.device_bytes == made.pool_bytes == made.moved == 0

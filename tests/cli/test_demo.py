@@ -89,6 +89,7 @@ def test_an_interrupted_demo_continues(demo: Llrag, tmp_path: Path, monkeypatch:
     assert "the same command with `--out parts` continues from here" in " ".join(stopped.stderr.split())
     monkeypatch.setattr(maker, "make_video", made)
     assert record(tmp_path / "parts/memory")["status"] == "interrupted"
+    (tmp_path / "parts/demo.html.7.partial").write_text("half")  # as if it was killed while its page was written
     done = demo("--out", "parts")
     assert done.returncode == 0, done.stderr
     for file in ("native/video.mp4", "memory/video.mp4", "memory/memory.jsonl", "demo.png", "demo.html"):

@@ -19,6 +19,7 @@ def test_growth_keeps_what_was_there_and_moves_rarely() -> None:
 
 def test_room_that_is_asked_for_is_made_once() -> None:
     growing, places = GrowingTensor(300), set()
+    assert growing.bytes == 0
     for _ in range(100):
         growing.append(torch.zeros(2, 3, 5))
         places.add(growing.filled.data_ptr())

@@ -66,6 +66,7 @@ def test_nothing_is_committed_before_the_first_block(tmp_path: Path) -> None:
     assert committed(tmp_path) == Committed()
     keep(tmp_path, blocks=range(0))
     assert committed(tmp_path) == Committed()
+    assert load_file(tmp_path / "latents.safetensors")["latents"].shape == (0, *SHAPE)
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
