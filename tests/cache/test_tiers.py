@@ -147,7 +147,7 @@ def test_a_page_is_recomputed_under_its_last_prompt(backbone: WatchedBackbone) -
         for frame in range(start, start + 3):
             archive._slots.discard(range(24))  # type: ignore[union-attr]
             archive.fetch([[frame]], session.recompute)
-            parts = [archive.read(layer, 0, frame) for layer in range(len(session.cache.layers))]
+            parts = [archive.read(layer, 0, [frame]) for layer in range(len(session.cache.layers))]
             restored[frame] = torch.cat([part.flatten() for layer in parts for part in layer])
         return restored
 

@@ -107,10 +107,13 @@ class Archive(ABC):
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """Make sure that the pages of frames [B][K] are on the device."""
 
-    def read(self, layer: int, row: int, frame: int) -> LayerKV:
-        """Keys and values [tokens, heads, D] of one layer, of a fetched frame of one video."""
+    def read(self, layer: int, row: int, frames: Sequence[int]) -> LayerKV:
+        """Keys and values [K, tokens, heads, D] of one layer, of fetched frames of one video."""
         assert self._pages is not None and self._slots is not None
-        return self._layout.unpack(self._pages[row, self._slots.of(row, frame), layer], self._dtype)
+        words = self._pages[row, :, layer].view(torch.int64)  # parts of pages are aligned; fewer and larger are copied
+        slots = (self._slots.of(row, frame) for frame in frames)
+        pages = torch.cat([words[slot : slot + 1] for slot in slots]).view(torch.uint8)  # slices need no index
+        return self._layout.unpack(pages, self._dtype)
 
     def close(self) -> None:
         """Free what is held."""

@@ -285,8 +285,7 @@ class WanKVCache:
 
     def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
         """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K], of a layer that reads them, copied."""
-        rows = [[self._page(layer, row, frame) for frame in frames] for row, frames in enumerate(retrieved)]
-        keys, values = ([cat([page[part] for page in pages], dim=1) for pages in rows] for part in (0, 1))
+        keys, values = zip(*(self._found(layer, row, frames) for row, frames in enumerate(retrieved)), strict=True)
         return cat(keys), cat(values)
 
     @contextmanager
@@ -344,13 +343,13 @@ class WanKVCache:
             yield Piece(keys, values, slice(None), position)
             position += keys.shape[1]
         for row, frames in enumerate(context.retrieved if number >= self.unread else ()):
-            for offset, frame in enumerate(frames):
-                yield Piece(*self._page(number, row, frame), slice(row, row + 1), position + offset)
+            yield Piece(*self._found(number, row, frames), slice(row, row + 1), position)
 
-    def _page(self, layer: int, row: int, frame: int) -> LayerKV:
-        """Keys and values [1, 1, tokens, heads, D] of a fetched frame of one video."""
+    def _found(self, layer: int, row: int, frames: Sequence[int]) -> LayerKV:
+        """Keys and values [1, K, tokens, heads, D] of fetched frames of one video, copied."""
         if self.archive is not None:
-            keys, values = self.archive.read(layer - self.unread, row, frame)
-            return keys[None, None], values[None, None]
-        keys, values = next(self.layers[layer].pages.views([frame]))
-        return keys[row : row + 1], values[row : row + 1]
+            keys, values = self.archive.read(layer - self.unread, row, frames)
+            return keys[None], values[None]
+        pages = [*self.layers[layer].pages.views(frames)]
+        one = slice(row, row + 1)
+        return cat([keys[one] for keys, _ in pages], dim=1), cat([values[one] for _, values in pages], dim=1)
