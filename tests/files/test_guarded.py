@@ -99,6 +99,8 @@ def test_settings_are_read_as_before() -> None:
     for text, value in (("", None), ("3e-4", "3e-4"), ("1_000", 1000), ("[1, 2]", [1, 2]), ("0x10", 16)):
         assert parse_setting(f"a={text}", ["a"], example="a=1") == ("a", value)
     for name in preset_names():
+        if load_config(name).memory.sink > load_config(name).backbone.frames_per_block:
+            continue  # retrieval is not defined for it
         for strategy in STRATEGIES.keys() - {"own"}:  # it needs a rule
             load_config(name, memory=strategy)
 

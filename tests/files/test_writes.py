@@ -15,6 +15,9 @@ FREE = {  # modules that may write by themselves, and why
     "cli.streams": "opens the null device",
     "download.web": "writes the partial file of a download, under the lock of its folder",
     "download.convert": "safetensors writes into a temporary folder, and `replacing` takes the file from there",
+    "serve.decoding": "writes into the temporary folder of an upload",
+    "serve.exports": "writes into the temporary folder of a download",
+    "serve.uploads": "writes into the temporary folder of an upload",
     **dict.fromkeys(
         (name for name in FILES if name.startswith("training.embedded.")),
         "scripts that make the embedded model, run from a checkout",
@@ -24,7 +27,13 @@ ENCODERS = (
     "runs.video",
     "evaluation.speed",
 )  # they write a segment that is appended later, or a file in a temporary folder
-FFMPEG = ("runs.video", "runs.export", "evaluation.rendition", "files.clip")  # modules that start ffmpeg
+FFMPEG = (
+    "runs.video",
+    "runs.export",
+    "evaluation.rendition",
+    "files.clip",
+    "serve.pictures",
+)  # modules that start ffmpeg
 WRITING = (
     "write_text",
     "write_bytes",

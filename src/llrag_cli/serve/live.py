@@ -111,7 +111,9 @@ async def events(followers: Followers, video: Video, last: int) -> AsyncIterator
     sent, state, quiet, ended = last, "", 0.0, False
     while True:
         before = sent
-        over = is_over(video)
+        if over := is_over(video):  # the writer may have ended since the last look, with blocks not seen yet
+            await run_sync(video.view.refresh)
+            over = is_over(video)
         for number, kind, content in _log(video, sent):
             sent = number
             yield _event(number, kind, content)
