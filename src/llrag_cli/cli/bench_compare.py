@@ -11,6 +11,7 @@ import typer
 from llrag_cli.cli.options import Json
 
 if TYPE_CHECKING:
+    from llrag_cli.errors import UsageError
     from llrag_cli.evaluation.report import Table as Overview
     from llrag_cli.evaluation.run import Scored
 
@@ -32,10 +33,12 @@ def bench_compare(
     from llrag_cli.cli import console
     from llrag_cli.errors import UsageError, closest
     from llrag_cli.evaluation.metrics.backends import BACKENDS
+
+    texts = [_text(path) for path in files]  # before torch is imported
     from llrag_cli.evaluation.metrics.registry import ranked_metrics
     from llrag_cli.evaluation.results import compare
 
-    scored = [video for path in files for video in _read(path)]
+    scored = [video for path, text in zip(files, texts, strict=True) for video in _videos(path, text)]
     memories = [*dict.fromkeys(video.case.memory for video in scored)]
     keys = [(video.case, video.seconds) for video in scored]
     if len({*keys}) < len(keys):
@@ -57,17 +60,33 @@ def bench_compare(
         show_comparison(results, baseline=chosen)
 
 
-def _read(path: Path) -> list[Scored]:
-    """The videos of one file."""
-    from llrag_cli.errors import UsageError
-    from llrag_cli.evaluation.results import from_csv
-    from llrag_cli.files.guarded import MEGABYTE, UnreadableError, decoded, read_bytes, reason_of
+def _text(path: Path) -> str:
+    """The content of one file."""
+    from llrag_cli.files.guarded import MEGABYTE, UnreadableError, decoded, read_bytes
 
     try:
-        return from_csv(decoded(read_bytes(path, limit=64 * MEGABYTE)))
+        return decoded(read_bytes(path, limit=64 * MEGABYTE))
     except (OSError, UnreadableError) as error:
-        hint = error.hint if isinstance(error, UnreadableError) else "give the results.csv of a benchmark"
-        raise UsageError(f"`{path}` cannot be read: {reason_of(error)}", hint=hint) from error
+        raise _unreadable(path, error) from error
+
+
+def _videos(path: Path, text: str) -> list[Scored]:
+    """The videos of one file."""
+    from llrag_cli.evaluation.results import from_csv
+    from llrag_cli.files.guarded import UnreadableError
+
+    try:
+        return from_csv(text)
+    except UnreadableError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    from llrag_cli.errors import UsageError
+    from llrag_cli.files.guarded import UnreadableError, reason_of
+
+    hint = error.hint if isinstance(error, UnreadableError) else "give the results.csv of a benchmark"
+    return UsageError(f"`{path}` cannot be read: {reason_of(error)}", hint=hint)
 
 
 def show_comparison(results: Sequence[Mapping[str, Any]], *, baseline: str) -> None:
