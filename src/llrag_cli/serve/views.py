@@ -112,7 +112,7 @@ class RunView:
 
 
 def _appended(file: Path, start: int) -> bytes:
-    """The content of a file from a position on; nothing if it is not there."""
+    """The content of a file from a position on; empty if there is no such file."""
     try:
         with file.open("rb") as opened:
             opened.seek(start)

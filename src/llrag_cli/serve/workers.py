@@ -47,7 +47,7 @@ class Worker:
         theirs.close()
 
     def generate(self, queue: Queue, video: Video) -> Finished | JobError | None:
-        """Let the process generate a video; an error if it died of it, None if it was ended on purpose."""
+        """Let the process generate a video; an error if it crashed, None if it was ended on purpose."""
         self.start()
         assert self._connection is not None and self._process is not None
         unwanted: float | None = None  # since when

@@ -146,7 +146,7 @@ class WanFamily:
         return decoder_bytes(path / "vae", *size, dtype)
 
     def text_bytes(self, config: RunConfig, folder: Path) -> int:
-        """As ``Family.text_bytes``; that of the released encoder, UMT5-XXL in bfloat16, if it is not there yet."""
+        """As ``Family.text_bytes``; that of the released encoder, UMT5-XXL in bfloat16, before it is downloaded."""
         base = self.files(config, folder).get("backbone.base")
         present = [] if base is None or not base.exists() else WanBase(base).text_files()
         return int(1.05 * (sum(file.stat().st_size for file in present) or UMT5_XXL))
