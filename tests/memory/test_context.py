@@ -10,6 +10,7 @@ from llrag_cli.cache.context import Context
 from llrag_cli.memory.context import (
     Stretch,
     attended,
+    candidate_frames,
     retrievable,
     retrieval_window,
     retrieved_times,
@@ -175,3 +176,12 @@ def test_a_context_needs_a_time_for_each_frame() -> None:
         Context((0, 1), (0,), 2)
     with pytest.raises(ValueError, match="one time"):
         Context((), (), 2, retrieved=((0, 1),), retrieved_times=((0,),))
+
+
+def test_a_shot_may_retrieve_its_own_first_frame() -> None:
+    """Of a shot that may remember nothing before it, frames from its first one on are candidates."""
+    memory = Nearest(window=6, sink=1, retrieved=2, guard=0)
+    found = candidate_frames(memory, Stretch(), start=30, shot=9, remembered=())
+    assert list(found) == [*range(9, 25)]
+    some = candidate_frames(memory, Stretch(), start=30, shot=9, remembered=(range(3, 5),))
+    assert list(some) == [3, 4, *range(9, 25)]
