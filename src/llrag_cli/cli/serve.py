@@ -21,7 +21,8 @@ Backbones = Annotated[
     typer.Option(
         "--backbone",
         metavar="NAME",
-        help="Bundled preset that clients may choose, the first by default; repeatable; default: all that are here",
+        help="Bundled preset that clients may choose, the first by default; repeatable; default: all whose weights are "
+        "installed",
     ),
 ]
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs")]
