@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -164,3 +165,9 @@ def strings(module: str) -> Iterator[tuple[int, str]]:
 def test_strings_of_the_library_name_no_flag_and_no_command(module: str) -> None:
     spoken = re.compile(r"(?<![\w-])--[a-z]|`llrag [a-z]")
     assert [(line, text) for line, text in strings(module) if spoken.search(text)] == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports them by their names alone, and refuses the second one of a whole run."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
