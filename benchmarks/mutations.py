@@ -49,7 +49,6 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the te
     "engine": (
         "engine/*.py",
         (
-            "tests/engine/test_devices.py",
             "tests/engine/test_pipeline.py",
             "tests/engine/test_rollout.py",
             "tests/engine/test_read.py",

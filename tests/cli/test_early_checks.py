@@ -74,6 +74,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "folder of demo": (("demo", "--out", "notes"), "`notes` exists and is not empty"),
     "run folder for demo": (("demo", "--out", "used"), "`used` exists and is not empty"),
     "unwritable folder of demo": (("demo", "--out", "file/demo"), "cannot be written: not a directory"),
+    "prompt": (("generate", "an astronaut"), "`tiny` understands nothing of `an astronaut`"),
+    "prompt of a file": (("generate", "--prompts", "others.txt"), "`tiny` understands nothing of `an astronaut`"),
+    "prompt of a shot": (("generate", "a red circle", "--then", "2s: an astronaut"), "understands nothing of"),
     "unquoted prompt": (("generate", "a", "red", "circle"), "3 arguments instead of one prompt"),
 }
 
@@ -88,6 +91,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     (folder / "notes/mine.txt").write_text("mine")
     (folder / "file").write_text("")
     (folder / "prompts.txt").write_text("a red circle\n")
+    (folder / "others.txt").write_text("a red circle\nan astronaut\n")
     (folder / "comments.txt").write_text("# no prompt yet\n\n")
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     before = sorted(folder.rglob("*"))

@@ -121,6 +121,7 @@ def test_sentences_of_a_scene(tmp_path: Path, text: str, problem: str, hint: str
         ("- {prompt: a, seconds: 1000000}", "`seconds` must be at most 86400, not `1000000`", SECONDS),
         ("- {prompt: a, seconds: 1, cut: 3}", "`cut` must be `true` or `false`, not `3`", "`cut`: start a new picture"),
         ("- {prompt: a, seconds: 1, cutt: 3}", "unknown key `cutt`", "did you mean `cut`?"),
+        (f"- {{prompt: a, seconds: 1, {'k' * 90}: 3}}", f"unknown key `{'k' * 80}`", "one of `cut`, `image`"),
         ("- {prompt: a, seconds: 1, name: 12}", "`name` must be text, not `12`", "put it in quotes"),
         ("- {prompt: a, seconds: 1, name: a/b}", "`a/b` cannot be a name", "a name has up to 64 letters"),
         ("- {prompt: a, seconds: 1, name: none}", "`none` is reserved: it is a choice of `remember`", "choose another"),

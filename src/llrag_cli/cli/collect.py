@@ -54,6 +54,7 @@ def collect(
     from llrag_cli.cli.gather import gather, require_all
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.formatting import counted
+    from llrag_cli.models.default import default_backbone
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length
 
@@ -71,7 +72,6 @@ def collect(
         from llrag_cli.batch.collect import collect as collect_videos
         from llrag_cli.batch.collect import draw_prompts
         from llrag_cli.batch.jobs import LatentsJob, PipelineSpec, collect_latents
-        from llrag_cli.engine.devices import default_backbone
         from llrag_cli.engine.pipeline import Pipeline, memory_plan
         from llrag_cli.runs.latents import LatentFolder
 

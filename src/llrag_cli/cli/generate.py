@@ -162,6 +162,7 @@ def generate(
     from llrag_cli.files.image import open_image
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.formatting import parse_bytes
+    from llrag_cli.models.default import default_backbone
     from llrag_cli.models.family import family_of
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length
@@ -210,9 +211,6 @@ def generate(
         config.require_framewise()
         open_image(image)
     timeline = None if asked is None else planned(asked, config, file=scene)
-    if preset is not None:  # otherwise the default is chosen below
-        family_of(config).require_settings(config)
-        require_understood(config, texts if timeline is None else timeline.prompts)
     limit = None if memory_budget is None else parse_bytes(memory_budget)
     where = parse_engine(engine)
     if where is not None:
@@ -221,14 +219,15 @@ def generate(
     title = texts[0] if texts else "" if asked is None else asked.title or asked.shots[0].prompt
     folders = _folders_of_takes(out, title, takes, force=force) if prompts is None else _folders_of_prompts(out, texts)
     with console.working("loading"):
-        from llrag_cli.engine.devices import default_backbone
-        from llrag_cli.engine.execution import Execution
-
         if preset is None and (default := default_backbone()) != "tiny":
             config = configured(default)
             timeline = None if asked is None else planned(asked, config, file=scene)
         known = texts if timeline is None else timeline.prompts
+        family_of(config).require_settings(config)
         require_understood(config, known)
+
+        from llrag_cli.engine.execution import Execution
+
         how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_, fast=fast)
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs

@@ -1,14 +1,12 @@
-"""Where a model runs, in which dtype, and which model where none is named."""
+"""Where a model runs, and in which dtype."""
 
 from __future__ import annotations
 
 import torch
 
 from llrag_cli.errors import UsageError, closest
-from llrag_cli.files.paths import weights_folder
 from llrag_cli.files.tensors import DTYPES
-from llrag_cli.models.family import Family, family_of
-from llrag_cli.presets import load_config
+from llrag_cli.models.family import Family
 
 
 def find_device(name: str) -> torch.device:
@@ -37,13 +35,3 @@ def find_dtype(name: str, device: torch.device, *, family: Family | None = None)
     if name not in DTYPES:
         raise UsageError(f"unknown dtype `{name}`", hint=closest(name, DTYPES))
     return DTYPES[name]
-
-
-def default_backbone() -> str:
-    """What runs when no backbone is named: a real one if its weights and a GPU are here, else the embedded one."""
-    if torch.cuda.is_available():
-        for name in ("self-forcing", "longlive", "causal-forcing"):
-            config = load_config(name)
-            if not family_of(config).missing(config, weights_folder()):
-                return name
-    return "tiny"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llrag_cli.config import RunConfig
-from llrag_cli.engine import devices
+from llrag_cli.models.default import default_backbone
 from llrag_cli.models.wan.family import WanFamily
 
 
@@ -29,4 +29,4 @@ def test_the_first_backbone_whose_weights_are_here_is_the_default_on_a_gpu(
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr(WanFamily, "missing", missing)
-    assert devices.default_backbone() == chosen
+    assert default_backbone() == chosen
