@@ -10,10 +10,12 @@ import pytest
 
 from llrag_cli import LlragError, Pipeline, RunFolder, make_video
 from llrag_cli.presets import load_config
+from llrag_cli.serve.extension import extended
+from llrag_cli.serve.folders import only_server
 from llrag_cli.serve.jobs import FILE, Job, new_id, read_job
 from llrag_cli.serve.objects import status_of, video_object
 from llrag_cli.serve.problems import ApiError
-from llrag_cli.serve.queue import Queue, extended, only_server
+from llrag_cli.serve.queue import Queue
 from llrag_cli.serve.settings import Limits
 from serve.serving import MODEL, OTHER, PROMPT
 

@@ -55,8 +55,8 @@ def watch(
 
     RunFolder(path).read_record()
     require_extra()
+    from llrag_cli.serve.folders import identifier_of
     from llrag_cli.serve.models import offered
-    from llrag_cli.serve.queue import identifier_of
 
     folder = path.resolve()
     settings = ServeSettings(runs=folder.parent, models=offered(()), workers=0)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import LlragError, RunLockedError
-from llrag_cli.files.durable import create_folder, sync_folder
+from llrag_cli.files.durable import create_folder
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.record import RunRecord
-from llrag_cli.scenes.timeline import Timeline, next_shot
-from llrag_cli.serve.jobs import FILE, Job, JobError, Switch, live_number, read_job, write_job
+from llrag_cli.scenes.timeline import Timeline
+from llrag_cli.serve.extension import extended
+from llrag_cli.serve.folders import OURS, hide, run_folders, sweep
+from llrag_cli.serve.jobs import Job, JobError, Switch, live_number, read_job, write_job
 from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.settings import Limits
 from llrag_cli.serve.views import RunView
-
-OURS = re.compile(r"(?:video|char)_[0-9a-f]{24}")
-CHARACTER = "character.json"
-REMOVED = ".removed-"
 
 
 class Video:
@@ -59,7 +52,7 @@ class Queue:
         self._next = 0
         if not read_only:
             create_folder(runs)
-            self._sweep()
+            sweep(runs)
         self.scan()
 
     # --- finding -----------------------------------------------------------------------------------
@@ -67,7 +60,7 @@ class Queue:
     def scan(self) -> None:
         """Take note of runs that other processes have made, and forget those that are gone."""
         with self._changed:
-            found = dict(self._folders())
+            found = dict(run_folders(self.runs))
             for identifier in self._videos.keys() - found.keys():
                 if not self._videos[identifier].running:
                     del self._videos[identifier]
@@ -76,27 +69,6 @@ class Queue:
                     self._videos[identifier] = video = Video(identifier, folder, _readable_job(folder, identifier))
                     if video.job is not None:
                         self._next = max(self._next, video.job.number + 1)
-
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        """The run folders, by identifier: direct ones, and those of takes and demos, which lie one deeper."""
-        for path in _subfolders(self.runs):
-            if path.name.startswith("."):
-                continue
-            if (path / FILE).is_file() or (path / "run.json").is_file():
-                yield identifier_of(path.name), path
-                continue
-            for inner in _subfolders(path):
-                if (inner / "run.json").is_file():
-                    yield identifier_of(f"{path.name}/{inner.name}"), inner
-
-    def _sweep(self) -> None:
-        """Remove what was not accepted or was being removed when an earlier server was killed."""
-        for path in _subfolders(self.runs):
-            refused = OURS.fullmatch(path.name) and not any(
-                (path / name).exists() for name in (FILE, "run.json", "character.json")
-            )
-            if refused or path.name.startswith(REMOVED):
-                shutil.rmtree(path, ignore_errors=True)
 
     def videos(self) -> list[Video]:
         """All videos, the newest last."""
@@ -329,12 +301,10 @@ class Queue:
         """Remove a video that no worker is writing, with all of its files."""
         self.require_removable(video)
         with self._changed:
-            removed = self.runs / f"{REMOVED}{video.folder.name}"
-            video.folder.rename(removed)
-            sync_folder(self.runs)
+            hidden = hide(video.folder)
             del self._videos[video.id]
             self._changed.notify_all()
-        shutil.rmtree(removed, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _require_job(self, video: Video) -> None:
         self.require_writable()
@@ -369,27 +339,6 @@ class Queue:
         video.job = job
 
 
-def extended(record: RunRecord, blocks: int, *, seconds: float, prompt: str | None, cut: bool) -> RunRecord:
-    """The record of a run that has so many ``blocks``, with some seconds added, perhaps under another prompt."""
-    config = record.config
-    size = config.backbone.frames_per_block
-    done = _until(record.timeline, blocks)
-    stop = config.latent_frames(done.seconds + seconds) // size
-    if prompt is None or (prompt == done.shots[-1].prompt and not cut):
-        longer = done.lasting(stop)
-    else:
-        longer = done.with_shot(next_shot(done, prompt, start=blocks, stop=stop, cut=cut))
-    return record.model_copy(update={"timeline": done, "latent_frames": done.latent_frames}).with_timeline(
-        longer, seconds=done.seconds + seconds, status="interrupted", error=None, video_crc32=None
-    )
-
-
-def _until(timeline: Timeline, blocks: int) -> Timeline:
-    """The shots of the first blocks."""
-    shots = tuple(shot.until(min(shot.stop, blocks)) for shot in timeline.shots if shot.start < blocks)
-    return Timeline.model_validate({**dict(timeline), "shots": shots})
-
-
 def created_at(video: Video) -> float:
     """When a video was asked for, in seconds since the epoch; without a job, when its record was last written."""
     if video.job is not None:
@@ -400,11 +349,6 @@ def created_at(video: Video) -> float:
         return 0.0
 
 
-def identifier_of(path: str) -> str:
-    """The identifier of a run folder: its name if the server gave it, otherwise made of it."""
-    return path if OURS.fullmatch(path) else f"run_{hashlib.sha256(path.encode()).hexdigest()[:24]}"
-
-
 def _readable_job(folder: Path, identifier: str) -> Job | None:
     """The job of a run folder; none if it cannot be read, or was copied here from another folder."""
     try:
@@ -412,29 +356,3 @@ def _readable_job(folder: Path, identifier: str) -> Job | None:
     except LlragError:
         return None
     return job if job is not None and job.id == identifier else None
-
-
-def _subfolders(path: Path) -> list[Path]:
-    """Folders in a folder, by name, no links; none if it cannot be read."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
-        return []
-
-
-@contextmanager
-def only_server(runs: Path) -> Iterator[None]:
-    """Hold the lock of a folder of runs, so that no second server generates in it. Raises ``RunLockedError``."""
-    from filelock import FileLock, Timeout
-
-    create_folder(runs)
-    lock = FileLock(runs / ".serve.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunLockedError(runs, "another server") from None
-    try:
-        yield
-    finally:
-        lock.release()
