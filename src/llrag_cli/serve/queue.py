@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llrag_cli.scenes.timeline import Timeline
 from llrag_cli.serve.extension import extended
 from llrag_cli.serve.folders import OURS, hide, run_folders, sweep
 from llrag_cli.serve.jobs import Job, JobError, Switch, live_number, read_job, write_job
+from llrag_cli.serve.outlook import Question
 from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.settings import Limits
 from llrag_cli.serve.views import RunView
@@ -50,6 +52,7 @@ class Queue:
         self._changed = threading.Condition(threading.RLock())
         self.closing = False
         self._next = 0
+        self._idle = 0  # workers that wait for a video
         if not read_only:
             create_folder(runs)
             sweep(runs)
@@ -145,15 +148,37 @@ class Queue:
 
     # --- generating --------------------------------------------------------------------------------
 
-    def take(self) -> Video | None:
-        """Wait for the next video and mark it as running; None when the server closes."""
+    def take(self, otherwise: Callable[[], Question | None] = lambda: None) -> list[Video] | Question | None:
+        """Wait for the next video, and mark it as running; None when the server closes.
+
+        Those that follow in the queue and belong to the same group are taken with it, unless others who wait here can
+        generate them at the same time. While there is no video, what ``otherwise`` gives is returned, if anything.
+        """
         with self._changed:
-            while not self.closing:
-                for video in self.waiting():
-                    video.running = True
-                    return video
-                self._changed.wait()
-            return None
+            self._idle += 1
+            try:
+                while not self.closing:
+                    if waiting := self.waiting():
+                        return self._claimed(waiting)
+                    if (other := otherwise()) is not None:
+                        return other
+                    self._changed.wait()
+                return None
+            finally:
+                self._idle -= 1
+
+    def _claimed(self, waiting: Sequence[Video]) -> list[Video]:
+        group = waiting[0].job.group if waiting[0].job else None
+        related = [*takewhile(lambda video: video.job is not None and video.job.group == group, waiting)]
+        taken = related[: -(-len(related) // self._idle)] if group is not None else waiting[:1]
+        for video in taken:
+            video.running = True
+        return [*taken]
+
+    def wake(self) -> None:
+        """Have those who wait for a video look again, also at what they may do otherwise."""
+        with self._changed:
+            self._changed.notify_all()
 
     def finish(self, video: Video, *, stopped: bool = False, error: JobError | None = None) -> None:
         """A worker has let go of a video: it is complete, failed, or was stopped."""

@@ -44,6 +44,11 @@ export class Composer {
     this.#changed();
   }
 
+  close() {
+    this.closed = true;
+    this.estimate.close();
+  }
+
   #head() {
     const file = h(
       "button",
@@ -105,6 +110,7 @@ export class Composer {
   }
 
   #changed() {
+    if (this.closed) return; // another one shows the draft now
     this.#allow(this.complete);
     this.estimate.ask(async () => (this.complete ? requestOf(this.draft.scene, this.settings.extra, format) : null));
   }
