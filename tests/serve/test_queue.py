@@ -126,7 +126,7 @@ def test_videos_that_another_one_needs_are_not_removed(tmp_path: Path) -> None:
     scene = {"references": {"a": {"path": video.folder}}, "shots": [{"prompt": PROMPT, "seconds": 2.0}]}
     (user,) = queue.add([job(prompt=None, scene=Scene.model_validate(scene))])
     queue.cancel(video)
-    with pytest.raises(ApiError, match=f"`{user.id}` still retrieves from this video"):
+    with pytest.raises(ApiError, match=f"`{user.id}` still uses this video"):
         queue.remove(video)
     queue.remove(user)
     queue.remove(video)

@@ -30,7 +30,14 @@ class Character(Record):
     @property
     def content(self) -> dict[str, Any]:
         """As clients see it."""
-        return {"id": self.id, "object": "character", "name": self.name, "created_at": int(self.created_at)}
+        kind = "picture" if self.file == "character.png" else "clip"
+        return {
+            "id": self.id,
+            "object": "character",
+            "name": self.name,
+            "created_at": int(self.created_at),
+            "llrag": {"kind": kind},
+        }
 
 
 def add_character(runs: Path, name: str, upload: Upload) -> Character:

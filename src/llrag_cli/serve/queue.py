@@ -13,6 +13,7 @@ from typing import Any
 from llrag_cli.errors import LlragError, RunLockedError
 from llrag_cli.files.durable import create_folder
 from llrag_cli.runs.folder import RunFolder
+from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import Timeline
 from llrag_cli.serve.extension import extended
 from llrag_cli.serve.folders import OURS, hide, run_folders, sweep
@@ -319,8 +320,8 @@ class Queue:
             for other in self._videos.values():
                 if other.job is None or other.job.outcome is not None or other.job.scene is None:
                     continue
-                if any(video.folder == each.path for each in other.job.scene.references.values()):
-                    raise ApiError(409, f"`{other.id}` still retrieves from this video", code="in_use")
+                if other is not video and any(path.is_relative_to(video.folder) for path in _files_of(other.job.scene)):
+                    raise ApiError(409, f"`{other.id}` still uses this video", code="in_use")
 
     def remove(self, video: Video) -> None:
         """Remove a video that no worker is writing, with all of its files."""
@@ -362,6 +363,13 @@ class Queue:
         write_job(video.folder, job)
         self._next += 1
         video.job = job
+
+
+def _files_of(scene: Scene) -> list[Path]:
+    """The files and runs that a scene reads."""
+    paths = [reference.path for reference in scene.references.values()]
+    paths += [path for index in range(len(scene.shots)) for path in scene.opening(index) if path is not None]
+    return paths
 
 
 def created_at(video: Video) -> float:
