@@ -186,7 +186,7 @@ def test_takes_are_compared_and_picked(browser: Any, address: str) -> None:
     with studio(browser, address) as page:
         write(page, "a green square passes by on a gray wall")
         page.get_by_label("Takes").fill("2")
-        page.get_by_label("Seed").fill("7")
+        page.get_by_label("Seed", exact=True).fill("7")
         press(page, "Generate")
         wait_until(page, "document.querySelectorAll('.member video').length === 2")
         assert page.locator(".member h2").all_inner_texts() == ["Take 1 seed 7", "Take 2 seed 8"]

@@ -39,7 +39,7 @@ export class ShotMore {
       { class: "shot-more" },
       this.summary,
       this.opening.element,
-      h("div", { class: "fields" }, field("Name", this.name), field("Seed", this.seed), this.sinkField, this.recacheField),
+      h("div", { class: "fields" }, field("Name", this.name), field("Noise seed of the shot", this.seed), this.sinkField, this.recacheField),
     );
   }
 
