@@ -310,9 +310,9 @@ def test_a_page_goes_on_when_the_server_was_killed_and_started_again(browser: An
     with program(tmp_path / "runs", "--port", port) as server:
         wait_until(page, f"{STATUS}?.startsWith('Finished')")
         wait_until(page, "!document.getElementById('connection').checkVisibility()")
-        wait_until(page, "document.querySelector('video').duration === 60.125")
+        wait_until(page, "document.querySelector('video').duration === 61.125")
         ranges = "(each => [each.length, each.start(0), each.end(0)])(document.querySelector('video').buffered)"
-        assert page.evaluate(ranges) == [1, 0, 60.125]
+        assert page.evaluate(ranges) == [1, 0, 61.125]
         page.get_by_role("slider").focus()
         page.keyboard.press("End")
         caption = "document.querySelector('.retrieved .caption').textContent"
