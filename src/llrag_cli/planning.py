@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -89,6 +89,10 @@ class Budget:
     def comfortable(self) -> bool:
         """Whether it fits and leaves some of what is free for what a plan does not see; a limit may be used up."""
         return self.short is None and dataclasses.replace(self, limit=None)._short(COMFORTABLE) is None
+
+    def beside(self, others: Sequence[Budget]) -> Budget:
+        """The plan of this run and others at the same time, with the room that this one has alone."""
+        return dataclasses.replace(self, parts=(*self.parts, *(part for other in others for part in other.parts)))
 
     def sentence(self) -> str:
         """The plan in one line."""

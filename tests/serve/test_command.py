@@ -13,7 +13,7 @@ import pytest
 from conftest import Llrag
 from llrag_cli import Pipeline, RunFolder, make_video
 from llrag_cli.cli.serve import address_of
-from llrag_cli.serve.queue import only_server
+from llrag_cli.serve.folders import only_server
 from llrag_cli.serve.running import bound
 from serve.serving import MODEL, PROMPT, program
 

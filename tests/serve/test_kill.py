@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from llrag_cli import RunFolder
 from llrag_cli.serve.jobs import read_job
 from serve.serving import OTHER, PROMPT, is_alive, program
@@ -13,30 +15,41 @@ FILES = ("latents.safetensors", "memory.jsonl", "video.mp4")
 SCENE = f"shots:\n- prompt: {PROMPT}\n  seconds: 2\n- prompt: {OTHER}\n  seconds: 2\n  cut: true\n"
 
 
-def test_killed_with_three_jobs_it_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    with program(runs) as server:
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_killed_with_three_jobs_it_continues_to_the_same_bytes(tmp_path: Path, at_a_time: int) -> None:
+    runs, engine = tmp_path / "runs", ("--engine", f"local:{at_a_time}")
+    with program(runs, *engine) as server:
         first = server.create(seconds="20", seed=3)  # 14 blocks
         second = server.call("POST", "/v1/videos", json={"scene": SCENE, "seed": 4}).json()["id"]
         third = server.create(seconds="2", seed=5)
-        server.wait_for(first, lambda video: video["llrag"]["block"] >= 2)
+        jobs = (first, second, third)
+        for running in jobs[:at_a_time]:
+            server.wait_for(running, lambda video: video["llrag"]["block"] >= 2)
         switched = server.call("POST", f"/v1/videos/{first}/switch", json={"prompt": OTHER}).json()["at_block"]
-        worker = int((runs / first / "run.owner").read_text().split()[1])
+        owners = [runs / each / "run.owner" for each in jobs[:at_a_time]]
+        workers = [int(owner.read_text().split()[1]) for owner in owners if owner.is_file()]
         server.kill()
-    wait_until(lambda: not is_alive(worker))  # it would still write the run
-    with program(runs) as server:
-        positions = [server.video(each)["llrag"]["position"] for each in (second, third)]
-        assert positions == [0, 1]
-        videos = [server.finished(each) for each in (first, second, third)]
-        times = [read_job(runs / video["id"]).completed_at for video in videos]  # type: ignore[union-attr]
-        assert times == sorted(times)
+    assert first == owners[0].parent.name and workers
+    wait_until(lambda: not any(is_alive(worker) for worker in workers))  # they would still write their runs
+    with program(runs, *engine) as server:
+        if at_a_time == 1:
+            positions = [server.video(each)["llrag"]["position"] for each in (second, third)]
+            assert positions == [0, 1]
+        videos = [server.finished(each) for each in jobs]
+        if at_a_time == 1:
+            times = [read_job(runs / video["id"]).completed_at for video in videos]  # type: ignore[union-attr]
+            assert times == sorted(times)
         record = RunFolder(runs / first).read_record()
-        assert [(shot.name, shot.start) for shot in record.timeline.shots] == [("shot-1", 0), ("now-1", switched)]
-        again = server.call("POST", "/v1/videos", json={"scene": SCENE, "seed": 4}).json()["id"]
+        assert record.resumed_at and [(shot.name, shot.start) for shot in record.timeline.shots] == [
+            ("shot-1", 0), ("now-1", switched),
+        ]  # fmt: skip
         whole = server.call("POST", "/v1/videos", json={"scene": _switched_scene(record), "seed": 3}).json()["id"]
-        server.finished(again)
-        for name in FILES:
-            assert (runs / second / name).read_bytes() == (runs / again / name).read_bytes(), name
+        again = server.call("POST", "/v1/videos", json={"scene": SCENE, "seed": 4}).json()["id"]
+        last = server.create(seconds="2", seed=5)
+        for before, undisturbed in ((second, again), (third, last)):
+            server.finished(undisturbed)
+            for name in FILES:
+                assert (runs / before / name).read_bytes() == (runs / undisturbed / name).read_bytes(), name
         server.finished(whole)
         for name in ("latents.safetensors", "video.mp4"):  # the names of the shots differ
             assert (runs / first / name).read_bytes() == (runs / whole / name).read_bytes(), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import socket
 import threading
@@ -13,13 +14,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import waiting
 from browser import wait_until
+from llrag_cli import RunFolder
+from serve.serving import is_alive, program
 
 BUTTON = "[...document.querySelectorAll('button')].find(each => each.textContent === {!r} && each.checkVisibility())"
 PLAYS = "document.querySelector('video')?.currentTime > {}"
 STATUS = "document.querySelector('.direct .status')?.textContent"
 POSITION = "Number(document.querySelector('.time-line')?.ariaValueNow)"
 VIDEOS = "[...document.querySelectorAll('video')]"
+YAML = "document.getElementById('yaml').value"
 WALL = """(() => {
   const video = document.querySelector('video'), canvas = document.createElement('canvas');
   const context = canvas.getContext('2d');
@@ -97,6 +102,21 @@ def write(page: Any, prompt: str, *, more_seconds: int = 0) -> None:
         page.keyboard.press("Shift+PageUp")
 
 
+def drop(page: Any, target: str, file: Path) -> None:
+    """Drop a file from elsewhere on a part of the page."""
+    transfer = page.evaluate_handle(
+        """([name, content]) => {
+          const transfer = new DataTransfer();
+          const bytes = Uint8Array.from(atob(content), each => each.charCodeAt(0));
+          transfer.items.add(new File([bytes], name, { type: 'image/png' }));
+          return transfer;
+        }""",
+        [file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event(target, event, {"dataTransfer": transfer})
+
+
 def test_an_empty_studio_offers_the_comparison(browser: Any, address: str) -> None:
     with studio(browser, address, scheme="dark") as page:
         assert page.inner_text("h1") == "See what memory does"
@@ -166,7 +186,7 @@ def test_takes_are_compared_and_picked(browser: Any, address: str) -> None:
     with studio(browser, address) as page:
         write(page, "a green square passes by on a gray wall")
         page.get_by_label("Takes").fill("2")
-        page.get_by_label("Seed").fill("7")
+        page.get_by_label("Seed", exact=True).fill("7")
         press(page, "Generate")
         wait_until(page, "document.querySelectorAll('.member video').length === 2")
         assert page.locator(".member h2").all_inner_texts() == ["Take 1 seed 7", "Take 2 seed 8"]
@@ -190,17 +210,38 @@ def test_a_scene_is_written_as_rows_and_as_a_file(browser: Any, address: str, tm
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Shift+ArrowRight")
         wait_until(page, f"{lengths} === '8.5,4,4,6'")
+        page.get_by_role("slider", name="Length of return").scroll_into_view_if_needed()
         handle = page.get_by_role("slider", name="Length of return").bounding_box()
         page.mouse.move(handle["x"] + 5, handle["y"] + 20)
         page.mouse.down()
         page.mouse.move(handle["x"] + 65, handle["y"] + 20)
         page.mouse.up()
         assert float(page.get_by_role("slider", name="Length of return").get_attribute("aria-valuenow")) > 6
-        page.locator("#reference-files").set_input_files(picture)
+        drop(page, ".shot:last-child", picture)
         wait_until(page, "document.querySelector('.references input')?.value === 'mara-in-red'")
         press(page, "Scene file")
         wait_until(page, "document.getElementById('yaml').value.includes('mara-in-red')")
         assert "seconds: 8.5" in page.input_value("#yaml")
+        wait_until(page, "document.querySelectorAll('.remember input:checked').length === 2")
+
+        third = page.locator(".shot").nth(2)
+        third.locator(".shot-more summary").press("Enter")
+        third.get_by_label("Earlier uploads").select_option(label="mara in red")
+        third.get_by_label("Sink frames at the cut").select_option("drop")
+        wait_until(page, f"/name: elsewhere[^]*sink: drop\\n  image: char_/.test({YAML})")
+        wait_until(page, "document.querySelector('.estimate').textContent.includes('cannot start from one picture')")
+        third.get_by_label("Open elsewhere with nothing").press("Enter")
+        first = page.locator(".shot").first
+        first.locator(".shot-more summary").press("Enter")
+        first.get_by_label("Name").fill("beginning")
+        first.get_by_label("Name").press("Tab")
+        wait_until(page, f"/- beginning\\n  - mara-in-red/.test({YAML})")  # what another shot remembers
+        page.get_by_text("More settings").press("Enter")
+        page.get_by_label("Settings of the model").fill("memory.retrieved: 3\nmemory.guard")
+        assert page.get_by_label("Settings of the model").get_attribute("aria-invalid") == "true"
+        page.get_by_label("Settings of the model").fill("memory.retrieved: 3")
+        wait_until(page, f"{YAML}.includes('memory.retrieved: 3')")
+        require_accessible(page)
         page.get_by_role("radio", name="Switch").last.check(force=True)  # the text beside it is what is seen
         wait_until(page, "document.getElementById('yaml').value.match(/cut: true/g).length === 1")
         require_accessible(page)
@@ -212,6 +253,7 @@ def test_a_scene_is_written_as_rows_and_as_a_file(browser: Any, address: str, tm
         wait_until(page, f"{lengths} === '3'")
         wait_until(page, "document.querySelector('.reading').textContent.includes('dusk')")
         wait_until(page, "document.querySelector('.numbers').textContent.includes('MB')")
+        wait_until(page, "document.querySelector('.numbers').textContent.includes('about')")  # the time
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (2560, "dark")])
@@ -246,3 +288,34 @@ def test_a_browser_without_media_source_says_so_and_a_video_is_deleted(browser: 
         card.get_by_role("button", name="Delete").press("Enter")
         page.get_by_role("button", name="Delete", exact=True).last.press("Enter")  # of the question
         wait_until(page, "!document.querySelector('.cards').textContent.includes('a blue triangle')")
+
+
+def test_a_page_goes_on_when_the_server_was_killed_and_started_again(browser: Any, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with program(tmp_path / "runs", "--port", port) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        identifier = server.create(seconds="60", seed=3)  # 41 blocks
+        page.goto(f"{server.address}/#/video/{identifier}")
+        wait_until(page, PLAYS.format(0))
+        worker = int((server.runs / identifier / "run.owner").read_text().split()[1])
+        server.kill()
+        made = RunFolder(server.runs / identifier).blocks_committed()
+        wait_until(page, "document.getElementById('connection').checkVisibility()")
+        waiting.wait_until(lambda: not is_alive(worker))
+    with program(tmp_path / "runs", "--port", port) as server:
+        wait_until(page, f"{STATUS}?.startsWith('Finished')")
+        wait_until(page, "!document.getElementById('connection').checkVisibility()")
+        wait_until(page, "document.querySelector('video').duration === 61.125")
+        ranges = "(each => [each.length, each.start(0), each.end(0)])(document.querySelector('video').buffered)"
+        assert page.evaluate(ranges) == [1, 0, 61.125]
+        page.get_by_role("slider").focus()
+        page.keyboard.press("End")
+        caption = "document.querySelector('.retrieved .caption').textContent"
+        wait_until(page, f"{caption}.startsWith('Block 40 ') || {caption}.startsWith('Block 41 ')")
+        assert 0 < made < 41 and server.video(identifier)["llrag"]["resumed_at"] and wrong == []
+        context.close()

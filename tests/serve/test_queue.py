@@ -10,10 +10,12 @@ import pytest
 
 from llrag_cli import LlragError, Pipeline, RunFolder, make_video
 from llrag_cli.presets import load_config
+from llrag_cli.serve.extension import extended
+from llrag_cli.serve.folders import only_server
 from llrag_cli.serve.jobs import FILE, Job, new_id, read_job
 from llrag_cli.serve.objects import status_of, video_object
 from llrag_cli.serve.problems import ApiError
-from llrag_cli.serve.queue import Queue, extended, only_server
+from llrag_cli.serve.queue import Queue
 from llrag_cli.serve.settings import Limits
 from serve.serving import MODEL, OTHER, PROMPT
 
@@ -41,7 +43,7 @@ def test_what_was_accepted_is_there_for_the_next_server(tmp_path: Path) -> None:
     queue = Queue(tmp_path, Limits())
     first, second, third = (video.id for video in queue.add([job(), job(), job()]))
     running = queue.take()
-    assert running is not None and running.id == first
+    assert isinstance(running, list) and [video.id for video in running] == [first]
     queue.cancel(queue.get(second))
     queue.pause(queue.get(third))
     again = Queue(tmp_path, Limits())
@@ -124,7 +126,7 @@ def test_videos_that_another_one_needs_are_not_removed(tmp_path: Path) -> None:
     scene = {"references": {"a": {"path": video.folder}}, "shots": [{"prompt": PROMPT, "seconds": 2.0}]}
     (user,) = queue.add([job(prompt=None, scene=Scene.model_validate(scene))])
     queue.cancel(video)
-    with pytest.raises(ApiError, match=f"`{user.id}` still retrieves from this video"):
+    with pytest.raises(ApiError, match=f"`{user.id}` still uses this video"):
         queue.remove(video)
     queue.remove(user)
     queue.remove(video)

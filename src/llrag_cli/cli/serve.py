@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llrag_cli.cli.options import COMPUTING, Attention, Compile, Device, Dtype, Offload
+from llrag_cli.cli.options import COMPUTING, Attention, Compile, Device, Dtype, Fast, Offload, OneBuffer
 from llrag_cli.errors import RunLockedError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def serve(
     offload: Offload = False,
     attention: Attention = None,
     compile_: Compile = False,
+    one_buffer: OneBuffer = False,
+    fast: Fast = False,
     engine: Engine = "local",
 ) -> None:
     """Serve videos over HTTP, as the OpenAI Videos API does, and the studio page.
@@ -66,7 +68,7 @@ def serve(
     require_extra()
     settings = settings_of(
         host=host, backbones=backbones, runs=runs, token=token, names=names, device=device, dtype=dtype,
-        offload=offload, attention=attention, compile_=compile_, engine=engine,
+        computing=(offload, attention, compile_, one_buffer, fast), engine=engine,
     )  # fmt: skip
     run(settings, port)
 
@@ -92,12 +94,10 @@ def settings_of(
     names: list[str] | None = None,
     device: str,
     dtype: str,
-    offload: bool,
-    attention: str | None,
-    compile_: bool,
+    computing: tuple[bool, str | None, bool, bool, bool],
     engine: str,
 ) -> ServeSettings:
-    """The settings of a server; everything is checked."""
+    """The settings of a server, all checked; ``computing`` are the fields of ``Computing`` after the dtype."""
     import secrets
 
     from llrag_cli.batch.executors import Processes, RayCluster, parse_engine
@@ -119,7 +119,7 @@ def settings_of(
         token=token,
         workers=where.count if isinstance(where, Processes) else 1,
         cluster=where if isinstance(where, RayCluster) else None,
-        computing=Computing(device, dtype, offload, attention, compile_),
+        computing=Computing(device, dtype, *computing),
     )
 
 

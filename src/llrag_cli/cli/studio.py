@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Offload
+from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Offload, OneBuffer
 from llrag_cli.cli.serve import Backbones, Engine, Runs, require_extra, run, settings_of
 
 StudioPort = Annotated[
@@ -25,6 +25,8 @@ def studio(
     offload: Offload = False,
     attention: Attention = None,
     compile_: Compile = False,
+    one_buffer: OneBuffer = False,
+    fast: Fast = False,
     engine: Engine = "local",
     browser: Browser = True,
 ) -> None:
@@ -35,8 +37,8 @@ def studio(
     """
     require_extra()
     settings = settings_of(
-        backbones=backbones, runs=runs, device=device, dtype=dtype, offload=offload, attention=attention,
-        compile_=compile_, engine=engine,
+        backbones=backbones, runs=runs, device=device, dtype=dtype, engine=engine,
+        computing=(offload, attention, compile_, one_buffer, fast),
     )  # fmt: skip
     run(settings, port, browse=browser)
 
@@ -55,8 +57,8 @@ def watch(
 
     RunFolder(path).read_record()
     require_extra()
+    from llrag_cli.serve.folders import identifier_of
     from llrag_cli.serve.models import offered
-    from llrag_cli.serve.queue import identifier_of
 
     folder = path.resolve()
     settings = ServeSettings(runs=folder.parent, models=offered(()), workers=0)

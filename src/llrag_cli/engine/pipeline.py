@@ -199,7 +199,13 @@ class Pipeline:
         memory = self.config.memory
         if not isinstance(memory, RetrievalMemory) or memory.archive != "auto":
             return self
-        budget = plan(
+        budget = self.budget(timeline, batch=batch, scratch=scratch)
+        budget.require()
+        return replace(self, config=budget.config)
+
+    def budget(self, timeline: Timeline, *, batch: int = 1, scratch: Path | None = None) -> Budget:
+        """What a video will hold in memory besides the weights, and what is free now."""
+        return plan(
             self.config,
             self.folder,
             device=self.backbone.device,
@@ -212,8 +218,6 @@ class Pipeline:
             loaded=True,
             one_buffer=self.backbone.one_buffer,
         )
-        budget.require()
-        return replace(self, config=budget.config)
 
     def with_memory(self, config: RunConfig) -> Pipeline:
         """The same weights under the memory of another configuration, which differs in its memory alone."""
@@ -265,9 +269,11 @@ def memory_plan(
     limit: int | None = None,
     scratch: Path | None = None,
     one_buffer: bool = False,
+    loaded: bool = False,
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
+    Weights that are ``loaded`` are not counted.
     ``references`` counts the latent frames of references, of which some are ``pinned``. Its ``config`` is the one to
     run: with the tier of the archive chosen as ``budget.plan`` says.
     """
@@ -286,6 +292,7 @@ def memory_plan(
         batch=batch,
         limit=limit,
         scratch=scratch,
+        loaded=loaded,
         one_buffer=one_buffer,
     )
 

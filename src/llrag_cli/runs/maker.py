@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from llrag_cli.scenes.timeline import Timeline, next_shot, one_shot, plan_timeli
 # raises an error if its settings differ, "renew" continues it and starts over if its settings differ.
 Existing = Literal["refuse", "replace", "resume", "renew"]
 Between = Callable[[Session], None]  # called between blocks
+Blocks = Generator[Progress, None, list[RunRecord]]  # yields after each block, and returns the records
 # Seconds of video that are encoded together: one that is watched while it is generated shows them late by so much, and
 # a killed run has to encode at most as much again.
 SEGMENT_SECONDS = 1.5
@@ -72,6 +73,27 @@ def make_video(
     ``between`` is called with the session before each block, and may switch its prompt. If interrupted, the folder
     contains a playable video of the finished blocks, and the run can be resumed.
     """
+    blocks = make_blocks(
+        pipeline, what, folder, seconds=seconds, seed=seed, existing=existing, image=image, between=between
+    )
+    return _to_the_end(blocks, on_progress)[0]
+
+
+def make_blocks(
+    pipeline: Pipeline,
+    what: str | Scene,
+    folder: RunFolder,
+    *,
+    seconds: float | None = None,
+    seed: int = 0,
+    existing: Existing = "refuse",
+    image: Path | None = None,
+    between: Between | None = None,
+) -> Blocks:
+    """As ``make_video``, block by block: runs of one pipeline can be generated in turns.
+
+    The folder is locked from the first block to the end. If it is closed before, the run was interrupted.
+    """
     requested = requested_run(pipeline, what, seconds=seconds, seed=seed, image=image)
     ffmpeg()
     pipeline = pipeline.with_archive(requested.timeline, scratch=folder.path)
@@ -79,7 +101,7 @@ def make_video(
         folder.require_free()
     with folder.lock():
         run = _begin(pipeline, folder, requested, existing)
-        return _generate(pipeline, [run], between, on_progress)[0]
+        return (yield from _generate(pipeline, [run], between))
 
 
 def make_takes(
@@ -107,7 +129,7 @@ def make_takes(
         for folder in folders:
             locks.enter_context(folder.lock())
         runs = [_begin(pipeline, folder, record, existing) for folder, record in zip(folders, requested, strict=True)]
-        return _generate(pipeline, runs, None, on_progress)
+        return _to_the_end(_generate(pipeline, runs, None), on_progress)
 
 
 def resume_video(
@@ -126,6 +148,20 @@ def resume_video(
     at the recorded end: a switch or a ``cut``. ``between`` is called as by ``make_video``, also before blocks that are
     committed already; a switch at one of those would change what was written.
     """
+    blocks = resume_blocks(pipeline, folder, seconds=seconds, prompt=prompt, cut=cut, between=between)
+    return _to_the_end(blocks, on_progress)[0]
+
+
+def resume_blocks(
+    pipeline: Pipeline,
+    folder: RunFolder,
+    *,
+    seconds: float | None = None,
+    prompt: str | None = None,
+    cut: bool = False,
+    between: Between | None = None,
+) -> Blocks:
+    """As ``resume_video``, block by block: see ``make_blocks``."""
     ffmpeg()
     with folder.lock():
         record = folder.read_record()
@@ -144,7 +180,7 @@ def resume_video(
             longer = record.with_timeline(record.timeline.with_shot(shot), seconds=seconds)
         pipeline = pipeline.with_archive(longer.timeline, scratch=folder.path)
         run = _resumed(pipeline, folder, record, longer)
-        return _generate(pipeline, [run], between, on_progress)[0]
+        return (yield from _generate(pipeline, [run], between))
 
 
 def requested_run(
@@ -242,10 +278,20 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
     return _Run(folder, record, committed)
 
 
-def _generate(
-    pipeline: Pipeline, runs: Sequence[_Run], between: Between | None, on_progress: OnProgress
-) -> list[RunRecord]:
-    """Generate the missing blocks of runs that differ in their seed only, in one batch; returns their records."""
+def _to_the_end(blocks: Blocks, on_progress: OnProgress) -> list[RunRecord]:
+    """Generate all blocks; returns the records."""
+    with closing(blocks):
+        while True:
+            try:
+                progress = next(blocks)
+            except StopIteration as end:
+                records: list[RunRecord] = end.value
+                return records
+            on_progress(progress)
+
+
+def _generate(pipeline: Pipeline, runs: Sequence[_Run], between: Between | None) -> Blocks:
+    """Generate the missing blocks of runs that differ in their seed only, in one batch."""
     if all(run.finished for run in runs):
         return [run.record for run in runs]
     writers = [RunWriter(pipeline, run) for run in runs if not run.finished]
@@ -265,9 +311,11 @@ def _generate(
                 if block.index + 1 == known:
                     started = time.perf_counter()
                 progress = _after(progress, block, pipeline.config, elapsed=time.perf_counter() - started)
-                on_progress(progress)
+                before = time.perf_counter()
+                yield progress
+                started += time.perf_counter() - before  # the turn of others is no work on this run
         outcome = {"status": "complete"}
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):
         outcome = {"status": "interrupted"}
         raise
     except LlragError as error:

@@ -33,7 +33,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(service.queue, settings)
+        workers = Workers(service.queue, service.outlook, settings)
         workers.start()
         try:
             yield

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from llrag_cli.files.durable import create_folder, replace_text, require_own
 from llrag_cli.files.guarded import UnreadableError, read_bytes
 from llrag_cli.files.records import Record, parse_as
+from llrag_cli.serve.folders import CHARACTER, OURS
 from llrag_cli.serve.jobs import new_id
 from llrag_cli.serve.plans import Upload
 from llrag_cli.serve.problems import ApiError
-from llrag_cli.serve.queue import CHARACTER, OURS
 
 LONGEST_NAME = 200
 
@@ -30,7 +30,14 @@ class Character(Record):
     @property
     def content(self) -> dict[str, Any]:
         """As clients see it."""
-        return {"id": self.id, "object": "character", "name": self.name, "created_at": int(self.created_at)}
+        kind = "picture" if self.file == "character.png" else "clip"
+        return {
+            "id": self.id,
+            "object": "character",
+            "name": self.name,
+            "created_at": int(self.created_at),
+            "llrag": {"kind": kind},
+        }
 
 
 def add_character(runs: Path, name: str, upload: Upload) -> Character:

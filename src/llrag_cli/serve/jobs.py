@@ -94,6 +94,14 @@ class Finished:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A message of a worker: the run of a folder ended."""
+
+    folder: str
+    finished: Finished
+
+
 def new_id(kind: str = "video") -> str:
     """An identifier that cannot be guessed, and is a file name."""
     return f"{kind}_{secrets.token_hex(12)}"

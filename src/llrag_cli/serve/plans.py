@@ -298,7 +298,8 @@ def _scene(fields: Fields, resolve: Resolve) -> Scene | None:
     for part in parts:
         for key in ("image", "video"):
             if part[key] is not None:
-                part[key] = resolve(str(part[key]))
+                path = resolve(str(part[key]))
+                part[key] = path / "video.mp4" if path.is_dir() else path
     for reference in content["references"].values():
         reference["path"] = resolve(str(reference["path"]))
     for name in scene.settings:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import LlragError, RunLockedError
-from llrag_cli.files.durable import create_folder, sync_folder
+from llrag_cli.files.durable import create_folder
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.record import RunRecord
-from llrag_cli.scenes.timeline import Timeline, next_shot
-from llrag_cli.serve.jobs import FILE, Job, JobError, Switch, live_number, read_job, write_job
+from llrag_cli.scenes.schema import Scene
+from llrag_cli.scenes.timeline import Timeline
+from llrag_cli.serve.extension import extended
+from llrag_cli.serve.folders import OURS, hide, run_folders, sweep
+from llrag_cli.serve.jobs import Job, JobError, Switch, live_number, read_job, write_job
+from llrag_cli.serve.outlook import Question
 from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.settings import Limits
 from llrag_cli.serve.views import RunView
-
-OURS = re.compile(r"(?:video|char)_[0-9a-f]{24}")
-CHARACTER = "character.json"
-REMOVED = ".removed-"
 
 
 class Video:
@@ -57,9 +53,10 @@ class Queue:
         self._changed = threading.Condition(threading.RLock())
         self.closing = False
         self._next = 0
+        self._idle = 0  # workers that wait for a video
         if not read_only:
             create_folder(runs)
-            self._sweep()
+            sweep(runs)
         self.scan()
 
     # --- finding -----------------------------------------------------------------------------------
@@ -67,7 +64,7 @@ class Queue:
     def scan(self) -> None:
         """Take note of runs that other processes have made, and forget those that are gone."""
         with self._changed:
-            found = dict(self._folders())
+            found = dict(run_folders(self.runs))
             for identifier in self._videos.keys() - found.keys():
                 if not self._videos[identifier].running:
                     del self._videos[identifier]
@@ -76,27 +73,6 @@ class Queue:
                     self._videos[identifier] = video = Video(identifier, folder, _readable_job(folder, identifier))
                     if video.job is not None:
                         self._next = max(self._next, video.job.number + 1)
-
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        """The run folders, by identifier: direct ones, and those of takes and demos, which lie one deeper."""
-        for path in _subfolders(self.runs):
-            if path.name.startswith("."):
-                continue
-            if (path / FILE).is_file() or (path / "run.json").is_file():
-                yield identifier_of(path.name), path
-                continue
-            for inner in _subfolders(path):
-                if (inner / "run.json").is_file():
-                    yield identifier_of(f"{path.name}/{inner.name}"), inner
-
-    def _sweep(self) -> None:
-        """Remove what was not accepted or was being removed when an earlier server was killed."""
-        for path in _subfolders(self.runs):
-            refused = OURS.fullmatch(path.name) and not any(
-                (path / name).exists() for name in (FILE, "run.json", "character.json")
-            )
-            if refused or path.name.startswith(REMOVED):
-                shutil.rmtree(path, ignore_errors=True)
 
     def videos(self) -> list[Video]:
         """All videos, the newest last."""
@@ -173,15 +149,37 @@ class Queue:
 
     # --- generating --------------------------------------------------------------------------------
 
-    def take(self) -> Video | None:
-        """Wait for the next video and mark it as running; None when the server closes."""
+    def take(self, otherwise: Callable[[], Question | None] = lambda: None) -> list[Video] | Question | None:
+        """Wait for the next video, and mark it as running; None when the server closes.
+
+        Those that follow in the queue and belong to the same group are taken with it, unless others who wait here can
+        generate them at the same time. While there is no video, what ``otherwise`` gives is returned, if anything.
+        """
         with self._changed:
-            while not self.closing:
-                for video in self.waiting():
-                    video.running = True
-                    return video
-                self._changed.wait()
-            return None
+            self._idle += 1
+            try:
+                while not self.closing:
+                    if waiting := self.waiting():
+                        return self._claimed(waiting)
+                    if (other := otherwise()) is not None:
+                        return other
+                    self._changed.wait()
+                return None
+            finally:
+                self._idle -= 1
+
+    def _claimed(self, waiting: Sequence[Video]) -> list[Video]:
+        group = waiting[0].job.group if waiting[0].job else None
+        related = [*takewhile(lambda video: video.job is not None and video.job.group == group, waiting)]
+        taken = related[: -(-len(related) // self._idle)] if group is not None else waiting[:1]
+        for video in taken:
+            video.running = True
+        return [*taken]
+
+    def wake(self) -> None:
+        """Have those who wait for a video look again, also at what they may do otherwise."""
+        with self._changed:
+            self._changed.notify_all()
 
     def finish(self, video: Video, *, stopped: bool = False, error: JobError | None = None) -> None:
         """A worker has let go of a video: it is complete, failed, or was stopped."""
@@ -322,19 +320,17 @@ class Queue:
             for other in self._videos.values():
                 if other.job is None or other.job.outcome is not None or other.job.scene is None:
                     continue
-                if any(video.folder == each.path for each in other.job.scene.references.values()):
-                    raise ApiError(409, f"`{other.id}` still retrieves from this video", code="in_use")
+                if other is not video and any(path.is_relative_to(video.folder) for path in _files_of(other.job.scene)):
+                    raise ApiError(409, f"`{other.id}` still uses this video", code="in_use")
 
     def remove(self, video: Video) -> None:
         """Remove a video that no worker is writing, with all of its files."""
         self.require_removable(video)
         with self._changed:
-            removed = self.runs / f"{REMOVED}{video.folder.name}"
-            video.folder.rename(removed)
-            sync_folder(self.runs)
+            hidden = hide(video.folder)
             del self._videos[video.id]
             self._changed.notify_all()
-        shutil.rmtree(removed, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _require_job(self, video: Video) -> None:
         self.require_writable()
@@ -369,25 +365,11 @@ class Queue:
         video.job = job
 
 
-def extended(record: RunRecord, blocks: int, *, seconds: float, prompt: str | None, cut: bool) -> RunRecord:
-    """The record of a run that has so many ``blocks``, with some seconds added, perhaps under another prompt."""
-    config = record.config
-    size = config.backbone.frames_per_block
-    done = _until(record.timeline, blocks)
-    stop = config.latent_frames(done.seconds + seconds) // size
-    if prompt is None or (prompt == done.shots[-1].prompt and not cut):
-        longer = done.lasting(stop)
-    else:
-        longer = done.with_shot(next_shot(done, prompt, start=blocks, stop=stop, cut=cut))
-    return record.model_copy(update={"timeline": done, "latent_frames": done.latent_frames}).with_timeline(
-        longer, seconds=done.seconds + seconds, status="interrupted", error=None, video_crc32=None
-    )
-
-
-def _until(timeline: Timeline, blocks: int) -> Timeline:
-    """The shots of the first blocks."""
-    shots = tuple(shot.until(min(shot.stop, blocks)) for shot in timeline.shots if shot.start < blocks)
-    return Timeline.model_validate({**dict(timeline), "shots": shots})
+def _files_of(scene: Scene) -> list[Path]:
+    """The files and runs that a scene reads."""
+    paths = [reference.path for reference in scene.references.values()]
+    paths += [path for index in range(len(scene.shots)) for path in scene.opening(index) if path is not None]
+    return paths
 
 
 def created_at(video: Video) -> float:
@@ -400,11 +382,6 @@ def created_at(video: Video) -> float:
         return 0.0
 
 
-def identifier_of(path: str) -> str:
-    """The identifier of a run folder: its name if the server gave it, otherwise made of it."""
-    return path if OURS.fullmatch(path) else f"run_{hashlib.sha256(path.encode()).hexdigest()[:24]}"
-
-
 def _readable_job(folder: Path, identifier: str) -> Job | None:
     """The job of a run folder; none if it cannot be read, or was copied here from another folder."""
     try:
@@ -412,29 +389,3 @@ def _readable_job(folder: Path, identifier: str) -> Job | None:
     except LlragError:
         return None
     return job if job is not None and job.id == identifier else None
-
-
-def _subfolders(path: Path) -> list[Path]:
-    """Folders in a folder, by name, no links; none if it cannot be read."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
-        return []
-
-
-@contextmanager
-def only_server(runs: Path) -> Iterator[None]:
-    """Hold the lock of a folder of runs, so that no second server generates in it. Raises ``RunLockedError``."""
-    from filelock import FileLock, Timeout
-
-    create_folder(runs)
-    lock = FileLock(runs / ".serve.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunLockedError(runs, "another server") from None
-    try:
-        yield
-    finally:
-        lock.release()

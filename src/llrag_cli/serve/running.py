@@ -11,7 +11,7 @@ import uvicorn
 
 from llrag_cli.errors import UsageError
 from llrag_cli.serve.app import create_app
-from llrag_cli.serve.queue import only_server
+from llrag_cli.serve.folders import only_server
 from llrag_cli.serve.settings import ServeSettings
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from llrag_cli.serve.characters import find_character
 from llrag_cli.serve.jobs import Job, Switch, new_id, renewed
 from llrag_cli.serve.live import Followers
 from llrag_cli.serve.objects import config_of, timeline_of, video_object
+from llrag_cli.serve.outlook import Outlook
 from llrag_cli.serve.pictures import Pictures
 from llrag_cli.serve.plans import (
     SECONDS,
@@ -48,12 +49,14 @@ class Service:
 
     settings: ServeSettings
     queue: Queue
+    outlook: Outlook = field(init=False)
     pictures: Pictures = field(default_factory=Pictures)
     followers: Followers = field(init=False)
     _few: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(3))
 
     def __post_init__(self) -> None:
         self.followers = Followers(self.queue)
+        self.outlook = Outlook(self.queue.wake)
 
     async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run what takes long, such as ffmpeg, in one of a few threads that nothing else waits for."""

@@ -33,6 +33,8 @@ class Computing:
     offload: bool = False
     attention: str | None = None
     compile: bool = False
+    one_buffer: bool = False
+    fast: bool = False
 
 
 @dataclass(frozen=True)

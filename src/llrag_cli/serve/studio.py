@@ -87,13 +87,14 @@ def studio_routes(service: Service) -> APIRouter:
                 problem = {"message": error.message, "hint": error.hint, "param": error.param}
                 return {
                     "seconds": None, "latent_frames": None, "generation_seconds": None, "memory_bytes": None,
-                    "disk_bytes": None, "fits": False, "problem": problem, "reading": readings(fields, settings),
-                    "shots": [],
+                    "disk_bytes": None, "fits": False, "problem": problem, "measuring": False,
+                    "reading": readings(fields, settings), "shots": [],
                 }  # fmt: skip
             config = planned.jobs[-1].config
             return estimate(
-                planned.timeline, config, count=len(planned.jobs), runs=settings.runs, videos=queue.videos()
-            )
+                planned.timeline, config, service.outlook,
+                count=len(planned.jobs), runs=settings.runs, videos=queue.videos(),
+            )  # fmt: skip
 
         return await run_in_threadpool(answer)
 

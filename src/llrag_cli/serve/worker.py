@@ -1,6 +1,6 @@
 """The process that generates, as it is started by a server.
 
-Each job is told to it by the path of its folder; all else is in ``job.json``, which it reads again before each block:
+Jobs are told to it by the paths of their folders; all else is in ``job.json``, which it reads again before each block:
 that is how it learns of pauses, cancellation and new prompts.
 """
 
@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llrag_cli.batch.executors import begin_worker
-from llrag_cli.serve.jobs import Finished
+from llrag_cli.serve.jobs import Ended, Finished
+from llrag_cli.serve.outlook import Answered, MemoryQuestion, SpeedQuestion
 from llrag_cli.serve.settings import Computing
 
 if TYPE_CHECKING:
+    from llrag_cli.serve.answers import Answers
     from llrag_cli.serve.generation import Generator
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """A message to a worker: there is a job, so it shall leave the question open that it is working on."""
 
 
 def serve_jobs(connection: Connection, computing: Computing, processes: int, model: str) -> None:
     """Generate the jobs that are sent, and send how each ended, until the connection is closed.
 
-    The embedded model is loaded at once, if it is the default ``model``. SIGTERM ends a job before its next block, with
-    its files complete, and then the process.
+    The embedded model is loaded at once, if it is the default ``model``. SIGTERM ends jobs before their next block,
+    with their files complete, and then the process.
     """
     begin_worker(processes)
-    from llrag_cli.serve.generation import Generator  # torch is imported here
+    from llrag_cli.serve.answers import Answers  # torch is imported here
+    from llrag_cli.serve.generation import Generator
 
     generator = Generator(computing)
 
@@ -39,30 +49,58 @@ def serve_jobs(connection: Connection, computing: Computing, processes: int, mod
         generator.is_stopping = True  # an exception could be raised where it is lost
 
     signal.signal(signal.SIGTERM, stop)
+    talk = _Talk(connection, generator, Answers(generator))
+    generator.on_block = talk.between_blocks
     generator.warm_up(model)
-    while not generator.is_stopping and (folder := _received(connection)) is not None:
-        outcome = generator.attempt(folder)
-        generator.is_busy = False
+    while not generator.is_stopping and (message := talk.received()) is not None:
+        talk.take(message)
+
+
+class _Talk:
+    """The connection with the server."""
+
+    def __init__(self, connection: Connection, generator: Generator, answers: Answers) -> None:
+        self._connection, self._generator, self._answers = connection, generator, answers
+
+    def received(self) -> Any:
+        """The next message; None when the server is gone."""
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def take(self, message: Any) -> None:
+        """Do what a message asks for: generate jobs, or answer a question."""
+        if isinstance(message, MemoryQuestion | SpeedQuestion):
+            answer = self._answers.answer(message, interrupted=self._connection.poll)
+            self._send(Answered(message, answer))
+        elif not isinstance(message, Interrupt):  # one that came too late
+            for folder, finished in self._generator.attempt([Path(each) for each in message]):
+                self._send(Ended(str(folder), finished))
+            self._generator.is_busy = False
+
+    def between_blocks(self) -> None:
+        """Answer questions that take no time, while there are jobs."""
+        while self._connection.poll():
+            if (message := self.received()) is None:  # the server was killed
+                self._generator.is_stopping = True
+                return
+            self.take(message)
+
+    def _send(self, message: Any) -> None:
         with suppress(OSError):
-            connection.send(outcome)
+            self._connection.send(message)
 
 
-def _received(connection: Connection) -> Path | None:
-    """The next job; None when the server is gone."""
-    try:
-        return Path(connection.recv())
-    except (EOFError, OSError):
-        return None
-
-
-def generate_once(folder: str, computing: Computing) -> Finished:
-    """Generate one job, as a task of a cluster; the weights stay loaded in the process for the next one."""
+def generate_once(folders: Sequence[str], computing: Computing) -> list[Finished]:
+    """Generate jobs, as a task of a cluster; the weights stay loaded in the process for the next one."""
     from llrag_cli.serve.generation import Generator
 
     if computing not in _generators:
         _generators.clear()
         _generators[computing] = Generator(computing)
-    return _generators[computing].attempt(Path(folder))
+    ended = dict(_generators[computing].attempt([Path(folder) for folder in folders]))
+    return [ended[Path(folder)] for folder in folders]
 
 
 _generators: dict[Computing, Generator] = {}

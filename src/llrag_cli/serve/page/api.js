@@ -51,6 +51,7 @@ export const api = {
   pause: id => call(video(id, "/pause"), { method: "POST", json: {} }),
   resume: id => call(video(id, "/resume"), { method: "POST", json: {} }),
 
+  characters: () => call(video("characters")),
   library: () => call("/v1/llrag/library"),
   open: run => call(`/v1/llrag/library/${part(run)}/open`, { method: "POST", json: {} }),
   group: id => call(`/v1/llrag/groups/${part(id)}`),

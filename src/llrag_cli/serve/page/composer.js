@@ -9,6 +9,7 @@ import { ReferencesEditor } from "./references-editor.js";
 import { newScene, requestOf } from "./scene.js";
 import { SettingsEditor } from "./settings-editor.js";
 import { ShotsEditor } from "./shots-editor.js";
+import { Uploads } from "./uploads.js";
 import { YamlEditor } from "./yaml-editor.js";
 
 const format = async scene => (await api.formatScene(scene)).yaml;
@@ -23,8 +24,9 @@ export class Composer {
   constructor(draft, info) {
     this.draft = draft;
     this.info = info;
-    this.references = new ReferencesEditor(draft);
-    this.shots = new ShotsEditor(draft, (files, index) => this.references.take(files, index));
+    this.uploads = new Uploads();
+    this.references = new ReferencesEditor(draft, this.uploads);
+    this.shots = new ShotsEditor(draft, this.uploads, (files, index) => this.references.take(files, index));
     this.yaml = new YamlEditor(draft);
     this.estimate = new Estimate({
       onreadings: readings => this.shots.showReadings(readings),
@@ -42,6 +44,12 @@ export class Composer {
     );
     draft.subscribe(() => this.#changed());
     this.#changed();
+    this.uploads.load();
+  }
+
+  close() {
+    this.closed = true;
+    this.estimate.close();
   }
 
   #head() {
@@ -105,6 +113,7 @@ export class Composer {
   }
 
   #changed() {
+    if (this.closed) return; // another one shows the draft now
     this.#allow(this.complete);
     this.estimate.ask(async () => (this.complete ? requestOf(this.draft.scene, this.settings.extra, format) : null));
   }

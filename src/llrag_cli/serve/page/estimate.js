@@ -5,6 +5,8 @@ import { debounced, h } from "./dom.js";
 import { bytes, duration } from "./format.js";
 import { sentence } from "./notices.js";
 
+const AGAIN = 1000; // milliseconds before what is being measured is asked for again
+
 export class Estimate {
   /** `onreadings(readings)` gets what the model makes of each prompt; `onfits(fits)` whether it can be made. */
   constructor({ onreadings, onfits }) {
@@ -24,20 +26,28 @@ export class Estimate {
     this.ask = debounced(request => this.#ask(request), 250);
   }
 
+  close() {
+    clearTimeout(this.timer);
+    this.running?.abort();
+  }
+
   /** `request()` gives the job to estimate, or null while there is nothing to ask about. */
   async #ask(request) {
-    this.running?.abort();
+    this.close();
     const running = (this.running = new AbortController());
     try {
       const job = await request();
       if (running.signal.aborted) return;
-      if (job) this.#show(await api.estimate(job, running.signal));
-      else this.#clear("");
+      if (!job) return this.#clear("");
+      const estimate = await api.estimate(job, running.signal);
+      this.#show(estimate);
+      if (estimate.measuring) this.timer = setTimeout(() => this.#ask(request), AGAIN);
     } catch (error) {
       if (error.name === "AbortError" || running.signal.aborted) return;
       if (!(error instanceof ApiError)) throw error;
       this.#clear(`${sentence(error.message)} ${sentence(error.hint)}`);
     }
+    return undefined;
   }
 
   #show(estimate) {
@@ -48,13 +58,15 @@ export class Estimate {
       disk_bytes: disk,
       fits,
       problem,
+      measuring,
       reading,
     } = estimate;
-    const known = (value, text) => (value === null || value === undefined ? "–" : text(value));
+    const missing = measuring ? "measuring" : seconds ? "not known yet" : "–";
+    const known = (value, text, otherwise = "–") => (value === null || value === undefined ? otherwise : text(value));
     this.#fill([
       known(seconds, duration),
-      seconds && time === null ? "not known yet" : known(time, value => `about ${duration(value)}`),
-      known(memory, bytes),
+      known(time, value => `about ${duration(value)}`, missing),
+      known(memory, bytes, missing),
       known(disk, bytes),
     ]);
     this.problem.textContent = problem ? `${sentence(problem.message)} ${sentence(problem.hint ?? "")}` : "";

@@ -17,14 +17,14 @@ export function sharedDraft(info) {
   return draft;
 }
 
-/** How long the comparison takes on this machine, if the server can tell. */
-async function howLong(info) {
+/** How long the comparison takes on this machine, once the server can tell. */
+async function howLong(info, show) {
   try {
-    const { generation_seconds: seconds } = await api.estimate({ ...info.comparison, compare: true });
-    return seconds === null ? "" : ` About ${duration(seconds)} on this machine.`;
+    const { generation_seconds: seconds, measuring } = await api.estimate({ ...info.comparison, compare: true });
+    if (seconds !== null) show(` About ${duration(seconds)} on this machine.`);
+    else if (measuring) setTimeout(() => howLong(info, show), 1000);
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    return "";
+    if (!(error instanceof ApiError)) throw error; // it is no more than a number that is missing
   }
 }
 
@@ -37,7 +37,7 @@ function welcome(info) {
     { class: "primary large" },
   );
   const takes = h("span", { class: "dim" }, "Both play while they are generated.");
-  howLong(info).then(text => takes.append(text));
+  howLong(info, text => takes.append(text));
   return h(
     "section",
     { class: "welcome", "aria-labelledby": "welcome" },
@@ -123,5 +123,5 @@ export function homeView(info) {
     const heading = composer.element.querySelector("h1");
     heading.replaceWith(h("h2", { id: "write" }, "Or write a scene"));
   }
-  return { title: "", element, leave: () => library.close() };
+  return { title: "", element, leave: () => (library.close(), composer.close()) };
 }

@@ -1,15 +1,13 @@
 // Pictures, clips and finished runs that the scene remembers: dropped in, named, removed.
 
-import { ApiError, api, links } from "./api.js";
 import { h } from "./dom.js";
-import { filesOf, holdsFiles, mediaOf } from "./files.js";
-import { announce, complain } from "./notices.js";
+import { filesOf, holdsFiles } from "./files.js";
 import { freeName, renamedReference, withoutReference, withReference, withShot } from "./scene.js";
+import { uploadChoice } from "./uploads.js";
 
 export class ReferencesEditor {
-  constructor(draft) {
-    this.draft = draft;
-    this.previews = new Map(); // id of a reference -> address of its picture in this browser
+  constructor(draft, uploads) {
+    Object.assign(this, { draft, uploads });
     this.list = h("ul", { class: "references" });
     this.input = h("input", {
       type: "file",
@@ -37,6 +35,7 @@ export class ReferencesEditor {
       this.input,
       h("label", { for: this.input.id, class: "button quiet" }, "Choose files"),
       h("span", {}, "or drop pictures and clips here, or on a shot that should remember them"),
+      uploadChoice(uploads, "Earlier uploads", upload => this.#add(upload)),
     );
     this.element = h("section", { class: "references-editor", "aria-label": "References" }, this.list, this.zone);
     draft.subscribe(() => this.show());
@@ -45,23 +44,16 @@ export class ReferencesEditor {
 
   /** Upload files as references; a shot given by `index` remembers them besides what it names already. */
   async take(files, index) {
-    const media = mediaOf(files);
-    if (media.length < files.length) complain(new ApiError("Only pictures and clips can be references"));
-    for (const file of media) {
-      const name = freeName(this.draft.scene, file.name);
-      this.zone.classList.add("busy");
-      try {
-        const { id } = await api.upload(name, file);
-        if (file.type.startsWith("image/")) this.previews.set(id, URL.createObjectURL(file));
-        this.add(name, id, index);
-        announce(`${name} is now a reference`);
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        complain(error);
-      } finally {
-        this.zone.classList.remove("busy");
-      }
+    this.zone.classList.add("busy");
+    try {
+      await this.uploads.send(files, upload => this.#add(upload, index));
+    } finally {
+      this.zone.classList.remove("busy");
     }
+  }
+
+  #add({ id, name }, index) {
+    this.add(freeName(this.draft.scene, `${name}.`), id, index);
   }
 
   /** Add a reference by its id. */
@@ -127,10 +119,7 @@ export class ReferencesEditor {
   }
 
   #picture(id) {
-    return h("img", {
-      src: this.previews.get(id) ?? (id.startsWith("char_") ? links.character(id) : links.thumbnail(id)),
-      alt: "",
-    });
+    return h("img", { src: this.uploads.picture(id), alt: "" });
   }
 
   #rename(name, input) {

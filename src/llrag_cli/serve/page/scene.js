@@ -64,6 +64,13 @@ export function withChange(scene, index, cut) {
   return { ...scene, shots };
 }
 
+/** With a picture or clip that opens a shot {id, llrag: {kind}}, or with none. */
+export function withOpening(scene, index, upload) {
+  const key = upload?.llrag.kind === "clip" ? "video" : "image";
+  const next = withShot(scene, index, { image: undefined, video: undefined, ...(upload ? { [key]: upload.id } : {}) });
+  return index ? next : changed(next, { image: undefined, video: undefined }); // the scene's are those of the first shot
+}
+
 /** Names that a shot can remember: earlier shots and all references. */
 export function rememberable(scene, index) {
   const earlier = scene.shots.slice(0, index).map((_, position) => nameOf(scene, position));
@@ -86,10 +93,21 @@ export function renamedReference(scene, from, to) {
   const references = Object.fromEntries(
     Object.entries(scene.references).map(([name, value]) => [name === from ? to : name, value]),
   );
+  return renamed({ ...scene, references }, from, to);
+}
+
+/** With another name for a shot, in what others remember too; an empty one is its number again. */
+export function renamedShot(scene, index, name) {
+  const next = withShot(scene, index, { name });
+  return renamed(next, nameOf(scene, index), nameOf(next, index));
+}
+
+/** With another name in what shots remember. */
+function renamed(scene, from, to) {
   const shots = scene.shots.map(shot =>
     Array.isArray(shot.remember) ? { ...shot, remember: shot.remember.map(name => (name === from ? to : name)) } : shot,
   );
-  return { ...scene, references, shots };
+  return { ...scene, shots };
 }
 
 /** A name that no shot or reference has yet, made from a file's name. */

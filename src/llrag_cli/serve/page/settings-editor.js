@@ -1,6 +1,7 @@
 // How a scene is made: model, memory, seed, takes, size, decoder.
 
 import { field, h, select } from "./dom.js";
+import { linesOf, settingsOf } from "./model-settings.js";
 import { withKeys } from "./scene.js";
 
 const WHOLE = /^\d{1,18}$/;
@@ -59,6 +60,7 @@ export class SettingsEditor {
       oninput: () => set({ style: this.style.value }),
     });
     this.title = h("input", { type: "text", maxlength: 200, oninput: () => set({ title: this.title.value }) });
+    this.set = h("textarea", { rows: 2, class: "code", spellcheck: "false", oninput: () => this.#settings(set) });
     this.vocabulary = h("ul");
     this.draws = h("details", { class: "vocabulary" }, h("summary", {}, "What this model can draw"), this.vocabulary);
     this.element = h(
@@ -84,6 +86,7 @@ export class SettingsEditor {
           field("Size", this.size, { hint: "Width x height in pixels" }),
           field("Decoder", this.decoder),
         ),
+        field("Settings of the model", this.set, { hint: "A line for each, as memory.retrieved: 6 or sampler.shift: 5" }),
       ),
       this.draws,
     );
@@ -100,7 +103,14 @@ export class SettingsEditor {
     if (valid) set({ [key]: text ? Number(text) : undefined });
   }
 
+  #settings(set) {
+    const { set: settings, problem } = settingsOf(this.set.value);
+    this.set.setAttribute("aria-invalid", String(Boolean(problem)));
+    if (!problem) set({ set: settings });
+  }
+
   show() {
+    this.set.value = linesOf(this.draft.scene.set).join("\n");
     const { backbone, memory = "", seed = "", takes = "", style = "", title = "" } = this.draft.scene;
     Object.assign(this.seed, { value: seed });
     Object.assign(this.takes, { value: takes });

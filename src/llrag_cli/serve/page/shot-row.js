@@ -7,6 +7,7 @@ import { Reading } from "./reading.js";
 import { Remember } from "./remember.js";
 import { movedShot, nameOf, withChange, withoutShot, withShot } from "./scene.js";
 import { ShotBar } from "./shot-bar.js";
+import { ShotMore } from "./shot-more.js";
 
 const CHANGES = [
   ["switch", "Switch", "A new prompt; the picture continues"],
@@ -15,7 +16,7 @@ const CHANGES = [
 
 export class ShotRow {
   /** `change(scene)` takes in a new scene; `drop(files, index)` files that were dropped on the row. */
-  constructor(change, drop) {
+  constructor(uploads, change, drop) {
     this.change = change;
     this.prompt = h("textarea", {
       id: uniqueId("prompt"),
@@ -31,6 +32,7 @@ export class ShotRow {
     );
     this.bar = new ShotBar(seconds => change(withShot(this.scene, this.index, { seconds })));
     this.remember = new Remember(change);
+    this.more = new ShotMore(uploads, change);
     this.up = this.#tool("Move up", "↑", () => change(movedShot(this.scene, this.index, -1)));
     this.down = this.#tool("Move down", "↓", () => change(movedShot(this.scene, this.index, 1)));
     this.away = this.#tool("Remove", "✕", () => change(withoutShot(this.scene, this.index)));
@@ -52,6 +54,7 @@ export class ShotRow {
       h("div", { class: "shot-head" }, this.label, this.begins.element, this.tools),
       h("div", { class: "shot-words" }, this.prompt, this.reading.element, this.remember.element),
       this.bar.element,
+      this.more.element,
     );
   }
 
@@ -76,6 +79,7 @@ export class ShotRow {
     this.element.classList.toggle("cut", Boolean(shot.cut) && index > 0);
     this.bar.show(name, start, shot.seconds, scale);
     this.remember.show(scene, index);
+    this.more.show(scene, index, name);
     this.tools.hidden = !several;
     this.up.disabled = index === 0;
     this.down.disabled = index === scene.shots.length - 1;

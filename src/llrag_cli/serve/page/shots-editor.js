@@ -13,8 +13,9 @@ export function markStep(seconds) {
 }
 
 export class ShotsEditor {
-  constructor(draft, drop) {
+  constructor(draft, uploads, drop) {
     this.draft = draft;
+    this.uploads = uploads;
     this.drop = drop;
     this.rows = [];
     this.scale = 0;
@@ -34,7 +35,7 @@ export class ShotsEditor {
   show() {
     const scene = this.draft.scene;
     while (this.rows.length < scene.shots.length) {
-      const row = new ShotRow(next => this.draft.change(next, this), this.drop);
+      const row = new ShotRow(this.uploads, next => this.draft.change(next, this), this.drop);
       this.rows.push(row);
       this.list.append(row.element);
     }
