@@ -19,6 +19,13 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+from llrag_cli.evaluation.grid import Case
+from llrag_cli.evaluation.metrics.backends import offline
+from llrag_cli.evaluation.metrics.score import score
+from llrag_cli.evaluation.results import as_csv
+from llrag_cli.evaluation.run import Scored
+from llrag_cli.runs.video import open_video
+
 USE = {
     "commit-recent": "memory.commit=recent",
     "commit-self": "memory.commit=self",
@@ -70,7 +77,7 @@ def main() -> None:
         chosen[best] = pairs[best]
     say(f"chosen: {chosen or 'nothing'}")
     for backbone in asked.confirm or [asked.search]:
-        run("confirm", backbone, "confirm-2", confirming, chosen, videos=4)
+        score_videos(run("confirm", backbone, "confirm-2", confirming, chosen, videos=4), backbone, asked.seconds)
 
 
 def bench(
@@ -83,6 +90,22 @@ def bench(
     command += [word for name, settings in variants.items() for word in ("--variant", f"{name}={settings}")]
     say(" ".join(["llrag", *map(shlex.quote, command)]))
     subprocess.run([sys.executable, "-m", "llrag_cli", *command], check=True)
+
+
+def score_videos(folder: Path, backbone: str, seconds: float) -> None:
+    """Score the videos that were kept: ``scores.csv``, which `llrag bench compare` reads; the prompt is the scene."""
+    file, scored, models = folder / "scores.csv", [], offline()
+    if file.exists():
+        return
+    conditions = json.loads((folder / "settings.json").read_text())["conditions"]
+    for path in [video for name in conditions for video in sorted(folder.glob(f"videos/{name}/*.mp4"))]:
+        scene, _, seed = path.stem.partition("-seed")
+        case = Case(backbone, path.parent.name, int(scene), f"scene {int(scene)}", int(seed))
+        video = open_video(path)
+        found = score(video.frames, fps=video.fps, backend=models)
+        scored.append(Scored(case, seconds, found, models.name))
+        say(str(path))
+    file.write_text(as_csv(scored), encoding="utf-8")
 
 
 def say(text: str) -> None:
