@@ -4,6 +4,7 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
 
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
+    bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llrag_cli.cli import bench_compare
 from llrag_cli.evaluation.leave_return import judge, report, study
-from llrag_cli.evaluation.results import LEVEL, UNCORRECTED
+from llrag_cli.evaluation.metrics.registry import ranked_metrics
+from llrag_cli.evaluation.results import LEVEL, UNCORRECTED, compare, from_csv
 from llrag_cli.evaluation.returning import judge as returning_judge
 from llrag_cli.evaluation.returning import plan as returning_plan
 from llrag_cli.evaluation.returning import report as returning_report
@@ -39,9 +42,18 @@ def main() -> int:
 def made(words: Sequence[str]) -> str:
     """The table that a comment asks for."""
     kind, file, *variants = words
+    if kind == "bench":
+        return bench_table((DOCS / file).read_text(encoding="utf-8"), baseline=variants[0])
     with (DOCS / file).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
     return leave_and_return_table(rows) if kind == "leave-and-return" else returning_table(rows, variants)
+
+
+def bench_table(text: str, *, baseline: str) -> str:
+    """As ``llrag bench compare`` shows it."""
+    scored = from_csv(text)
+    ranked = ranked_metrics(scored[0].backend.partition(":")[0])
+    return bench_compare.markdown_tables(compare(scored, baseline=baseline, ranked=ranked), baseline=baseline)
 
 
 def leave_and_return_table(lines: Sequence[Mapping[str, str]]) -> str:

@@ -141,8 +141,9 @@ class RunConfig(Config):
             fewest = min(len(steps) for steps in (self.sampler.steps, self.sampler.first_steps) if steps is not None)
             if memory.read_steps > fewest:
                 raise ValueError(f"read_steps {memory.read_steps} is more than the number of denoising steps, {fewest}")
-        if isinstance(memory, RetrievalMemory) and memory.sink > block:
-            raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with retrieval")
+        if memory.relative_times and memory.sink > block:
+            which = "retrieval" if isinstance(memory, RetrievalMemory) else f"`{memory.strategy}`"
+            raise ValueError(f"a sink of {memory.sink} is longer than a block of {block}: not defined with {which}")
         return self
 
     def latent_frames(self, seconds: float) -> int:

@@ -292,6 +292,8 @@ def _caches(
         without = max(attended - memory.retrieved, min(attended, memory.commit_reach(block) or 0))
     context = max(attended, without) if one_buffer else (sizes.layers - unread) * attended + unread * without
     parts = [Part("K/V that a block attends to", context * by_layer * batch, "device", window)]
+    if memory.sink_decay is not None and sizes.item < 4:  # the mean of the sink, in float32
+        parts.append(Part("running mean of the sink", memory.sink * frame * 4 // sizes.item * batch, "device", PICTURE))
     table = 4 * tokens * sizes.dim // sizes.heads  # cosines and sines of a frame, float32
     parts.append(Part("rotary tables", TABLES * attended * table, "device", window))
     kept = frames if memory.recent_frames is None else min(frames, memory.sink + memory.recent_frames)
@@ -317,6 +319,8 @@ def _caches(
 
 def _history(config: RunConfig, encoder: Path | None, sizes: TransformerSizes, *, frames: int, batch: int) -> Part:
     size = sizes.channels
-    if isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
+    if isinstance(config.memory, RetrievalMemory) and config.memory.attention_layer(sizes.layers) is not None:
+        size = sizes.dim
+    elif isinstance(config.memory, RetrievalMemory) and config.memory.keys == "encoder":
         size = EncoderConfig().latent_dim if encoder is None or not encoder.exists() else embedding_size(encoder)
     return Part("keys of the history", 4 * size * frames * batch, "device", LENGTH)

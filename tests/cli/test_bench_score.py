@@ -32,7 +32,8 @@ def test_a_folder_of_videos_is_scored(llrag: Llrag, tmp_path: Path) -> None:
     assert told["schema"] == 2 and told["backend"].startswith("offline: ")
     assert [video["frames"] for video in told["videos"]] == [20] * 4
     assert all(0.5 < video["metrics"]["consistency_within"] <= 1 for video in told["videos"])
-    assert {folder["average_rank"] for folder in told["folders"].values()} == {1.5}  # the same videos
+    for kind in ("average_rank", "drift_rank"):
+        assert {folder[kind] for folder in told["folders"].values()} == {1.5}  # the same videos
     assert told["unavailable"]["aesthetic_quality"] == "needs CLIP and the LAION head"
     assert "imaging quality (MUSIQ" in told["not_measured"]
     table = llrag("bench", "score", "all/none/1.mp4", "all/nearest", "--rank-folders").stdout

@@ -27,7 +27,7 @@ from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, GIVEN, MOMENT
 from llrag_cli.evaluation.returning.report import MEASURES, rows_csv, summary
 from llrag_cli.evaluation.returning.returns import returns
 from llrag_cli.evaluation.returning.study import Row, Study, given_shots, strip, unstripped
-from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS, weights_digests
+from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS, RETURN_POOLS, weights_digests
 from llrag_cli.memory.context import context_of
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.embedded.text import tokenize
@@ -53,8 +53,8 @@ def plan_of(config: RunConfig, *conditions: str, **changes: Any) -> Plan:
 
 
 def test_pools_are_fixed_and_disjoint() -> None:
-    scenes = [back.a for pool in POOLS for back in returns(pool)]
-    assert len({(frozenset(scene.sprites), scene.wall, scene.pattern) for scene in scenes}) == 2 * POOL_SIZE
+    scenes = [back.a for pool in RETURN_POOLS for back in returns(pool)]
+    assert len({(frozenset(scene.sprites), scene.wall, scene.pattern) for scene in scenes}) == 4 * POOL_SIZE
     assert returns("search")[0].prompts == {
         "A": "a small white circle and a small green square bounce around on a striped gray wall",
         "B": "a large red cross and a large blue triangle go round on a dotted brown wall",
@@ -64,10 +64,10 @@ def test_pools_are_fixed_and_disjoint() -> None:
     assert returns("confirm")[0].prompts["A"] == "a small red cross goes round on a plain green wall"
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", RETURN_POOLS)
 def test_the_other_scenes_have_nothing_of_a(pool: str) -> None:
     for back in returns(pool):  # type: ignore[arg-type]
-        assert all(held_out(sprite, back.a.wall) for sprite in back.a.sprites)
+        assert all(held_out(sprite, back.a.wall) == (pool in POOLS) for sprite in back.a.sprites)
         assert back.b != back.c
         described = {back.a.wall} | {word for sprite in back.a.sprites for word in (sprite.color, sprite.shape)}
         assert described <= {*back.prompts["A"].split()}
@@ -190,7 +190,7 @@ def test_where_a_shows_no_object_only_the_wall_is_judged() -> None:
 def test_given_shots_are_the_videos_of_their_own_prompts(pipeline: Pipeline) -> None:
     plan = plan_of(pipeline.config, "native")
     back = returns("search")[0]
-    given = given_shots(pipeline, plan, back, [5])
+    given = given_shots(pipeline, plan, [back], [5])
     native = pipeline.with_memory(CONDITIONS["native"].applied(pipeline.config))
     with native.start(back.prompts["A"], seconds=23.5, seed=[5], samples=[2]) as session:
         own = torch.cat([block.latents for block in session], dim=1)

@@ -214,7 +214,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert Nearest().model_dump() == {
         "strategy": "nearest", "window": 12, "sink": 1, "recache": "keep", "commit": "full", "commit_frames": None,
         "retrieved": 6, "guard": 0, "times": "collapsed", "read_steps": None, "read_layers": None,
-        "keys": "average", "encoder": None, "archive": "device",
+        "keys": "average", "key_layer": None, "alignment": 0, "encoder": None, "archive": "device",
     }  # fmt: skip
     assert SlidingWindow().model_dump() == {
         "strategy": "none", "window": 12, "sink": 1, "recache": "keep", "commit": "full", "commit_frames": None,

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor, cat
+from torch import Tensor, cat, float32
 
 from llrag_cli.cache.archive import Archive, Recompute
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import rotate
+
+SMALLEST_DEVIATION = 1e-6  # of a channel over the tokens of a frame, so that one that is constant stays finite
 
 
 class FramePages:
@@ -39,6 +41,7 @@ class FramePages:
             self.count = (ring if references else min(ring, frames)) + pinned
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
+        self._mean: tuple[Tensor, ...] | None = None  # keys and values of the sink, in float32
 
     def page(self, frame: int) -> int:
         """The page of a frame."""
@@ -67,9 +70,30 @@ class FramePages:
         if self._keys is None or self._values is None:
             shape = (len(keys), self.count, *keys.shape[2:])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        if self.sink_of(range(start, start + keys.shape[1])):
+            self._mean = None  # it begins again
         for frames, pages in self.runs(range(start, start + keys.shape[1])):
             self._keys[:, pages] = keys[:, frames]
             self._values[:, pages] = values[:, frames]
+
+    def average_into_sink(self, frames: Sequence[int], decay: float) -> None:
+        """Average frames into the sink, one after the other: each into the frame of the sink whose turn it is.
+
+        The sink keeps the weight ``decay``. The mean is kept in float32, as half precision would round it away.
+        """
+        assert self._keys is not None and self._values is not None
+        pages = self._keys, self._values
+        if self._mean is None:
+            self._mean = tuple(part[:, : self.sink].float() for part in pages)  # in float32 the pages themselves
+        for frame in frames:
+            turn = (frame - self.sink_start - self.sink) % self.sink
+            for part, mean in zip(pages, self._mean, strict=True):
+                mean[:, turn].lerp_(part[:, self.page(frame)].float(), 1 - decay)
+                part[:, turn] = mean[:, turn]
+
+    def sink_of(self, frames: Iterable[int]) -> list[int]:
+        """Those of the frames that are of the sink."""
+        return [frame for frame in frames if 0 <= frame - self.sink_start < self.sink]
 
     def views(self, frames: Sequence[int]) -> Iterator[LayerKV]:
         """Keys and values [B, n, tokens, heads, D] of frames, in runs of neighbouring pages."""
@@ -85,7 +109,9 @@ class FramePages:
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(part.numel() * part.element_size() for part in (self._keys, self._values) if part is not None)
+        pages = [part for part in (self._keys, self._values) if part is not None]
+        mean = [part for part in self._mean or () if part.dtype != pages[0].dtype]  # otherwise it is a view
+        return sum(part.numel() * part.element_size() for part in (*pages, *mean))
 
 
 class KVBuffer:
@@ -123,6 +149,14 @@ class Piece:
     frame: int  # position of the first of them in the context
 
 
+class Observer:
+    """What the last pass asked for and left in one layer: mean queries and keys, not rotated, in float32."""
+
+    heads: int
+    query: Tensor  # [B, heads * D], over the tokens of the block
+    keys: Tensor  # [B, T, heads * D], over the tokens of each frame
+
+
 class WanKVLayerCache:
     """The keys and values that one self-attention layer reads: the block's own slots, then its context.
 
@@ -131,6 +165,7 @@ class WanKVLayerCache:
 
     def __init__(self, pages: FramePages, buffer: KVBuffer, *, shared: bool = False) -> None:
         self.pages, self.buffer, self.shared = pages, buffer, shared
+        self.observer: Observer | None = None
         self.keeps_fresh = False  # whether a pass leaves its keys and values in ``fresh``
         self.commits_to: int | None = None  # whether a pass writes them to the pages of frames from this one on
         self.fresh: LayerKV | None = None  # keys, not rotated, and values [B, L, heads, D] of the last pass
@@ -176,10 +211,19 @@ class WanKVLayerCache:
         buffer[1][:, : self._block] = values
         if self.keeps_fresh:
             self.fresh = keys, values
+        if self.observer is not None:
+            self.observer.keys = keys.unflatten(1, (-1, self._tokens)).mean(2, dtype=float32).flatten(2)
         if self.commits_to is not None:
             self.pages.write(self.commits_to, *(part.unflatten(1, (-1, self._tokens)) for part in (keys, values)))
         seen = [[part[:, visible] for visible in self._visible] for part in buffer]  # views
         return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (cat(seen[0], 1), cat(seen[1], 1))
+
+    def observe(self, query: Tensor, table: Tensor) -> None:
+        """Show the observer the block's queries [B, L, heads, D], which the table [1, L, 1, D/2, 2] has rotated."""
+        if self.observer is not None:
+            back = table * table.new_tensor((1, -1))  # the opposite angles
+            self.observer.heads = query.shape[2]
+            self.observer.query = rotate(query, back).mean(1, dtype=float32).flatten(1)
 
     @property
     def bytes(self) -> int:
@@ -206,6 +250,19 @@ def _around(hidden: slice, end: int) -> list[slice]:
     return [part for part in around if part.stop > part.start]
 
 
+def aligned(parts: Tensor, trusted: Tensor, strength: float) -> Tensor:
+    """Keys or values [B, K, tokens, heads, D] with mean and deviation moved towards those of trusted ones [B, S, ...].
+
+    For each frame, head and channel, over tokens: 0 moves nothing, 1 all the way (TAME of TetherCache, arXiv
+    2606.13035, which trusts the frames that it has retrieved before as well).
+    """
+    frames, anchor = parts.float(), trusted.float().flatten(1, 2)
+    mean, deviation = frames.mean(2, keepdim=True), frames.std(2, correction=0, keepdim=True)
+    goal = anchor.mean(1)[:, None, None], anchor.std(1, correction=0)[:, None, None]  # [B, 1, 1, heads, D]
+    moved = (frames - mean) / deviation.clamp_min(SMALLEST_DEVIATION) * goal[1] + goal[0]
+    return frames.lerp(moved, strength).to(parts.dtype)
+
+
 class WanKVCache:
     """The caches of all layers of one rollout of ``frames`` frames.
 
@@ -216,7 +273,7 @@ class WanKVCache:
 
     A block and its context are ``attended`` frames at most, ``unread_attended`` in the unread layers, for which the
     buffers are allocated at once. With ``one_buffer`` all layers share one: each gathers its context in every pass
-    anew, which saves the memory of all others.
+    anew, which saves the memory of all others. Retrieved keys and values are ``aligned`` with those of the sink.
     """
 
     def __init__(
@@ -235,8 +292,9 @@ class WanKVCache:
         attended: int = 0,
         unread_attended: int = 0,
         one_buffer: bool = False,
+        alignment: float = 0.0,
     ) -> None:
-        self.sink = sink
+        self.sink, self.alignment = sink, alignment
         self.commit_sink = sink if commit_sink is None else commit_sink
         self.window = None if recent is None else sink + recent
         self.unread = unread
@@ -326,6 +384,16 @@ class WanKVCache:
         for layer in self.layers:
             layer.pages.sink_start = frame
 
+    def observe(self, layer: int) -> Observer:
+        """The observer of a layer."""
+        self.layers[layer].observer = observer = Observer()
+        return observer
+
+    def average_into_sink(self, frames: Sequence[int], decay: float) -> None:
+        """Average frames that are still on the device into the sink, as ``FramePages.average_into_sink``."""
+        for layer in self.layers if frames else ():
+            layer.pages.average_into_sink(frames, decay)
+
     @property
     def moved(self) -> int:
         """Pages copied to the device so far; 0 where all of them are there."""
@@ -342,8 +410,14 @@ class WanKVCache:
         for keys, values in self.layers[number].pages.views(context.shared) if context.shared else ():
             yield Piece(keys, values, slice(None), position)
             position += keys.shape[1]
+        pages = self.layers[number].pages
+        trusted = pages.sink_of(context.shared) if self.alignment and context.retrieved else []
+        sink = pages.read(trusted) if trusted else None
         for row, frames in enumerate(context.retrieved if number >= self.unread else ()):
-            yield Piece(*self._found(number, row, frames), slice(row, row + 1), position)
+            one, (keys, values) = slice(row, row + 1), self._found(number, row, frames)
+            if sink is not None:
+                keys, values = (aligned(part, sink[n][one], self.alignment) for n, part in enumerate((keys, values)))
+            yield Piece(keys, values, one, position)
 
     def _found(self, layer: int, row: int, frames: Sequence[int]) -> LayerKV:
         """Keys and values [1, K, tokens, heads, D] of fetched frames of one video, copied."""

@@ -55,7 +55,7 @@ def bench_compare(
     if as_json:
         console.result_json({"baseline": chosen, "results": results})
     elif markdown:
-        console.result(_markdown(results, baseline=chosen))
+        console.result(markdown_tables(results, baseline=chosen))
     else:
         show_comparison(results, baseline=chosen)
 
@@ -99,7 +99,7 @@ def show_comparison(results: Sequence[Mapping[str, Any]], *, baseline: str) -> N
         _show_overview(table)
 
 
-def _markdown(results: Sequence[Mapping[str, Any]], *, baseline: str) -> str:
+def markdown_tables(results: Sequence[Mapping[str, Any]], *, baseline: str) -> str:
     """The tables and verdicts of a comparison in Markdown."""
     from llrag_cli.evaluation.report import markdown, overview, table
     from llrag_cli.evaluation.results import verdict

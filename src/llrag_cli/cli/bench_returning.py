@@ -11,7 +11,6 @@ import typer
 from llrag_cli.cli.options import BackboneName, Json, Seconds, Set, Variants
 from llrag_cli.cli.studies import (
     Out,
-    PoolName,
     Scenes,
     Seeds,
     difference,
@@ -31,7 +30,12 @@ if TYPE_CHECKING:
 def bench_returning(
     scenes: Scenes = 24,
     seeds: Seeds = 1,
-    pool: PoolName = "search",
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="Scenes: `search` or `search-2` to try things out, `confirm` or `confirm-2` only for final numbers"
+        ),
+    ] = "search",
     seconds: Annotated[float, typer.Option(help="How long the scene goes on after its return", **Seconds)] = 60.0,
     condition: Annotated[
         list[str] | None,
@@ -41,6 +45,9 @@ def bench_returning(
         ),
     ] = None,
     variants: Variants = None,
+    videos: Annotated[
+        int, typer.Option(min=0, help="Keep the continuations of the first so many scenes as videos, for `bench score`")
+    ] = 0,
     out: Out = Path("returning"),
     backbone: BackboneName = None,
     settings: Set = None,
@@ -60,19 +67,19 @@ def bench_returning(
     from llrag_cli.cli.options import configuration
     from llrag_cli.evaluation.grid import parse_variant
     from llrag_cli.evaluation.returning.plan import CONDITIONS, Plan
-    from llrag_cli.evaluation.study_plan import require_pool
+    from llrag_cli.evaluation.study_plan import RETURN_POOLS, require_pool
     from llrag_cli.runs.folder import RunFolder
 
     config = configuration(backbone, settings=settings or ())
     more = tuple(parse_variant(text) for text in variants or ())
-    plan = Plan(require_pool(pool), scenes, seeds, seconds, tuple(condition or CONDITIONS), config, more)
+    plan = Plan(require_pool(pool, RETURN_POOLS), scenes, seeds, seconds, tuple(condition or CONDITIONS), config, more)
     RunFolder(out).require_writable()
     with console.working("loading"):
         from llrag_cli.evaluation.returning.picture import sheet
         from llrag_cli.evaluation.returning.report import rows_csv, summary
         from llrag_cli.evaluation.returning.study import Study
 
-        study = Study(out, plan)
+        study = Study(out, plan, videos=videos)
     run_study(study, config)
     results = summary(study.rows, plan.settings)
     content = {**results, "rows": [asdict(row) for row in study.rows]}

@@ -118,9 +118,9 @@ def _score(paths: Sequence[Path], models: Models, *, strict: bool) -> list[Score
 
 
 def _rank_folders(scored: Sequence[ScoredFile], models: Models) -> dict[str, dict[str, Any]]:
-    """Means and average rank of the videos of each folder; all must be of one size."""
+    """Means, average rank and drift rank of the videos of each folder; all must be of one size."""
     from llrag_cli.errors import UsageError
-    from llrag_cli.evaluation.metrics.registry import mean_of, ranked_metrics
+    from llrag_cli.evaluation.metrics.registry import drift_metrics, mean_of, ranked_metrics
     from llrag_cli.evaluation.results import rank
 
     folders: dict[str, list[ScoredFile]] = {}
@@ -132,17 +132,22 @@ def _rank_folders(scored: Sequence[ScoredFile], models: Models) -> dict[str, dic
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for width, height in sorted(shapes))
         raise UsageError(f"videos of different sizes cannot be ranked: {sizes}", hint="rank videos of one size")
-    ranked = ranked_metrics(models.kind)
+    ranked, drift = ranked_metrics(models.kind), drift_metrics()
     means = {
-        name: {metric: mean_of(file.scores.metrics[metric] for file in files) for metric in ranked}
+        name: {metric: mean_of(file.scores.metrics[metric] for file in files) for metric in (*ranked, *drift)}
         for name, files in folders.items()
     }
     try:
-        ranks = rank(means, ranked)
+        ranks, drift_ranks = rank(means, ranked), rank(means, drift)
     except ValueError as error:
         raise UsageError(f"the folders cannot be ranked: {error}", hint="use videos longer than 2 s") from None
     return {
-        name: {"videos": len(files), "average_rank": ranks[name], "means": means[name]}
+        name: {
+            "videos": len(files),
+            "average_rank": ranks[name],
+            "drift_rank": drift_ranks[name],
+            "means": means[name],
+        }
         for name, files in folders.items()
     }
 
@@ -170,15 +175,16 @@ def _show_ranks(ranks: Mapping[str, Mapping[str, Any]], models: Models) -> None:
     from rich.table import Table
 
     from llrag_cli.cli import console
-    from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
+    from llrag_cli.evaluation.metrics.registry import METRICS, drift_metrics, ranked_metrics
 
-    ranked = ranked_metrics(models.kind)
+    shown = [*ranked_metrics(models.kind), *drift_metrics()]
     table = Table(box=None, pad_edge=False)
     table.add_column("folder")
-    for heading in ("videos", "average rank", *(METRICS[name].short for name in ranked)):
+    for heading in ("videos", "average rank", "drift rank", *(METRICS[name].short for name in shown)):
         table.add_column(heading, justify="right")
     for folder, entry in ranks.items():
-        values = [console.number(entry["means"][name]) for name in ranked]
-        table.add_row(folder, str(entry["videos"]), f"{entry['average_rank']:.2f}", *values)
+        values = [console.number(entry["means"][name]) for name in shown]
+        places = (f"{entry[kind]:.2f}" for kind in ("average_rank", "drift_rank"))
+        table.add_row(folder, str(entry["videos"]), *places, *values)
     console.result("")
     console.result_table(table)

@@ -222,10 +222,10 @@ class Pipeline:
     def with_memory(self, config: RunConfig) -> Pipeline:
         """The same weights under the memory of another configuration, which differs in its memory alone."""
         config.memory.require_ready()
-        file = family_of(config).files(config, self.folder).get("memory.encoder")
+        file, known = (family_of(each).files(each, self.folder).get("memory.encoder") for each in (config, self.config))
         if file is None:
             return replace(self, config=config, encode_key=average_pool)
-        if self.encode_key is not average_pool:
+        if file == known:
             return replace(self, config=config)
         encoder = load_encoder(file, device=self.backbone.device)
         require_fit(encoder.config, config, channels=self.backbone.channels)

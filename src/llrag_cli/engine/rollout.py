@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llrag_cli.cache.archive import new_archive
 from llrag_cli.cache.context import Context
-from llrag_cli.cache.kv import WanKVCache
+from llrag_cli.cache.kv import Observer, WanKVCache
 from llrag_cli.engine.shots import Change, Cursor, Reference, reference_spans
 from llrag_cli.errors import NotFiniteError
 from llrag_cli.files.transfer import HostCopy, to_device
-from llrag_cli.memory.candidates import Candidates
+from llrag_cli.memory.candidates import Candidates, attention_mass
 from llrag_cli.memory.context import candidate_frames, retrieval_window
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory
@@ -128,6 +129,9 @@ def rollout(
     cursor = Cursor(memory, noise, block=block, references=spans)
     drafts = isinstance(memory, RetrievalMemory) and memory.query == "draft"
     reading = memory.read_steps if isinstance(memory, RetrievalMemory) else None
+    layer = memory.attention_layer(backbone.layers) if isinstance(memory, RetrievalMemory) else None
+    observer = None if layer is None else cache.observe(layer)  # then frames are found by attention
+    asked: Tensor | None = None  # the query of the newest block
     coming: Retrieved | None = None  # where the query is known before the block begins
     moved = 0
 
@@ -142,6 +146,7 @@ def rollout(
             start=index * block,
             references=range(-sum(map(len, spans)), -pinned),
             draft=partial(draft, index) if drafts or cursor.opens(index * block) else None,
+            attention=None if observer is None else Attention(observer, asked),
             draw=lambda: cursor.draw(index, -1, (len(prompt), len(history))),
         )
 
@@ -155,7 +160,7 @@ def rollout(
 
     try:
         for reference, span in zip(references, spans, strict=True):
-            store(reference, span, session, history, memory, block=block)
+            store(reference, span, session, history, memory, block=block, observer=observer)
         if references:
             session.set_prompt(prompt)
         for index, start in enumerate(range(0, frames, block)):
@@ -170,6 +175,8 @@ def rollout(
                 for again, window in recache:
                     session.recache(again.context, window, start=again.first, timestep=context_timestep)
                 watch.lap("recache")
+            if memory.sink_decay is not None:
+                cache.average_into_sink(cursor.leaving(start), memory.sink_decay)
             retrieved, similarities = coming or look_up(index)
             watch.lap("retrieve")
             set_context(cursor.context(start, retrieved), start)
@@ -188,11 +195,13 @@ def rollout(
                 ).contiguous()
                 finite = HostCopy(torch.isfinite(latents).all())
             watch.lap("denoise")
-            history.append(latents)
+            if observer is None:
+                history.append(latents)
             cursor.add(latents)
             watch.lap("encode")
             last = start + block >= frames
-            coming = None if drafts or last or index + 1 in changes else look_up(index + 1)
+            late = drafts or observer is not None  # the query is known later
+            coming = None if late or last or index + 1 in changes else look_up(index + 1)
             watch.lap("retrieve")
             commit = cursor.commit_context(start)
             if commit is not None:
@@ -201,6 +210,10 @@ def rollout(
             if finite is not None:  # read when the clean pass is queued, so that a GPU has work meanwhile
                 require_finite(finite, index)
             watch.lap("update_cache")
+            if observer is not None:
+                history.append_keys(observer.keys)
+                asked = observer.query
+                watch.lap("encode")
             cut = change is not None and change.cut and index > 0
             yield Block(index, start, latents, retrieved, similarities, moved - before, watch.laps, cut)
     finally:
@@ -215,6 +228,7 @@ def store(
     memory: MemoryConfig,
     *,
     block: int,
+    observer: Observer | None = None,
 ) -> None:
     """Pass a reference through the backbone, once, as the frames of a span of numbers.
 
@@ -232,8 +246,11 @@ def store(
         context = retrieval_window(start=offset, block=size, window=window, sink=0, count=0)
         context = replace(context, shared=tuple(span[frame] for frame in context.shared))
         session.set_context(context, start=span[offset], block=size, height=height, width=width)
-        history.append(latents)
         session.update_cache(latents, 0.0)
+        if observer is None:
+            history.append(latents)
+        else:
+            history.append_keys(observer.keys)
 
 
 def denoise(
@@ -267,6 +284,22 @@ def require_finite(finite: HostCopy, block: int) -> None:
         raise NotFiniteError(f"block {block} has NaN or infinite values", hint="try another dtype: bfloat16 or float32")
 
 
+@dataclass(frozen=True)
+class Attention:
+    """How a block asks for frames by attention: with the mean queries of one layer."""
+
+    observer: Observer
+    newest: Tensor | None  # [B, heads * D], of the newest block; None before the first
+
+    def query(self, draft: Callable[[], Tensor] | None) -> Tensor:
+        """The query of the newest block, or of the pass over a draft."""
+        if draft is not None:
+            draft()
+            return self.observer.query
+        assert self.newest is not None
+        return self.newest
+
+
 def retrieve(
     history: History,
     memory: MemoryConfig,
@@ -276,12 +309,14 @@ def retrieve(
     references: range = range(0),
     draft: Callable[[], Tensor] | None = None,
     draw: Callable[[], Tensor],
+    attention: Attention | None = None,
 ) -> Retrieved:
     """Frames that the block at ``start`` attends to again, and their similarities with the query, [B][K].
 
     The query is the key of the newest frame, or of the last frame of a ``draft`` [B, T, C, h, w]: if the strategy asks
     for one, and where no frame of the block's picture is there yet. ``references`` are the numbers of frames that come
-    before the video. ``draw`` returns independent random numbers [B, frames in the history].
+    before the video. ``draw`` returns independent random numbers [B, frames in the history]. With ``attention``, the
+    query is that of the newest block, or of the draft.
     """
     if not isinstance(memory, RetrievalMemory) or not memory.retrieves:
         return [], []
@@ -304,13 +339,22 @@ def retrieve(
     else:
         frames = to_device(torch.tensor(pool), device)
         chosen = frames + before
+    known, mass = keys[:, chosen], None
+    if attention is not None:
+        query = attention.query(draft)
+        mass = attention_mass(query, known, heads=attention.observer.heads)
+        known = known - known.mean(dim=1, keepdim=True)  # what all keys have in common changes no share
+        query, known = F.normalize(query, dim=-1), F.normalize(known, dim=-1)
+    else:
+        query = keys[:, -1] if draft is None else history.keys_of(draft()[:, -1:])[:, 0]
     candidates = Candidates(
         frames=frames,
         groups=torch.bucketize(frames, to_device(torch.tensor(cursor.origins), device), right=True),
-        keys=keys[:, chosen],
-        query=keys[:, -1] if draft is None else history.keys_of(draft()[:, -1:])[:, 0],
+        keys=known,
+        query=query,
         block=cursor.block,
         draw=lambda: to_device(draw(), device)[:, chosen],
+        mass=mass,
     )
     if free < memory.retrieved:
         memory = memory.model_copy(update={"retrieved": free})
@@ -367,6 +411,7 @@ def new_cache(
         attended=attended,
         unread_attended=without,
         one_buffer=backbone.one_buffer,
+        alignment=memory.alignment if isinstance(memory, RetrievalMemory) else 0.0,
     )
 
 

@@ -18,6 +18,7 @@ from llrag_cli.memory.context import (
     attended,
     block_by_block,
     commit_context,
+    leaving,
     recache_of,
 )
 from llrag_cli.memory.strategies import MemoryConfig
@@ -120,6 +121,10 @@ class Cursor:
             pinned=self.pinned,
             since=self.origins[0],
         )
+
+    def leaving(self, start: int) -> range:
+        """Frames that leave the window with the block at a frame."""
+        return leaving(self.memory, self.stretch, start=start, block=self.block)
 
     def commit_context(self, start: int) -> Context | None:
         """What the clean pass of the block at a frame attends to; None: what its denoising passes attend to."""

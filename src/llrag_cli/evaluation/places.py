@@ -21,10 +21,12 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def new_places(rng: random.Random, known: set[Place]) -> Iterator[Scene]:
-    """Endless scenes whose objects on their wall are held out of training; each is added to the places ``known``."""
+def new_places(rng: random.Random, known: set[Place], *, unseen: bool = True) -> Iterator[Scene]:
+    """Endless scenes, each of which is added to the places ``known``; ``unseen``: their objects on their wall were
+    held out of training.
+    """
     while True:
-        scene = still_scene(rng, unseen=True)
+        scene = still_scene(rng, unseen=unseen)
         if place_of(scene) not in known:
             known.add(place_of(scene))
             yield scene

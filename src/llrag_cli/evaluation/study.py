@@ -47,7 +47,7 @@ class StudyRow(ABC):
 
 RowT = TypeVar("RowT", bound=StudyRow)
 
-FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures")  # of a study's folder
+FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures", "videos")  # of a folder
 
 
 class StudyFolder(ABC, Generic[RowT]):
@@ -56,6 +56,8 @@ class StudyFolder(ABC, Generic[RowT]):
     ``settings`` are what has to agree, ``keys`` all rows in the order in which they are made, scene by scene.
     """
 
+    scenes_at_once = 1  # rows of so many are made together
+
     def __init__(self, root: Path, row: type[RowT], *, settings: Mapping[str, Any], keys: Sequence[Key]) -> None:
         self.root = root
         self._row, self._settings, self._keys = row, settings, keys
@@ -63,7 +65,7 @@ class StudyFolder(ABC, Generic[RowT]):
 
     @abstractmethod
     def make(self, pipeline: Pipeline, keys: Sequence[Key]) -> Iterator[tuple[RowT, Image.Image]]:
-        """Rows of one scene, and their pictures."""
+        """Rows of one scene, or of ``scenes_at_once``, and their pictures."""
 
     def _read(self) -> list[RowT]:
         """The finished rows of the folder; raises if it was begun under other settings."""
@@ -116,8 +118,10 @@ class StudyFolder(ABC, Generic[RowT]):
         replace_text(self.root / "settings.json", json.dumps(self._settings, indent=1) + "\n")
         whole = sum(len(line) for line in self._lines())  # what a crash has left of a line is dropped
         with AppendFile(self._file, length=whole) as file:
-            for scene in dict.fromkeys(scene for scene, _, _ in missing):
-                for row, picture in self.make(pipeline, [key for key in missing if key[0] == scene]):
+            scenes = [*dict.fromkeys(scene for scene, _, _ in missing)]
+            for first in range(0, len(scenes), self.scenes_at_once):
+                together = scenes[first : first + self.scenes_at_once]
+                for row, picture in self.make(pipeline, [key for key in missing if key[0] in together]):
                     with replacing(self.picture(*row.key)) as partial:
                         picture.save(partial, format="PNG")
                     file.append(json.dumps(asdict(row)).encode() + b"\n")

@@ -15,19 +15,20 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 from llrag_cli.models.family import family_of
 
-Pool = Literal["search", "confirm"]
-POOLS: tuple[Pool, ...] = get_args(Pool)
+Pool = Literal["search", "confirm", "search-2", "confirm-2"]
+POOLS: tuple[Pool, ...] = ("search", "confirm")  # that every study has
+RETURN_POOLS: tuple[Pool, ...] = get_args(Pool)  # of returning scenes: two pairs, each for one round of search
 POOL_SIZE = 48  # scenes of each pool
 SEED_STRIDE = 1000  # between scenes, so that no two share their noise
 Key = tuple[int, int, str]  # scene from 1, its seed from 0, and the shot or condition
 
 
-def require_pool(name: str) -> Pool:
+def require_pool(name: str, pools: tuple[Pool, ...] = POOLS) -> Pool:
     """The pool of a name; raises ``UsageError`` if there is none."""
-    for pool in POOLS:
+    for pool in pools:
         if pool == name:
             return pool
-    raise UsageError(f"unknown pool `{name}`", hint=closest(name, POOLS))
+    raise UsageError(f"unknown pool `{name}`", hint=closest(name, pools))
 
 
 def require_counts(scenes: int, seeds: int) -> None:

@@ -143,16 +143,32 @@ def retrieved_times(
 
 def context_of(memory: MemoryConfig, *, start: int, block: int, sink_start: int = 0) -> Context:
     """The context of the block at ``start`` under a memory configuration, without retrieved frames."""
-    if not isinstance(memory, RetrievalMemory):
+    if memory.window is None or not memory.relative_times:
         return sliding_window(start=start, block=block, window=memory.window, sink=memory.sink, sink_start=sink_start)
     return retrieval_window(
         start=start,
         block=block,
         window=memory.window,
         sink=memory.sink,
-        count=memory.retrieved,
+        count=memory.retrieved if isinstance(memory, RetrievalMemory) else 0,
         sink_start=sink_start,
     )
+
+
+def leaving(memory: MemoryConfig, stretch: Stretch, *, start: int, block: int) -> range:
+    """Frames that the block before the one at ``start``, a frame of the video, had in its window and this one has not.
+
+    Those of the sink never leave. Frames are of the stretch, and counted from the start of the video.
+    """
+    if memory.window is None:
+        return range(0)
+    local, after_sink = memory.window - memory.sink, stretch.sink + memory.sink
+
+    def oldest(time: int) -> int:
+        return max(after_sink, min(time, time + block - local))
+
+    time = stretch.time(start)
+    return range(stretch.frame(oldest(time - block)), stretch.frame(oldest(time)))
 
 
 def attended(
@@ -201,7 +217,7 @@ def commit_context(memory: MemoryConfig, stretch: Stretch, *, start: int, block:
     if reach is None:
         return None
     time = stretch.time(start)
-    start_time = min(time, memory.window - block) if isinstance(memory, RetrievalMemory) else time
+    start_time = min(time, memory.window - block) if memory.window is not None and memory.relative_times else time
     frames = range(max(stretch.lead, time + block - reach), time)
     times = tuple(frame - time + start_time for frame in frames)
     return stretch.in_video(Context(shared=tuple(frames), shared_times=times, start_time=start_time))
@@ -237,7 +253,7 @@ def recache_of(
     if rule == "none" or start == lead:
         return None
     oldest = 0 if memory.window is None else max(0, start - memory.window)
-    relative = isinstance(memory, RetrievalMemory)
+    relative = memory.relative_times
     reads_sink = memory.commit == "full"
     if rule == "renew":
         first = max(oldest, lead)

@@ -73,7 +73,7 @@ class History:
 
     @property
     def keys(self) -> Tensor:
-        """All keys [B, N, D], unit norm, float32."""
+        """All keys [B, N, D], float32; of unit norm, unless they were added as keys."""
         return self._keys.filled
 
     @property
@@ -90,3 +90,7 @@ class History:
     def append(self, latents: Tensor) -> None:
         """Add the keys of finished latent frames [B, T, C, H, W]."""
         self._keys.append(self.keys_of(latents))
+
+    def append_keys(self, keys: Tensor) -> None:
+        """Add keys [B, T, D] of finished latent frames that are known already; their norms are kept."""
+        self._keys.append(keys)

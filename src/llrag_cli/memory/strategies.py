@@ -54,6 +54,16 @@ class MemoryConfig(Config):
         """Whether frames outside the window are attended again, so that an archive is needed."""
         return False
 
+    @property
+    def relative_times(self) -> bool:
+        """Whether frames have the rotary times of their slots in the window, and not those of the video."""
+        return False
+
+    @property
+    def sink_decay(self) -> float | None:
+        """The weight that a running mean of the sink keeps when a frame leaves the window; None: the sink stays."""
+        return None
+
     def commit_reach(self, block: int) -> int | None:
         """Frames that the clean pass of a block of ``block`` frames attends to, its own included.
 
@@ -116,7 +126,20 @@ class RetrievalMemory(MemoryConfig):
         gt=0,
         description="last layers of the backbone that attend to retrieved frames, and that are archived; null: all",
     )
-    keys: Literal["average", "encoder"] = Field(default="average", description="how frames are embedded for the search")
+    keys: Literal["average", "encoder", "attention"] = Field(
+        default="average",
+        description="what frames are found by: `average` pooling, the retrieval `encoder`, or the `attention` of the "
+        "newest block to them in one layer",
+    )
+    key_layer: int | None = Field(
+        default=None, ge=0, description="layer of keys `attention`, from 0; null: two thirds of the way"
+    )
+    alignment: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="how far means and deviations of retrieved keys and values are moved to those of the sink",
+    )
     encoder: str | None = Field(
         default=None, description="file of the retrieval encoder, for keys `encoder`; the embedded model has its own"
     )
@@ -140,10 +163,38 @@ class RetrievalMemory(MemoryConfig):
             )
         return layers - self.read_layers
 
+    def attention_layer(self, layers: int) -> int | None:
+        """The layer of a backbone's that keys `attention` are of; None with other keys.
+
+        Raises ``UsageError`` if there is no such layer.
+        """
+        if self.keys != "attention" or not self.retrieves:
+            return None
+        layer = 2 * layers // 3 if self.key_layer is None else self.key_layer
+        if layer >= layers:
+            raise UsageError(
+                f"key_layer {layer} is none of the {layers} layers of the backbone",
+                hint=f"set `memory.key_layer` to at most {layers - 1}, or null",
+            )
+        return layer
+
     @property
     def retrieves(self) -> bool:
         """As ``MemoryConfig.retrieves``."""
         return self.retrieved > 0
+
+    @property
+    def relative_times(self) -> bool:
+        """As ``MemoryConfig.relative_times``."""
+        return True
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Self:
+        if self.key_layer is not None and self.keys != "attention":
+            raise ValueError(f"key_layer is read by keys `attention` only, not by `{self.keys}`")
+        if self.alignment and not self.sink:
+            raise ValueError("alignment needs a sink, whose means and deviations retrieved frames are moved to")
+        return self
 
     def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Positions among the candidates and similarities of the chosen frames, both [B, K], K <= ``retrieved``."""
@@ -182,6 +233,34 @@ class SlidingWindow(MemoryConfig):
     """The plain sliding window: nothing is retrieved."""
 
     strategy: Literal["none"] = "none"
+
+
+@register
+class MeanSink(MemoryConfig):
+    """The plain window, whose sink is a running mean of all that left it (EMA-Sink, Reward Forcing, arXiv 2512.04678).
+
+    Each frame that leaves the window is averaged into a frame of the sink, its keys (not rotated) and values token by
+    token, with the weight 1 - ``decay``. The first frame after the sink goes into its first frame, the next into the
+    next, and so on in turns. So with a sink as long as a block the frames of a block go into one each, as in the paper.
+    The sink stays in the first slots of the window, and times are those of slots.
+    """
+
+    strategy: Literal["mean-sink"] = "mean-sink"
+    window: int = Field(default=12, gt=0, description="frames attended, own block included")
+    sink: int = Field(default=3, gt=0, description="first frames of the video, which later ones are averaged into")
+    decay: float = Field(
+        default=0.999, ge=0, le=1, description="weight that the sink keeps for each frame; 1 is a sink that stays"
+    )
+
+    @property
+    def relative_times(self) -> bool:
+        """As ``MemoryConfig.relative_times``."""
+        return True
+
+    @property
+    def sink_decay(self) -> float | None:
+        """As ``MemoryConfig.sink_decay``."""
+        return self.decay
 
 
 @register

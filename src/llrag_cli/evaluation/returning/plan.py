@@ -113,8 +113,17 @@ class Plan:
             "conditions": list(self.measured),
             "variants": {variant.name: list(variant.settings) for variant in self.variants},
             "config": self.config.model_dump(mode="json"),
-            "weights": weights_digests(self.config),
+            "weights": self._weights(),
         }
+
+    def _weights(self) -> dict[str, str]:
+        """Digests of all files, those of a variant that has an encoder of its own under its name."""
+        found = weights_digests(self.config)
+        for name, condition in self.measured.items():
+            if any(setting.startswith("memory.encoder") for setting in condition.settings):
+                more = weights_digests(condition.applied(self.config))
+                found |= {f"{name}: {file}": digest for file, digest in more.items() if file not in found}
+        return found
 
     def row_keys(self) -> Iterator[Key]:
         """All rows."""

@@ -20,8 +20,9 @@ from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, MOMENTS, Plan
 from llrag_cli.evaluation.returning.returns import Return, returns
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
 from llrag_cli.evaluation.study_plan import POOL_SIZE, SEED_STRIDE, Key
+from llrag_cli.files.durable import replacing
 from llrag_cli.files.records import Record, parse_as
-from llrag_cli.scenes.timeline import one_shot
+from llrag_cli.runs.video import VideoWriter
 from llrag_cli.world.consistency import Look
 
 SAMPLES: Mapping[str, int] = {"continuation": 0, "C": 1, "A": 2, "B": 3}  # addresses of noise under one seed
@@ -70,20 +71,23 @@ class _RowRecord(Record):
 class Study(StudyFolder[Row]):
     """The folder of a plan, with a strip of frames for each row: C, A, B, A again, and moments of the continuation."""
 
-    def __init__(self, root: Path, plan: Plan) -> None:
-        self.plan = plan
+    scenes_at_once = 4
+
+    def __init__(self, root: Path, plan: Plan, *, videos: int = 0) -> None:
+        """The continuations of the first so many scenes are kept as ``videos``."""
+        self.plan, self.videos = plan, videos
         self.returns = returns(plan.pool)[: plan.scenes]
         super().__init__(root, Row, settings=plan.settings, keys=[*plan.row_keys()])
 
     def make(self, pipeline: Pipeline, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:
-        """As ``StudyFolder.make``. The seeds are generated as one batch, the given shots once for all conditions."""
-        scene, seeds = keys[0][0], sorted({seed for _, seed, _ in keys})
-        back = self.returns[scene - 1]
-        noise = [SEED_STRIDE * (scene - 1) + seed for seed in seeds]
-        given = given_shots(pipeline, self.plan, back, noise)
+        """As ``StudyFolder.make``. All videos are generated as one batch, the given shots once for all conditions."""
+        batch = sorted({(scene, seed) for scene, seed, _ in keys})
+        backs = [self.returns[scene - 1] for scene, _ in batch]
+        noise = [SEED_STRIDE * (scene - 1) + seed for scene, seed in batch]
+        given = given_shots(pipeline, self.plan, backs, noise)
         for shot in dict.fromkeys(shot for _, _, shot in keys):
-            gone_on = None if shot == AGAIN else continuation(pipeline, self.plan, shot, back, given.latents, noise)
-            for place, seed in enumerate(seeds):
+            gone_on = None if shot == AGAIN else continuation(pipeline, self.plan, shot, backs, given.latents, noise)
+            for place, (scene, seed) in enumerate(batch):
                 if (key := (scene, seed, shot)) not in keys:
                     continue
                 pictures = given.pictures[place]
@@ -92,7 +96,19 @@ class Study(StudyFolder[Row]):
                 else:
                     row = _row(key, gone_on, place, given.references[place])
                     pictures = [*pictures, *gone_on.pictures[place]]
+                    if scene <= self.videos:
+                        self._keep(key, gone_on.frames[place])
                 yield row, strip(pictures)
+
+    def _keep(self, key: Key, frames: Tensor) -> None:
+        """Write the frames [T, 3, H, W] in [0, 1] of a continuation, in a folder for each condition."""
+        scene, seed, shot = key
+        file = self.root / "videos" / shot / f"{scene:02d}-seed{seed}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            writer = VideoWriter(partial, fps=self.plan.config.backbone.fps, crf=self.plan.config.video.crf)
+            writer.write(2 * frames - 1)
+            writer.close()
 
 
 @dataclass(frozen=True)
@@ -105,19 +121,20 @@ class Given:
     pictures: list[list[Image.Image]]  # the middle frame of each shot
 
 
-def given_shots(pipeline: Pipeline, plan: Plan, back: Return, seeds: Sequence[int]) -> Given:
+def given_shots(pipeline: Pipeline, plan: Plan, backs: Sequence[Return], seeds: Sequence[int]) -> Given:
     """Generate scenes C, A and B as videos of their own, each from its full prompt, under the plain window.
 
-    A's return is the continuation of A's own video.
+    The batch has one of ``backs`` and one seed for each video. A's return is the continuation of A's own video.
     """
     pipeline = pipeline.with_memory(CONDITIONS["native"].applied(plan.config))
     counts = {name: len(span) for name, span in plan.given.items()}
     latents: dict[str, Tensor] = {}
     frames: dict[str, Tensor] = {}
-    for name, prompt in back.prompts.items():
+    for name in backs[0].prompts:
         length = counts[name] + (counts[AGAIN] if name == "A" else 0)
-        latents[name], frames[name] = own_video(
-            pipeline, prompt, latent_frames=length, seeds=seeds, sample=SAMPLES[name]
+        prompts = [back.prompts[name] for back in backs]
+        latents[name], frames[name] = own_videos(
+            pipeline, prompts, latent_frames=length, seeds=seeds, sample=SAMPLES[name]
         )
     ratio = plan.config.latent_space.temporal_ratio
     seen = [looked_at(video[::ratio]) for video in frames["A"]]  # the last video frame of each latent frame
@@ -132,12 +149,12 @@ def given_shots(pipeline: Pipeline, plan: Plan, back: Return, seeds: Sequence[in
     )
 
 
-def own_video(
-    pipeline: Pipeline, prompt: str, *, latent_frames: int, seeds: Sequence[int], sample: int
+def own_videos(
+    pipeline: Pipeline, prompts: Sequence[str], *, latent_frames: int, seeds: Sequence[int], sample: int
 ) -> tuple[Tensor, Tensor]:
-    """Latents [B, F, C, h, w] and frames [B, T, 3, H, W] in [0, 1] of videos of one prompt, one for each seed."""
-    timeline = one_shot(prompt, pipeline.config, latent_frames=latent_frames)
-    with pipeline.start(timeline, seed=seeds, samples=[sample] * len(seeds)) as session:
+    """Latents [B, F, C, h, w] and frames [B, T, 3, H, W] in [0, 1] of videos, one for each prompt and its seed."""
+    seconds = pipeline.config.video_frames(latent_frames) / pipeline.config.backbone.fps
+    with pipeline.start(prompts, seconds=seconds, seed=seeds, samples=[sample] * len(seeds)) as session:
         blocks = [*session]
         frames = unit_range([block.frames for block in blocks])
     return torch.cat([block.latents for block in blocks], dim=1), frames
@@ -147,6 +164,7 @@ def own_video(
 class Continuation:
     """What follows the given shots of a batch of videos."""
 
+    frames: Tensor  # [B, T, 3, H, W] in [0, 1]
     seen: list[list[Look]]  # one for each latent frame
     of_a: list[list[bool]]  # of each retrieved frame, whether it is of scene A
     pictures: list[list[Image.Image]]
@@ -154,7 +172,7 @@ class Continuation:
 
 
 def continuation(
-    pipeline: Pipeline, plan: Plan, condition: str, back: Return, latents: Tensor, seeds: Sequence[int]
+    pipeline: Pipeline, plan: Plan, condition: str, backs: Sequence[Return], latents: Tensor, seeds: Sequence[int]
 ) -> Continuation:
     """Let the given latents go on under a condition's memory, all of them under the vague caption.
 
@@ -163,12 +181,13 @@ def continuation(
     """
     given, count = latents.shape[1], plan.latent_frames(plan.seconds)
     pipeline = pipeline.with_memory(plan.measured[condition].applied(plan.config))
-    timeline = one_shot(back.caption, plan.config, latent_frames=given + count)
+    captions = [back.caption for back in backs]
+    seconds = plan.config.video_frames(given + count) / plan.config.backbone.fps
     others = [plan.given["B"], plan.given["C"]]
     frames: list[Tensor] = []
     of_a: list[list[bool]] = [[] for _ in seeds]
     samples = [SAMPLES["continuation"]] * len(seeds)
-    with pipeline.start(timeline, seed=seeds, samples=samples, initial_latents=latents) as session:
+    with pipeline.start(captions, seconds=seconds, seed=seeds, samples=samples, initial_latents=latents) as session:
         for block in islice(session, given // plan.config.backbone.frames_per_block, None):
             frames.append(block.frames)
             for video, chosen in enumerate(block.retrieved):
@@ -177,6 +196,7 @@ def continuation(
     lasts = videos[:, ratio - 1 :: ratio]  # [B, latent frames, 3, H, W], the last video frame of each
     at = [round(count * (number + 1) / MOMENTS) - 1 for number in range(MOMENTS)]
     return Continuation(
+        frames=videos,
         seen=[looked_at(video) for video in lasts],
         of_a=of_a,
         pictures=[[image_of(video[max(0, number)]) for number in at] for video in lasts],

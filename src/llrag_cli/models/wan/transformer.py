@@ -70,18 +70,20 @@ class Pass:
     """What self-attention needs of the session that a forward pass is bound to."""
 
     caches: Sequence[WanKVLayerCache]
+    table: Tensor  # rotary angles [1, L, 1, D/2, 2] of the block
     stops_early: bool = False  # it is for what it stores alone
     backend: Any = None  # of diffusers' list; None is its default
 
     def store(self, layer: int, key: Tensor, turned: Tensor, value: Tensor) -> LayerKV:
         """As ``WanKVLayerCache.store``."""
         stored = self.caches[layer].store(key, turned, value)
-        if self.stops_early and layer == len(self.caches) - 1:
+        if self.stops_early and layer == len(self.caches) - 1 and self.caches[layer].observer is None:
             raise LastKeysStored
         return stored
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of the block's tokens [B, L, heads, D] to what a layer has stored."""
+        self.caches[layer].observe(query, self.table)
         attended: Tensor = dispatch_attention_fn(query, keys, values, backend=self.backend)
         return attended.flatten(2, 3).type_as(query)
 
@@ -104,7 +106,7 @@ def attend_with_cache(query: Tensor, key: Tensor, turned: Tensor, value: Tensor,
     assert _bound.current is not None
     number = int(layer)
     keys, values = _bound.current.store(number, key, turned, value)
-    return _bound.current.attend(query, keys, values).contiguous()
+    return _bound.current.attend(number, query, keys, values).contiguous()
 
 
 @attend_with_cache.register_fake
@@ -140,7 +142,7 @@ class CachedSelfAttention:
             assert _bound.current is not None
             keys, values = _bound.current.store(self.layer, key, turned, value)
             query = rotate(attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads), rotary_emb)
-            attended = _bound.current.attend(query, keys, values)
+            attended = _bound.current.attend(self.layer, query, keys, values)
         output: Tensor = attn.to_out[0](attended)
         return output
 
@@ -287,7 +289,7 @@ class WanBackbone:
         are the rotary angles of the block's own tokens.
         """
         steps = self._on_device(timestep).expand(latents.shape[0])
-        with self._bind(Pass(caches, stops_early, self._attention), prompt, table):
+        with self._bind(Pass(caches, table, stops_early, self._attention), prompt, table):
             predicted: Tensor = self.transformer(
                 latents.transpose(1, 2),  # [B, C, T, H, W]
                 timestep=steps,
