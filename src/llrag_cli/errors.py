@@ -103,6 +103,18 @@ class AttentionError(LlragError):
         self.name = name
 
 
+class RecordedAttentionError(LlragError):
+    """The attention backend that a run was begun with does not work on this machine."""
+
+    def __init__(self, path: Path, error: AttentionError) -> None:
+        super().__init__(
+            f"`{path}` was begun with another attention backend than this machine has: {error.problem}",
+            hint="resume it where it was begun, or name another backend: the rest may then differ from an "
+            "uninterrupted run",
+        )
+        self.path = path
+
+
 class OwnRuleError(UsageError):
     """A memory rule from outside the package that only a file asks for: it is code, and was not loaded."""
 

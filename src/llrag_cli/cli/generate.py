@@ -99,7 +99,7 @@ def generate(
     dtype: Dtype = "auto",
     offload: Offload = False,
     one_buffer: OneBuffer = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     fast: Fast = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,

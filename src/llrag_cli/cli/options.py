@@ -159,8 +159,13 @@ OneBuffer = Annotated[
     ),
 ]
 Attention = Annotated[
-    str | None,
-    typer.Option(metavar="BACKEND", help="Attention backend of diffusers: native, flash, sage, ...", **COMPUTING),
+    str,
+    typer.Option(
+        metavar="BACKEND",
+        help="Attention backend of diffusers: native, _native_cudnn, flash, sage, ...; auto is the fastest on a GPU, "
+        "found by trial once, and native on a CPU",
+        **COMPUTING,
+    ),
 ]
 Compile = Annotated[
     bool,

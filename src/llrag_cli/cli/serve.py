@@ -53,7 +53,7 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     engine: Engine = "local",
 ) -> None:
@@ -93,7 +93,7 @@ def settings_of(
     device: str,
     dtype: str,
     offload: bool,
-    attention: str | None,
+    attention: str,
     compile_: bool,
     engine: str,
 ) -> ServeSettings:

@@ -23,7 +23,7 @@ def studio(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     engine: Engine = "local",
     browser: Browser = True,

@@ -66,4 +66,5 @@ def random_pipeline(
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
     text = RandomText(family_of(config).text_length, shape.text_dim)
-    return Pipeline(config, new_backbone(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())
+    backbone = new_backbone(transformer, device, how, config)
+    return Pipeline(config, backbone, text, WanDecoder(vae), keys, weights_folder())

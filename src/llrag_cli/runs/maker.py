@@ -200,6 +200,7 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "config": pipeline.config,
         "gpu_settings": gpu_settings(backbone.device),
+        "attention": backbone.attention,
     }
 
 
@@ -237,6 +238,12 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
         warnings.warn(message, LlragWarning, stacklevel=2)
     if record.gpu_settings != gpu_settings(pipeline.backbone.device):
         message = f"`{folder.path}` was begun with other settings of the GPU: it may differ from an uninterrupted run"
+        warnings.warn(message, LlragWarning, stacklevel=2)
+    if record.attention not in ("", attention := pipeline.backbone.attention):
+        message = (
+            f"`{folder.path}` was begun with the attention backend `{record.attention}`, and continues with "
+            f"`{attention}`: it may differ from an uninterrupted run"
+        )
         warnings.warn(message, LlragWarning, stacklevel=2)
     record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
     return _Run(folder, record, committed)
