@@ -205,6 +205,13 @@ class MissingOpenTimelineIOError(UsageError):
         super().__init__("OpenTimelineIO is not installed", hint="`pip install 'llrag[edit]'`")
 
 
+class MissingTorchaoError(UsageError):
+    """The package that rounds layers to eight bits is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("torchao, which computes in eight bits, is not installed", hint="`pip install 'llrag[quantize]'`")
+
+
 class RunExistsError(UsageError):
     """A folder that already contains a run."""
 

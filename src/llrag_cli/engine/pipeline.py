@@ -24,6 +24,7 @@ from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.eight_bit import require_eight_bit
 from llrag_cli.models.family import family_of, require_files
 from llrag_cli.models.text import TextEncoder
 from llrag_cli.models.vae import Decoder
@@ -73,6 +74,13 @@ class Pipeline:
         compute_device = find_device(device)
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)
+        require_eight_bit(
+            config.backbone.quantize,
+            device=compute_device,
+            dtype=compute_dtype,
+            compiled=how.compile,
+            offload=how.offload,
+        )
         sizes = family.transformer_sizes(config, folder, compute_dtype)
         head_dim = sizes.dim // sizes.heads
         require_working(how.attention, device=compute_device, dtype=compute_dtype, head_dim=head_dim)

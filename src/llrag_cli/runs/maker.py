@@ -186,7 +186,7 @@ def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: 
             video_frames=timeline.video_frames,
             fps=backbone.fps,
             device=str(pipeline.backbone.device),
-            versions=versions(),
+            versions=versions(*([] if backbone.quantize is None else ["torchao"])),
             **_settings(pipeline),
         )
     except ValidationError as error:
