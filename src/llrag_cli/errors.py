@@ -209,7 +209,9 @@ class MissingTorchaoError(UsageError):
     """The package that rounds layers to eight bits is not installed."""
 
     def __init__(self) -> None:
-        super().__init__("torchao, which computes in eight bits, is not installed", hint="`pip install 'llrag[quantize]'`")
+        super().__init__(
+            "torchao, which computes in eight bits, is not installed", hint="`pip install 'llrag[quantize]'`"
+        )
 
 
 class RunExistsError(UsageError):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LAYERS = re.compile(r"blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ffn\.net\.(0\.proj|2))")
 FP8_CAPABILITY = (8, 9)
+_ROOT = "transformer."  # of names on disk: torchao takes none without a dot
 ROW = 4  # bytes of the scale of an output channel
 
 
@@ -46,7 +47,8 @@ def require_eight_bit(
         return
     if offload:
         raise UsageError(
-            "eight-bit weights stay on the device", hint="leave out either eight bits or keeping the weights on the host"
+            "eight-bit weights stay on the device",
+            hint="leave out either eight bits or keeping the weights on the host",
         )
     if kind == "int8":
         if device.type == "cuda" and not compiled:  # torchao prints an operand of each product to look at its class
@@ -57,10 +59,10 @@ def require_eight_bit(
         return
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if capability is None or capability < FP8_CAPABILITY:
-        here = "a CPU" if capability is None else "{} with {}.{}".format(torch.cuda.get_device_name(device), *capability)
-        raise UsageError(
-            f"`fp8` needs a GPU of compute capability 8.9 or more, and this is {here}", hint="use `int8`"
+        here = (
+            "a CPU" if capability is None else "{} with {}.{}".format(torch.cuda.get_device_name(device), *capability)
         )
+        raise UsageError(f"`fp8` needs a GPU of compute capability 8.9 or more, and this is {here}", hint="use `int8`")
     if dtype != torch.bfloat16:
         raise UsageError("`fp8` computes in bfloat16", hint="choose the dtype bfloat16, or `int8`")
 
@@ -124,7 +126,7 @@ class EightBitFile:
             state, left = unflatten_tensor_state_dict(read_file(self.path), metadata)
         except (LlragError, LookupError, ValueError, TypeError, AttributeError):
             return None
-        return None if left else state
+        return None if left else {name.removeprefix(_ROOT): tensor for name, tensor in state.items()}
 
     def write(self, transformer: Any) -> None:
         """Keep a transformer; where that is not possible, the next start takes as long as this one."""
@@ -133,6 +135,8 @@ class EightBitFile:
 
         from llrag_cli.files.durable import replacing
 
-        tensors, metadata = flatten_tensor_state_dict(transformer.state_dict())
+        tensors, metadata = flatten_tensor_state_dict(
+            {f"{_ROOT}{name}": tensor for name, tensor in transformer.state_dict().items()}
+        )
         with suppress(LlragError), replacing(self.path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
