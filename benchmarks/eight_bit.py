@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,7 +90,7 @@ def main() -> None:
     count = made["float32"][1].shape[1] // size
     shown = [block for block in BLOCKS if block < count]
     heads = ["", "one pass", *(f"block {block}" for block in shown), "blocks that retrieve the same"]
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    sys.stdout.write(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n")
     for name, base in (("bfloat16", "float32"), *((name, "bfloat16") for name in [*made][2:])):
         (once, latents, retrieved), (expected_once, expected, before) = made[name], made[base]
         cells = [f"{difference(once, expected_once):.4f}"]
@@ -98,7 +99,7 @@ def main() -> None:
             cells.append(f"{difference(latents[:, frames], expected[:, frames]):.4f}")
         pairs = [(a, b) for one, other in zip(retrieved, before, strict=True) for a, b in zip(one, other, strict=True)]
         same = statistics.fmean(a == b for a, b in pairs if b) if any(b for _, b in pairs) else 1.0
-        print(f"| {name} / {base} | " + " | ".join(cells) + f" | {same:.0%} |")
+        sys.stdout.write(f"| {name} / {base} | {' | '.join(cells)} | {same:.0%} |\n")
 
 
 if __name__ == "__main__":

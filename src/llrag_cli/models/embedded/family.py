@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
 from llrag_cli.errors import UsageError
-from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.eight_bit import quantize, require_torchao
+from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.family import LoadedModels, TransformerSizes
 from llrag_cli.models.reading import PromptReading
 from llrag_cli.models.weights import encoder_file
