@@ -91,6 +91,9 @@ class FakeEvent:
         if not self.query():
             _gpu().synchronised(self.clock)
 
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1.0  # milliseconds, whatever ran
+
 
 class FakeStream:
     """As ``torch.cuda.Stream``; its clock counts, of each stream, the operations that come before its next one."""
@@ -194,6 +197,7 @@ class FakeGPU:
     def __init__(self, read: Callable[[Tensor], Any] | None = None, *, memory: int = 80 * 10**9) -> None:
         self.read = read or (lambda tensor: torch.full(tensor.shape, int(tensor.dtype == torch.bool)).tolist())
         self.memory = memory
+        self.capability = (9, 0)
         self.mode = _Mode(allow_non_fake_inputs=True)
         self.lock = threading.RLock()
         self.runtime = Runtime()
@@ -254,6 +258,8 @@ class FakeGPU:
             "_lazy_init": lambda: None,
             "is_available": lambda: True,
             "device_count": lambda: 1,
+            "get_device_name": lambda device=None: "Fake GPU",
+            "get_device_capability": lambda device=None: self.capability,
             "Stream": FakeStream,
             "Event": FakeEvent,
             "current_stream": lambda device=None: self.current,

@@ -7,6 +7,7 @@ ALLOWED = {
     "needs /dev/full": "Linux",
     "needs /proc": "Linux",
     "needs a torchvision made for this torch": "RAFT; the extra `official` is not part of `test`",
+    "needs torchao": "eight-bit layers; the extra `quantize` is not part of `test`",
     "this ffmpeg crashes on the format": "some builds of ffmpeg lack an encoder",
 }
 

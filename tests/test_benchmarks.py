@@ -57,6 +57,17 @@ def test_growth(run: Any) -> None:
     assert "4 x 2,000 keys of 16" in run("benchmarks/growth.py", "--search", "--keys", "2000")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+def test_eight_bit(run: Any) -> None:
+    lines = run("benchmarks/eight_bit.py", "--prompts", "1", "--seconds", "1").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| bfloat16 / float32",
+        "| bfloat16, int8 / bfloat16",
+        "| bfloat16, fp8 (weights alone) / bfloat16",
+    ]
+    assert all(0 < float(line.split(" | ")[1]) < 0.2 for line in lines[2:])
+
+
 def test_kill_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With processes that finish at once: killing and resuming real ones is in the tests of runs."""
     module = script("benchmarks/kill_chain.py")

@@ -17,6 +17,7 @@ from llrag_cli.memory.strategies import MemoryConfig, RetrievalMemory, SlidingWi
 
 Location = Literal["device", "host", "disk"]
 LOCATIONS: tuple[Location, ...] = get_args(Location)
+EightBit = Literal["int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class BackboneConfig(Config):
     ema: bool = Field(default=False, description="read the EMA weights of the checkpoint")
     lora: str | None = Field(default=None, description="LoRA checkpoint to merge, in the weights folder")
     lora_alpha: float = Field(default=256.0, gt=0, description="scale of the LoRA, divided by its rank")
+    quantize: EightBit | None = Field(default=None, description="attention and feed-forward layers in eight bits")
     base: str | None = Field(default=None, description="folder of VAE and text encoder in Diffusers format")
     frames_per_block: PositiveInt = Field(default=3, le=1024, description="latent frames denoised together")
     height: int = Field(default=60, gt=0, le=4096, description="of a latent frame, in latent pixels")

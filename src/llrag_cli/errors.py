@@ -103,6 +103,18 @@ class AttentionError(LlragError):
         self.name = name
 
 
+class RecordedAttentionError(LlragError):
+    """The attention backend that a run was begun with does not work on this machine."""
+
+    def __init__(self, path: Path, error: AttentionError) -> None:
+        super().__init__(
+            f"`{path}` was begun with another attention backend than this machine has: {error.problem}",
+            hint="resume it where it was begun, or name another backend: the rest may then differ from an "
+            "uninterrupted run",
+        )
+        self.path = path
+
+
 class OwnRuleError(UsageError):
     """A memory rule from outside the package that only a file asks for: it is code, and was not loaded."""
 
@@ -191,6 +203,15 @@ class MissingOpenTimelineIOError(UsageError):
 
     def __init__(self) -> None:
         super().__init__("OpenTimelineIO is not installed", hint="`pip install 'llrag[edit]'`")
+
+
+class MissingTorchaoError(UsageError):
+    """The package that rounds layers to eight bits is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "torchao, which computes in eight bits, is not installed", hint="`pip install 'llrag[quantize]'`"
+        )
 
 
 class RunExistsError(UsageError):

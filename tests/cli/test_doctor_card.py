@@ -14,6 +14,7 @@ from conftest import Llrag
     [
         ("24GB", "none"),
         ("16GB", "--one-buffer"),
+        ("13GB", "--one-buffer --quantize int8 --compile"),
         ("12GB", "--decoder tiny --one-buffer"),
         ("8GB", "--decoder tiny --one-buffer --offload"),
         ("4GB", None),
@@ -26,6 +27,9 @@ def test_the_cheapest_options_that_fit_are_named(llrag: Llrag, card: str, chosen
     plans = {plan["options"]: plan for plan in shown["plans"]}
     plain, shared = plans["none"]["device_bytes"], plans["--one-buffer"]["device_bytes"]
     assert plain - shared == pytest.approx(29 * 12 * 9.585e6, rel=0.01)  # the buffers of all layers but one
+    int8 = plans["--one-buffer --quantize int8 --compile"]
+    assert shared - int8["device_bytes"] == pytest.approx(30 * (8 * 1536**2 + 2 * 1536 * 8960), rel=0.01)
+    assert int8["cost"] == "the context is gathered in every pass; layers in eight bits, and a slow start"
     assert plans["none"]["cost"] == "" and "weights cross" in plans["--one-buffer --offload"]["cost"]
 
 

@@ -51,7 +51,7 @@ def bench_speed(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     fast: Fast = False,
     as_json: Json = False,
@@ -88,8 +88,7 @@ def bench_speed(
 
         where = find_device(device)
         kind = find_dtype(dtype, where, family=family_of(config))
-        if attention is not None:
-            require_attention(attention)
+        require_attention(attention)
         if shape is None:
             for needed in configs.values():
                 _require_files(needed)
@@ -121,7 +120,7 @@ def bench_speed(
     result = {
         "schema": SCHEMA,
         **_about(config, pipelines, random_weights=shape is not None),
-        "attention": attention,
+        "attention": next(iter(pipelines.values())).backbone.attention,
         "compile": compile_,
         "fast": fast,
         "blocks": blocks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import warnings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from llrag_cli.runs.progress import Progress
 
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}  # `[red]` and `:cat:` are text in names
+# report on every start what torchao, which diffusers imports where it is installed, does not need
+_CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 _stderr = Console(stderr=True, **_PLAIN)
 
 
@@ -79,6 +82,8 @@ def warn(text: str) -> None:
 @contextmanager
 def library_warnings() -> Iterator[None]:
     """Print the library's warnings as the command line's own."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         shown_otherwise = warnings.showwarning
 

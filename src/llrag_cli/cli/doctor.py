@@ -183,8 +183,25 @@ def _machine(device: str) -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         machine[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {human(free)} free of {human(total)}"
+    machine["attention"] = _attention(machine["device"])
     machine["weights"] = f"{folder}, {human(shutil.disk_usage(existing).free)} free on its disk"
     return machine
+
+
+def _attention(device: str) -> str:
+    """Which attention backend `auto` is: what trials on this GPU have found so far."""
+    import torch
+
+    from llrag_cli.engine.attention import machine_of, trials_of
+
+    if not device.startswith("cuda"):
+        return "native, without a trial, on a CPU"
+    found = [
+        f"{trial.backend} for {trial.shape['queries']} tokens that attend to {trial.shape['keys']} "
+        f"({', '.join(f'{name} {time:.3g} ms' for name, time in trial.milliseconds.items())})"
+        for trial in trials_of(machine_of(torch.device(device)))
+    ]
+    return "; ".join(found) or "chosen by trial when a backbone is loaded for the first time"
 
 
 def _archive(budget: Budget) -> str | None:

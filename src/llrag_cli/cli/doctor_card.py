@@ -18,6 +18,7 @@ class Choice:
 
     decoder: str = "full"
     one_buffer: bool = False
+    int8: bool = False
     offload: bool = False
 
     @property
@@ -26,6 +27,7 @@ class Choice:
         chosen = {
             "--decoder tiny": self.decoder == "tiny",
             "--one-buffer": self.one_buffer,
+            "--quantize int8 --compile": self.int8,
             "--offload": self.offload,
         }
         return " ".join(option for option, on in chosen.items() if on) or "none"
@@ -36,6 +38,7 @@ class Choice:
         costs = {
             "a preview; `llrag decode` makes the final video": self.decoder == "tiny",
             "the context is gathered in every pass": self.one_buffer,
+            "layers in eight bits, and a slow start": self.int8,
             "weights cross the bus in every pass": self.offload,
         }
         return "; ".join(cost for cost, on in costs.items() if on)
@@ -44,8 +47,10 @@ class Choice:
 CHOICES = (  # the cheapest first
     Choice(),
     Choice(one_buffer=True),
+    Choice(one_buffer=True, int8=True),
     Choice(decoder="tiny"),
     Choice(decoder="tiny", one_buffer=True),
+    Choice(decoder="tiny", one_buffer=True, int8=True),
     Choice(one_buffer=True, offload=True),
     Choice(decoder="tiny", one_buffer=True, offload=True),
 )
@@ -98,9 +103,10 @@ def _plan(backbone: str, card: int, choice: Choice, *, seconds: float, rag: bool
     from llrag_cli.models.family import family_of
     from llrag_cli.planning import plan
 
-    config = configuration(backbone, rag=rag, settings=[f"video.decoder={choice.decoder}"])
+    chosen = [f"video.decoder={choice.decoder}", *(["backbone.quantize=int8"] if choice.int8 else [])]
+    config = configuration(backbone, rag=rag, settings=chosen)
     if isinstance(config.memory, RetrievalMemory):
-        config = configuration(backbone, rag=rag, archive="host", settings=[f"video.decoder={choice.decoder}"])
+        config = configuration(backbone, rag=rag, archive="host", settings=chosen)
     gpu = torch.device("cuda")
     family = family_of(config)
     settings: dict[str, Any] = {"offload": choice.offload, "one_buffer": choice.one_buffer, "card": card}

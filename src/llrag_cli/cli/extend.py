@@ -39,7 +39,7 @@ def extend(
     device: Device = "auto",
     offload: Offload = False,
     one_buffer: OneBuffer = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     fast: Fast = False,
     as_json: Json = False,
@@ -84,7 +84,7 @@ def continue_run(
     device: str,
     offload: bool,
     one_buffer: bool,
-    attention: str | None,
+    attention: str,
     compile_: bool,
     fast: bool,
     as_json: bool,
@@ -94,7 +94,7 @@ def continue_run(
     Settings that are ``repeated`` on the command line, and those after it, must be those of the run.
     """
     from llrag_cli.cli import console
-    from llrag_cli.errors import RunDiffersError, RunLengthError
+    from llrag_cli.errors import AttentionError, RecordedAttentionError, RunDiffersError, RunLengthError
     from llrag_cli.formatting import parse_bytes
     from llrag_cli.memory.strategies import RetrievalMemory
     from llrag_cli.presets import with_settings
@@ -150,8 +150,20 @@ def continue_run(
             budget.require()
             config = budget.config
             prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
-            how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_, fast=fast)
-            pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
+            recorded = record.attention if attention == "auto" else ""
+            how = Execution(
+                offload=offload,
+                one_buffer=one_buffer,
+                attention=recorded or attention,
+                compile=compile_,
+                fast=fast,
+            )
+            try:
+                pipeline = Pipeline.load(config, device=device, dtype=record.dtype, how=how, prompts=prompts)
+            except AttentionError as error:
+                if not recorded:
+                    raise
+                raise RecordedAttentionError(path, error) from error
         note_fast(pipeline.backbone.device.type, fast=fast)
         if prompt is not None:
             show_readings(config, [prompt])

@@ -26,6 +26,7 @@ from llrag_cli.cli.options import (
     MemoryBudget,
     Offload,
     OneBuffer,
+    Quantize,
     Rag,
     Seconds,
     Set,
@@ -99,7 +100,8 @@ def generate(
     dtype: Dtype = "auto",
     offload: Offload = False,
     one_buffer: OneBuffer = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
+    quantize: Quantize = None,
     compile_: Compile = False,
     fast: Fast = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
@@ -118,7 +120,8 @@ def generate(
     same command to continue.
     """
     text = one_prompt(prompt)
-    settings = [*([] if decoder is None else [f"video.decoder={decoder}"]), *(settings or ())]
+    chosen = {"video.decoder": decoder, "backbone.quantize": quantize}
+    settings = [*(f"{name}={value}" for name, value in chosen.items() if value is not None), *(settings or ())]
     shots = [_OPTIONS.get(name, name) for name in given(context, *_OF_SHOTS)]
     if resume is not None:
         for name in given(context, "prompts", "out", "force", "size", "engine"):

@@ -27,6 +27,7 @@ from llrag_cli.errors import (
     NotARunError,
     OutOfMemoryError,
     OwnRuleError,
+    RecordedAttentionError,
     RunDiffersError,
     RunExistsError,
     RunLengthError,
@@ -90,6 +91,9 @@ def _catalogue_item(path: Path) -> str | None:
 
 HINTS: dict[type[LlragError], Callable[[Any], str]] = {
     ArchiveError: lambda error: f"{error.remedy}use `--archive {error.tier}`",
+    RecordedAttentionError: lambda _: (
+        "resume it where it was begun, or with `--attention native`: the rest may then differ from an uninterrupted run"
+    ),
     AttentionError: lambda _: "install what it needs, or use `--attention native`",
     DamagedFileError: _damaged_file,
     DoesNotFitError: _does_not_fit,

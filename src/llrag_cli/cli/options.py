@@ -52,6 +52,13 @@ def parse_decoder(text: str) -> str:
     return text
 
 
+def parse_quantize(text: str) -> str:
+    """The name of a kind of eight-bit layers."""
+    if text not in ("int8", "fp8"):
+        raise UsageError(f"unknown kind of eight-bit layers `{text}`", hint=closest(text, ("int8", "fp8")))
+    return text
+
+
 def parse_device(text: str) -> str:
     """The name of a device, or ``auto``. Whether this machine has it, is known once torch is imported."""
     if not re.fullmatch(r"auto|cpu|meta|mps|(cuda|xpu)(:\d+)?", text):
@@ -159,8 +166,23 @@ OneBuffer = Annotated[
     ),
 ]
 Attention = Annotated[
+    str,
+    typer.Option(
+        metavar="BACKEND",
+        help="Attention backend of diffusers: native, _native_cudnn, flash, sage, ...; auto is the fastest on a GPU, "
+        "found by trial once, and native on a CPU",
+        **COMPUTING,
+    ),
+]
+Quantize = Annotated[
     str | None,
-    typer.Option(metavar="BACKEND", help="Attention backend of diffusers: native, flash, sage, ...", **COMPUTING),
+    typer.Option(
+        parser=parse_quantize,
+        metavar="KIND",
+        help="Layers of attention and feed-forward in eight bits: int8, which on a GPU needs --compile, or fp8, which "
+        "needs a GPU of compute capability 8.9; `pip install 'llrag[quantize]'`",
+        **COMPUTING,
+    ),
 ]
 Compile = Annotated[
     bool,

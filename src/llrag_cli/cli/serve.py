@@ -53,7 +53,7 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     one_buffer: OneBuffer = False,
     fast: Fast = False,
@@ -94,7 +94,7 @@ def settings_of(
     names: list[str] | None = None,
     device: str,
     dtype: str,
-    computing: tuple[bool, str | None, bool, bool, bool],
+    computing: tuple[bool, str, bool, bool, bool],
     engine: str,
 ) -> ServeSettings:
     """The settings of a server, all checked; ``computing`` are the fields of ``Computing`` after the dtype."""

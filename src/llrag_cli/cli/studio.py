@@ -23,7 +23,7 @@ def studio(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
-    attention: Attention = None,
+    attention: Attention = "auto",
     compile_: Compile = False,
     one_buffer: OneBuffer = False,
     fast: Fast = False,

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from llrag_cli.config import RunConfig
+from llrag_cli.engine.attention import AUTO, attend, choose_attention
 from llrag_cli.errors import AttentionError, UsageError, closest
 from llrag_cli.models.wan.transformer import WanBackbone
 
@@ -16,14 +18,14 @@ class Execution:
     """How a backbone is run, which does not change what it computes but for rounding."""
 
     offload: bool = False  # weights stay on the host and come to the device layer by layer
-    attention: str | None = None  # one of diffusers' attention backends
+    attention: str = AUTO  # one of diffusers' attention backends; on a GPU, `auto` is found by trial
     compile: bool = False  # torch.compile over the repeated blocks
     one_buffer: bool = False  # layers share the buffer of what a block attends to, and gather it in every pass
     fast: bool = False  # on a GPU: kernels that may give other bytes each time
 
 
-def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanBackbone:
-    """Move a transformer to its device, apply the execution settings, and wrap it as a backbone."""
+def new_backbone(transformer: Any, device: torch.device, how: Execution, config: RunConfig) -> WanBackbone:
+    """Move the transformer of a configuration to its device, apply the execution settings, and wrap it."""
     backbone = WanBackbone(transformer)
     backbone.one_buffer = how.one_buffer
     if how.offload:
@@ -36,7 +38,9 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanB
         backbone.set_offloaded(device)
     else:
         transformer.to(device)
-    if how.attention is not None:
+    if how.attention == AUTO:
+        choose_attention(backbone, config, repeatable=not how.fast)
+    else:
         set_attention(backbone, how.attention)
     if how.compile:
         backbone.compile()
@@ -44,12 +48,14 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution) -> WanB
 
 
 def require_attention(name: str) -> None:
-    """Raise an error unless diffusers knows an attention backend."""
+    """Raise an error unless a name is `auto`, or that of an attention backend that diffusers knows."""
+    if name == AUTO:
+        return
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
-        raise UsageError(f"unknown attention backend `{name}`", hint=closest(name, known))
+        raise UsageError(f"unknown attention backend `{name}`", hint=closest(name, [AUTO, *known]))
 
 
 def set_attention(backbone: WanBackbone, name: str) -> None:
@@ -57,8 +63,18 @@ def set_attention(backbone: WanBackbone, name: str) -> None:
 
     It is tried once. diffusers' own setter would change the backend of every model in the process.
     """
+    head_dim = backbone.transformer.config.attention_head_dim
+    require_working(name, device=backbone.device, dtype=backbone.dtype, head_dim=head_dim)
+    backbone.set_attention(name)
+
+
+def require_working(name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Raise an error unless an attention backend works here, with heads of so many channels; `auto` always does."""
     require_attention(name)
+    if name == AUTO:
+        return
+    trial = torch.zeros(1, 2, 1, head_dim, device=device, dtype=dtype)
     try:
-        backbone.set_attention(name)
+        attend(name, trial, trial, trial)
     except Exception as error:  # every backend fails in its own way
-        raise AttentionError(name, str(error).splitlines()[0]) from error
+        raise AttentionError(name, (str(error) or type(error).__name__).splitlines()[0]) from error

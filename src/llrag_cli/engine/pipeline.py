@@ -13,7 +13,7 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
-from llrag_cli.engine.execution import Execution, new_backbone, require_attention
+from llrag_cli.engine.execution import Execution, new_backbone, require_attention, require_working
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.engine.session import Session
 from llrag_cli.engine.shots import Change, Reference
@@ -24,6 +24,7 @@ from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.eight_bit import require_eight_bit
 from llrag_cli.models.family import family_of, require_files
 from llrag_cli.models.text import TextEncoder
 from llrag_cli.models.vae import Decoder
@@ -67,20 +68,29 @@ class Pipeline:
             config = load_config(config)
         config.memory.require_ready()
         how = how or Execution()
-        if how.attention is not None:
-            require_attention(how.attention)
+        require_attention(how.attention)
         family, folder = family_of(config), weights or weights_folder()
         set_deterministic(device, fast=how.fast)
         compute_device = find_device(device)
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)
+        require_eight_bit(
+            config.backbone.quantize,
+            device=compute_device,
+            dtype=compute_dtype,
+            compiled=how.compile,
+            offload=how.offload,
+        )
+        sizes = family.transformer_sizes(config, folder, compute_dtype)
+        head_dim = sizes.dim // sizes.heads
+        require_working(how.attention, device=compute_device, dtype=compute_dtype, head_dim=head_dim)
         encoder = None
         with _memory_for_weights():
             if (file := family.files(config, folder).get("memory.encoder")) is not None:
                 encoder = load_encoder(file, device=compute_device)
                 require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
             models = family.load(config, folder, device=compute_device, dtype=compute_dtype, prompts=prompts)
-            backbone = new_backbone(models.transformer, compute_device, how)
+            backbone = new_backbone(models.transformer, compute_device, how, config)
         if encoder is not None:
             require_fit(encoder.config, config, channels=backbone.channels)
         return cls(config, backbone, models.text, models.decoder, encoder or average_pool, folder)

@@ -15,6 +15,7 @@ from llrag_cli.errors import UsageError
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.memory.history import KeyEncoder, average_pool
+from llrag_cli.models.eight_bit import quantize, require_eight_bit
 from llrag_cli.models.family import family_of
 from llrag_cli.models.wan.checkpoints import cast, transformer_arguments
 from llrag_cli.models.wan.vae import WanDecoder
@@ -43,6 +44,8 @@ def random_pipeline(
             f"latent frames of {height}x{width} cannot be cut into tokens of {rows}x{columns}",
             hint="change `backbone.height`, `backbone.width` or `patch_size`",
         )
+    kind = config.backbone.quantize
+    require_eight_bit(kind, device=device, dtype=dtype, compiled=how.compile, offload=how.offload)
     torch.manual_seed(0)
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_arguments(shape))
@@ -54,6 +57,8 @@ def random_pipeline(
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+    if kind is not None:
+        quantize(transformer, kind)
     with torch.device(device):
         means, deviations = [0.0] * shape.in_channels, [1.0] * shape.in_channels
         vae = AutoencoderKLWan(
@@ -66,4 +71,5 @@ def random_pipeline(
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)
         keys = LatentAutoencoder(sizes).to(device).eval().requires_grad_(requires_grad=False)
     text = RandomText(family_of(config).text_length, shape.text_dim)
-    return Pipeline(config, new_backbone(transformer, device, how), text, WanDecoder(vae), keys, weights_folder())
+    backbone = new_backbone(transformer, device, how, config)
+    return Pipeline(config, backbone, text, WanDecoder(vae), keys, weights_folder())

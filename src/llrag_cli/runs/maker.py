@@ -222,7 +222,7 @@ def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: 
             video_frames=timeline.video_frames,
             fps=backbone.fps,
             device=str(pipeline.backbone.device),
-            versions=versions(),
+            versions=versions(*([] if backbone.quantize is None else ["torchao"])),
             **_settings(pipeline),
         )
     except ValidationError as error:
@@ -236,6 +236,7 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "config": pipeline.config,
         "gpu_settings": gpu_settings(backbone.device),
+        "attention": backbone.attention,
     }
 
 
@@ -273,6 +274,12 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
         warnings.warn(message, LlragWarning, stacklevel=2)
     if record.gpu_settings != gpu_settings(pipeline.backbone.device):
         message = f"`{folder.path}` was begun with other settings of the GPU: it may differ from an uninterrupted run"
+        warnings.warn(message, LlragWarning, stacklevel=2)
+    if record.attention not in ("", attention := pipeline.backbone.attention):
+        message = (
+            f"`{folder.path}` was begun with the attention backend `{record.attention}`, and continues with "
+            f"`{attention}`: it may differ from an uninterrupted run"
+        )
         warnings.warn(message, LlragWarning, stacklevel=2)
     record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
     return _Run(folder, record, committed)

@@ -48,10 +48,10 @@ def peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine a video."""
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python and of the packages that determine a video, and of others."""
     found = {"python": platform.python_version()}
-    for name in ("llrag", "torch", "diffusers", "transformers"):
+    for name in ("llrag", "torch", "diffusers", "transformers", *others):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

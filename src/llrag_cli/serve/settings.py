@@ -31,7 +31,7 @@ class Computing:
     device: str = "auto"
     dtype: str = "auto"
     offload: bool = False
-    attention: str | None = None
+    attention: str = "auto"
     compile: bool = False
     one_buffer: bool = False
     fast: bool = False

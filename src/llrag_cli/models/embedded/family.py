@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
 from llrag_cli.errors import UsageError
+from llrag_cli.models.eight_bit import quantize, require_torchao
 from llrag_cli.models.embedded.vocabulary import LENGTH, described, read_prompt
 from llrag_cli.models.family import LoadedModels, TransformerSizes
 from llrag_cli.models.reading import PromptReading
@@ -49,6 +50,7 @@ class EmbeddedFamily:
                 "`video.decoder` is `tiny`, but the embedded model has one decoder",
                 hint="leave `video.decoder` at `full`, or use a backbone of another family",
             )
+        require_torchao(config)
         for setting in ("lora", "base"):
             if getattr(config.backbone, setting) is not None:
                 raise UsageError(
@@ -118,6 +120,8 @@ class EmbeddedFamily:
 
         transformer, text, vae = load_embedded(self.files(config, folder).get("backbone.weights"))
         cast(transformer, dtype)
+        if config.backbone.quantize is not None:
+            quantize(transformer, config.backbone.quantize)
         return LoadedModels(transformer, TinyTextEncoder(text.to(device)), TinyDecoder(vae.to(device)))
 
     def load_decoder(self, config: RunConfig, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Decoder:

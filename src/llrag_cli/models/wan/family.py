@@ -14,6 +14,7 @@ from llrag_cli.config import LATENT_SPACES, ModelShape, RunConfig
 from llrag_cli.errors import LlragWarning, UnsupportedModelError, UsageError
 from llrag_cli.files.paths import cache_folder
 from llrag_cli.files.resources import free_memory
+from llrag_cli.models.eight_bit import EightBitFile, eight_bit_bytes, is_eight_bit, quantize, require_torchao
 from llrag_cli.models.family import LoadedModels, TransformerSizes
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, base_folder
 from llrag_cli.models.weights import converted, encoder_file, encoding_memory
@@ -57,6 +58,7 @@ class WanFamily:
         for setting in ("weights", "base"):
             if getattr(config.backbone, setting) is None:
                 raise UsageError(f"`backbone.{setting}` is not set", hint="a Wan backbone needs its files named")
+        require_torchao(config)
         memory = encoding_memory(config)
         if memory is not None and memory.encoder is None:
             raise UsageError(
@@ -96,18 +98,19 @@ class WanFamily:
         """As ``Family.transformer_sizes``; those of Wan2.1-T2V-1.3B if the checkpoint is not downloaded yet."""
         from llrag_cli.models.wan.checkpoints import (
             diffusers_name,
-            kept_exact,
             peek,
             require_text_to_video,
             transformer_config,
         )
 
-        item = dtype.itemsize
+        item, eight_bit = dtype.itemsize, config.backbone.quantize is not None
         if shape is not None:
-            return sizes_of(shape, dtype)
+            return sizes_of(shape, dtype, eight_bit=eight_bit)
         files = self.files(config, folder)
         file = files.get("backbone.weights")
         if file is None or not file.exists():
+            if eight_bit:
+                return sizes_of(ModelShape(), dtype, eight_bit=True)
             return replace(WAN_1_3B, weights=WAN_1_3B.weights * item, item=item)
         state = peek(file, ema=config.backbone.ema)
         require_text_to_video(state, source=str(file))
@@ -115,8 +118,8 @@ class WanFamily:
         dim = arguments["attention_head_dim"]
         base = files.get("backbone.base")
         return TransformerSizes(
-            weights=sum(
-                tensor.numel() * (4 if kept_exact(diffusers_name(name)) else item) for name, tensor in state.items()
+            weights=_weight_bytes(
+                {diffusers_name(name): tensor for name, tensor in state.items()}, item, eight_bit=eight_bit
             ),
             dim=dim,
             heads=(None if base is None else WanBase(base).heads()) or max(1, dim // 128),
@@ -221,20 +224,18 @@ class WanFamily:
             read_shapes(file)
 
 
-def sizes_of(shape: ModelShape, dtype: torch.dtype) -> TransformerSizes:
+def sizes_of(shape: ModelShape, dtype: torch.dtype, *, eight_bit: bool = False) -> TransformerSizes:
     """Sizes of a transformer of a shape, built on the meta device."""
     import torch
     from diffusers import WanTransformer3DModel
 
-    from llrag_cli.models.wan.checkpoints import kept_exact, transformer_arguments
+    from llrag_cli.models.wan.checkpoints import transformer_arguments
 
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**transformer_arguments(shape))
     item = dtype.itemsize
     return TransformerSizes(
-        weights=sum(
-            parameter.numel() * (4 if kept_exact(name) else item) for name, parameter in transformer.named_parameters()
-        ),
+        weights=_weight_bytes(dict(transformer.named_parameters()), item, eight_bit=eight_bit),
         dim=shape.num_attention_heads * shape.attention_head_dim,
         heads=shape.num_attention_heads,
         layers=shape.num_layers,
@@ -245,18 +246,42 @@ def sizes_of(shape: ModelShape, dtype: torch.dtype) -> TransformerSizes:
     )
 
 
+def _weight_bytes(state: Mapping[str, torch.Tensor], item: int, *, eight_bit: bool) -> int:
+    """Bytes of a transformer's tensors, by their names in diffusers, in a dtype of so many bytes."""
+    from llrag_cli.models.wan.checkpoints import kept_exact
+
+    return sum(
+        eight_bit_bytes(tensor.shape)
+        if eight_bit and is_eight_bit(name)
+        else tensor.numel() * (4 if kept_exact(name) else item)
+        for name, tensor in state.items()
+    )
+
+
 def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: int | None, dtype: torch.dtype) -> Any:
     """The transformer on the CPU, its LoRA merged."""
     from llrag_cli.files.tensors import read_file
-    from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
+    from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora, peek
 
     file = files["backbone.weights"]
+    kept = None
+    if config.backbone.quantize is not None:
+        named = [files[setting] for setting in ("backbone.weights", "backbone.lora") if setting in files]
+        kept = EightBitFile(config.backbone, named, dtype=dtype)
+        if (found := kept.read()) is not None:
+            empty = load_transformer(peek(file, ema=config.backbone.ema), source=str(file), heads=heads)
+            empty.load_state_dict(found, strict=True, assign=True)
+            return empty
     state: State = generator_state(read_file(file), ema=config.backbone.ema, source=str(file))
     if "backbone.lora" in files:
         source = str(files["backbone.lora"])
         lora = lora_state(read_file(files["backbone.lora"]), source=source)
         state = merge_lora(state, lora, alpha=config.backbone.lora_alpha, source=source)
-    return load_transformer(state, source=str(file), heads=heads, dtype=dtype)
+    transformer = load_transformer(state, source=str(file), heads=heads, dtype=dtype)
+    if config.backbone.quantize is not None and kept is not None:
+        quantize(transformer, config.backbone.quantize)
+        kept.write(transformer)
+    return transformer
 
 
 def _warn_of_rounding(file: Path, dtype: torch.dtype) -> None:

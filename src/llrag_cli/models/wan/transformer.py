@@ -22,7 +22,11 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor, nn
 
 from llrag_cli.cache.context import Context
@@ -236,12 +240,15 @@ class WanBackbone:
         self._offloaded_device = device
         self._stops_early = False  # a pass that ends half way would leave the offloading half way
 
+    @property
+    def attention(self) -> str:
+        """The backend of diffusers that computes attention."""
+        backend = self._attention or _AttentionBackendRegistry.get_active_backend()[0]
+        return str(backend.value)
+
     def set_attention(self, name: str) -> None:
-        """Compute attention with one of diffusers' backends; raises what it raises when it is tried once."""
+        """Compute attention with one of diffusers' backends, which is known to work here."""
         backend = AttentionBackendName(name)
-        head = self.transformer.config.attention_head_dim
-        trial = torch.zeros(1, 2, 1, head, device=self.device, dtype=self.dtype)
-        dispatch_attention_fn(trial, trial, trial, backend=backend)
         self._attention = backend
         for cross in self._cross_attention:
             cross.backend = backend

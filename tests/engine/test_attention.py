@@ -1,0 +1,242 @@
+"""The attention backend that is chosen by trial, kept, recorded, and used again by a resumed run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import Llrag
+from fakecuda import FakeGPU
+from llrag_cli.cli import doctor
+from llrag_cli.config import ModelShape
+from llrag_cli.engine import attention
+from llrag_cli.engine.attention import (
+    CANDIDATES,
+    AttentionShape,
+    choose_attention,
+    file_of,
+    machine_of,
+    read_trial,
+    trials_of,
+    try_backends,
+)
+from llrag_cli.engine.execution import Execution
+from llrag_cli.evaluation.random_weights import random_pipeline
+from llrag_cli.models.wan.transformer import WanBackbone
+from llrag_cli.presets import load_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+SHAPE = AttentionShape(queries=6, keys=24, heads=2, head_dim=8, dtype="float32")
+SMALL = ("backbone.height=8", "backbone.width=8", "memory.keys=average")
+
+
+class Backends:
+    """Backends that take as long as is said, and are exact but for what each is told to do wrong."""
+
+    def __init__(self, milliseconds: dict[str, float], **wrong: str) -> None:
+        self.milliseconds, self.wrong = milliseconds, wrong
+        self.called: list[str] = []
+
+    def attend(self, name: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        self.called.append(name)
+        wrong = self.wrong.get(name)
+        if name not in self.milliseconds or wrong == "absent":
+            raise TypeError("'NoneType' object is not callable\nand more")
+        exact = attention.attend("native", query, keys, values)
+        if wrong == "inaccurate":
+            return exact + 0.01
+        if wrong == "not finite":
+            return exact * float("nan")
+        return exact + 1e-6 * torch.rand_like(exact) if wrong == "random" else exact
+
+    def clock(self, call: Callable[[], object]) -> float:
+        call()
+        return self.milliseconds[self.called[-1]]
+
+    def trial(self, *, repeatable: bool = True) -> attention.Trial:
+        return try_backends(
+            SHAPE, CPU, machine={"device": "none"}, repeatable=repeatable, attending=self.attend, clock=self.clock
+        )
+
+
+ALL = {"native": 1.0, "_native_cudnn": 0.8, "_flash_3": 0.5, "flash": 1.2}
+
+
+def test_the_fastest_is_chosen_and_the_times_of_all_are_kept() -> None:
+    found = Backends(ALL).trial()
+    assert (found.backend, found.milliseconds, found.refused) == ("_flash_3", ALL, {})
+
+
+def test_what_is_not_clearly_faster_is_not_chosen() -> None:
+    assert Backends({"native": 1.0, "flash": 0.98}).trial().backend == "native"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("absent", "'NoneType' object is not callable"),
+        ("inaccurate", "its result differs from that of `native` by"),
+        ("not finite", "its result differs from that of `native` by nan"),
+        ("random", "it does not return the same bits twice"),
+    ],
+)
+def test_a_backend_that_is_wrong_is_left_out_with_the_reason(wrong: str, reason: str) -> None:
+    found = Backends(ALL, _flash_3=wrong).trial()
+    assert found.backend == "_native_cudnn"
+    assert [*found.refused] == ["_flash_3"] and found.refused["_flash_3"].startswith(reason)
+    assert "_flash_3" not in found.milliseconds
+
+
+def test_without_determinism_other_bits_are_allowed() -> None:
+    assert Backends(ALL, _flash_3="random").trial(repeatable=False).backend == "_flash_3"
+
+
+def test_on_this_machine_only_what_works_here_is_eligible() -> None:
+    found = try_backends(SHAPE, CPU, machine={}, repeatable=True, clock=lambda call: float(bool(call() is None)))
+    assert "native" in found.milliseconds and {*found.milliseconds} | {*found.refused} == {*CANDIDATES}
+    assert "flash" in found.refused
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGPU]:
+    with FakeGPU() as fake:
+        yield fake
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
+    """The shapes that trials were made of, in which cuDNN is the fastest."""
+    made: list[AttentionShape] = []
+    real = attention.try_backends
+
+    def counted(shape: AttentionShape, device: torch.device, **options: Any) -> attention.Trial:
+        made.append(shape)
+        backends = Backends({"native": 1.0, "_native_cudnn": 0.7})
+        return real(shape, device, **options, attending=backends.attend, clock=backends.clock)
+
+    monkeypatch.setattr(attention, "try_backends", counted)
+    return made
+
+
+def loaded(*settings: str, how: Execution | None = None) -> WanBackbone:
+    config = load_config("self-forcing", memory="nearest", settings=(*SMALL, *settings))
+    shape = ModelShape(num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32, text_dim=8)
+    pipeline = random_pipeline(config, shape, device=GPU, dtype=torch.bfloat16, how=how or Execution())
+    return pipeline.backbone
+
+
+def test_the_trial_is_made_once_for_a_machine_and_shape(
+    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        assert loaded().attention == "_native_cudnn"
+    assert trials == [AttentionShape(queries=48, keys=192, heads=2, head_dim=16, dtype="bfloat16")]
+    loaded("memory.window=15")
+    loaded(how=Execution(fast=True))
+    assert len(trials) == 3
+    machine = machine_of(GPU)
+    assert sorted(trial.shape["keys"] for trial in trials_of(machine)) == [192, 192, 240]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    loaded()
+    assert len(trials) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"backend": "flash"}', "sage"])
+def test_a_damaged_file_is_found_again(gpu: FakeGPU, trials: list[AttentionShape], content: str) -> None:
+    loaded()
+    file = file_of(machine_of(GPU), trials[0], repeatable=True)
+    kept = file.read_text()
+    file.write_text(kept.replace('"backend": "_native_cudnn"', '"backend": "sage"') if content == "sage" else content)
+    assert read_trial(file) is None
+    assert loaded().attention == "_native_cudnn"
+    assert len(trials) == 2 and file.read_text() == kept
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert loaded().attention == "_native_cudnn"
+
+
+def test_a_named_backend_is_taken_without_a_trial(
+    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(how=Execution(attention="_native_math")).attention == "_native_math"
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "native")  # as diffusers has read it
+    assert loaded().attention == "native"
+    assert trials == []
+
+
+def test_the_trial_has_the_shape_of_a_block_at_full_size() -> None:
+    with torch.device("meta"):
+        backbone = WanBackbone(_full_size())
+    config = load_config("self-forcing", memory="nearest")
+    assert AttentionShape.of(config, backbone) == AttentionShape(4680, 18720, 12, 128, "bfloat16")
+    frame = load_config("causal-forcing-framewise", memory="none")
+    assert AttentionShape.of(frame, backbone).queries == 1560
+
+
+def _full_size() -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(num_attention_heads=12, num_layers=1).to(torch.bfloat16)
+
+
+def test_time_is_that_of_the_gpu(gpu: FakeGPU) -> None:
+    found = try_backends(SHAPE, GPU, machine={}, repeatable=True)  # on the fake GPU all take as long
+    assert found.backend == "native" and found.milliseconds["native"] == 0.25
+    assert {*found.milliseconds} >= {"native", "_native_cudnn"}
+
+
+def test_no_trial_on_a_cpu(backbone: WanBackbone, trials: list[AttentionShape]) -> None:
+    choose_attention(backbone, load_config("self-forcing"), repeatable=True)
+    assert backbone.attention == "native" and trials == []
+
+
+# --- in a run ---------------------------------------------------------------------------------------
+
+
+FEW = ("--seconds", "2", "--set", "sampler.steps=[1000]", "--device", "cpu")
+
+
+def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -> None:
+    made = llrag("generate", "a red circle", *FEW, "--out", "run")
+    assert made.returncode == 0, made.stderr
+    file = tmp_path / "run/run.json"
+    record = json.loads(file.read_text())
+    assert record["attention"] == "native"
+
+    file.write_text(json.dumps(record | {"attention": "flash"}))
+    refused = llrag("generate", "--resume", "run", "--seconds", "4")
+    said = " ".join(refused.stderr.split())
+    assert refused.returncode == 1
+    assert "`run` was begun with another attention backend than this machine has: the attention backend `flash`" in said
+    assert "or with `--attention native`" in said and json.loads(file.read_text())["attention"] == "flash"
+
+    longer = llrag("generate", "--resume", "run", "--seconds", "4", "--attention", "native")
+    said = " ".join(longer.stderr.split())
+    assert longer.returncode == 0
+    assert "`run` was begun with the attention backend `flash`, and continues with `native`" in said
+    assert json.loads(file.read_text())["attention"] == "native"
+
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention": "_native_math"}))
+    assert llrag("extend", "run", "--seconds", "2").returncode == 0
+    assert json.loads(file.read_text())["attention"] == "_native_math"
+
+
+def test_doctor_shows_what_was_found(gpu: FakeGPU, trials: list[AttentionShape]) -> None:
+    assert doctor._attention("cuda:0") == "chosen by trial when a backbone is loaded for the first time"
+    loaded()
+    shown = doctor._attention("cuda:0")
+    assert shown == "_native_cudnn for 48 tokens that attend to 192 (native 1 ms, _native_cudnn 0.7 ms)"
