@@ -247,6 +247,7 @@ def generate(
             timeline,
             seconds=seconds,
             takes=takes,
+            prompts=known,
             device=device,
             dtype=dtype,
             offload=offload,
@@ -385,6 +386,7 @@ def _fitting(
             "seconds": timeline.seconds,
             "references": timeline.reference_count,
             "pinned": timeline.pinned_frames,
+            "switches": timeline.switches,
         }
     batch = takes
     while True:

@@ -98,6 +98,8 @@ class Generator:
                 seconds=timeline.seconds,
                 references=timeline.reference_count,
                 pinned=timeline.pinned_frames,
+                switches=True,  # it may be directed while it is generated
+                prompts=timeline.prompts,
                 offload=computing.offload,
                 scratch=scratch,
             )

@@ -145,10 +145,16 @@ class WanFamily:
         require_vae(WanBase(path).vae_config(), source=str(path / "vae"))
         return decoder_bytes(path / "vae", *size, dtype)
 
-    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+    def text_bytes(self, config: RunConfig, folder: Path, prompts: Sequence[str] | None = None) -> int:
         """As ``Family.text_bytes``; that of the released encoder, UMT5-XXL in bfloat16, before it is downloaded."""
+        from llrag_cli.models.wan.text import WanText
+
         base = self.files(config, folder).get("backbone.base")
         present = [] if base is None or not base.exists() else WanBase(base).text_files()
+        if prompts is not None:
+            text = None if base is None or not present else WanText(WanBase(base), cache=_prompt_cache())
+            if not prompts or (text is not None and text.knows(prompts)):
+                return 0
         return int(1.05 * (sum(file.stat().st_size for file in present) or UMT5_XXL))
 
     def load(
@@ -169,7 +175,7 @@ class WanFamily:
         files = self.files(config, folder)
         base = WanBase(files["backbone.base"])
         self._require_supported(config, files, base)
-        text = WanText(base, cache=cache_folder() / "prompts", device=_text_device(base, device))
+        text = WanText(base, cache=_prompt_cache(), device=_text_device(base, device))
         _warn_of_rounding(files["backbone.weights"], dtype)
         if prompts:
             text.encode(prompts)
@@ -219,6 +225,11 @@ class WanFamily:
             )
         for file in base.weight_files():
             read_shapes(file)
+
+
+def _prompt_cache() -> Path:
+    """Where embeddings of prompts are kept."""
+    return cache_folder() / "prompts"
 
 
 def sizes_of(shape: ModelShape, dtype: torch.dtype) -> TransformerSizes:

@@ -84,6 +84,12 @@ class WanText:
             [F.pad(rows, (0, 0, 0, TEXT_LENGTH - len(rows))) for rows in map(self._known.__getitem__, prompts)]
         )
 
+    def knows(self, prompts: Sequence[str]) -> bool:
+        """Whether the embeddings of all prompts are in memory or on disk, so that the encoder is not needed."""
+        return all(
+            prompt in self._known or _read_embedding(self._file(prompt)) is not None for prompt in dict.fromkeys(prompts)
+        )
+
     def _require(self, prompts: Sequence[str]) -> None:
         """Have the embeddings of prompts in memory."""
         wanted = {prompt: self._file(prompt) for prompt in dict.fromkeys(prompts)}
