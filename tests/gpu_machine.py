@@ -1,4 +1,4 @@
-"""Full-size videos on the fake GPU, counted block by block: for the tests of the engine and ``benchmarks/gpu_counts.py``."""
+"""Full-size videos on the fake GPU, counted block by block; also for ``benchmarks/gpu_counts.py``."""
 
 from __future__ import annotations
 

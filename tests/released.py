@@ -1,4 +1,4 @@
-"""The official repositories at their true size, or smaller, with random weights; ``official.py`` has the golden ones."""
+"""The official repositories at their true size or smaller, with random weights."""
 
 from __future__ import annotations
 
@@ -122,9 +122,7 @@ class RandomTensors:
 
 def save_random(path: Path, containers: Mapping[str, Shapes]) -> None:
     """Write what ``torch.save`` writes of dicts of tensors, without ever holding them in memory."""
-    content = {
-        key: {name: torch.empty(shape) for name, shape in shapes.items()} for key, shapes in containers.items()
-    }
+    content = {key: {name: torch.empty(shape) for name, shape in shapes.items()} for key, shapes in containers.items()}
     with torch.serialization.skip_data():
         torch.save(content, path)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):

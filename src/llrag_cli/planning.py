@@ -200,9 +200,9 @@ def plan(
         here = device.type == "cuda" and card is None
         at: Location = "device" if here and (free_memory(device) or 0) > 1.1 * size else "host"
         common.append(Part("text encoder", size, at, phase="text"))
-    prompts = 2 * family.text_length * sizes.dim * sizes.layers * sizes.item
+    text = 2 * family.text_length * sizes.dim * sizes.layers * sizes.item
     common += [
-        Part("keys and values of the prompt", prompts * batch, "device"),
+        Part("keys and values of the prompt", text * batch, "device"),
         _history(config, encoder, sizes, frames=frames, batch=batch),
         Part("decoding", decoding, "device", PICTURE),
     ]

@@ -143,6 +143,12 @@ def test_nothing_races_whatever_the_tier(machine: Machine, tmp_path: Path, archi
     assert video.steady.host_waits == {"engine/rollout:retrieve": 1}
 
 
+def test_the_window_is_freed_after_it_is_archived(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of the last block may still be on their way to the archive when the video ends."""
+    monkeypatch.setattr(machine.pipeline.backbone, "one_buffer", True)
+    machine.make(*SMALL, "memory.archive=host", blocks=9)
+
+
 def test_host_memory_is_locked_in_pieces_by_the_thread_that_writes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

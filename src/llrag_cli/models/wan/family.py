@@ -150,12 +150,11 @@ class WanFamily:
         from llrag_cli.models.wan.text import WanText
 
         base = self.files(config, folder).get("backbone.base")
-        present = [] if base is None or not base.exists() else WanBase(base).text_files()
-        if prompts is not None:
-            text = None if base is None or not present else WanText(WanBase(base), cache=_prompt_cache())
-            if not prompts or (text is not None and text.knows(prompts)):
-                return 0
-        return int(1.05 * (sum(file.stat().st_size for file in present) or UMT5_XXL))
+        present = base is not None and base.exists() and not WanBase(base).missing()
+        text = WanText(WanBase(base), cache=_prompt_cache()) if present and base is not None else None
+        if prompts is not None and (not prompts or (text is not None and text.knows(prompts))):
+            return 0
+        return int(1.05 * (UMT5_XXL if text is None else text.encoder_bytes()))
 
     def load(
         self,
@@ -257,9 +256,9 @@ def sizes_of(shape: ModelShape, dtype: torch.dtype) -> TransformerSizes:
 
 
 def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: int | None, dtype: torch.dtype) -> Any:
-    """The transformer on the CPU, its LoRA merged."""
+    """The transformer on the CPU, its LoRA merged; each tensor is freed once it is in the dtype."""
     from llrag_cli.files.tensors import read_file
-    from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora
+    from llrag_cli.models.wan.checkpoints import cast, generator_state, load_transformer, lora_state, merge_lora
 
     file = files["backbone.weights"]
     state: State = generator_state(read_file(file), ema=config.backbone.ema, source=str(file))
@@ -267,7 +266,11 @@ def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: in
         source = str(files["backbone.lora"])
         lora = lora_state(read_file(files["backbone.lora"]), source=source)
         state = merge_lora(state, lora, alpha=config.backbone.lora_alpha, source=source)
-    return load_transformer(state, source=str(file), heads=heads, dtype=dtype)
+        del lora
+    transformer = load_transformer(state, source=str(file), heads=heads)
+    del state
+    cast(transformer, dtype)
+    return transformer
 
 
 def _warn_of_rounding(file: Path, dtype: torch.dtype) -> None:
