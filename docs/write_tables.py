@@ -5,6 +5,8 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
+    full-size FILE              time and memory of commands with models of the released size
+    gpu-counts FILE             what a block asks of a GPU
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from llrag_cli.evaluation.returning import judge as returning_judge
 from llrag_cli.evaluation.returning import plan as returning_plan
 from llrag_cli.evaluation.returning import report as returning_report
 from llrag_cli.evaluation.returning import study as returning_study
+from llrag_cli.formatting import human
 
 DOCS = Path(__file__).parent
 TABLE = re.compile(r"(<!-- table: ([^>]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -46,7 +49,46 @@ def made(words: Sequence[str]) -> str:
         return bench_table((DOCS / file).read_text(encoding="utf-8"), baseline=variants[0])
     with (DOCS / file).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
-    return leave_and_return_table(rows) if kind == "leave-and-return" else returning_table(rows, variants)
+    if kind == "returning":
+        return returning_table(rows, variants)
+    return {"leave-and-return": leave_and_return_table, "full-size": full_size_table, "gpu-counts": gpu_counts_table}[
+        kind
+    ](rows)
+
+
+def full_size_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of ``benchmarks/full_size.py``."""
+    cells = [["command", "processor time", "planned", "own memory", "resident, with mapped files"]]
+    for line in lines:
+        plan = human(float(line["planned"])) if line["planned"] else "-"
+        held = (human(float(line[name])) for name in ("own", "resident"))
+        cells.append([line["step"], f"{float(line['processor_seconds']):.0f} s", plan, *held])
+    return markdown(cells)
+
+
+def gpu_counts_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of ``benchmarks/gpu_counts.py``: cases in columns."""
+    rows = {
+        "small copies to the GPU": ("small_copies", str),
+        "times the host waits": ("host_waits", str),
+        "kernels": ("kernels", lambda text: f"{int(text):,}"),
+        "TFLOP": ("flops", lambda text: f"{int(text) / 1e12:.1f}"),
+        "bytes that kernels read and write": ("traffic", size),
+        "of those, attention": ("attention_traffic", size),
+        "of those, copies of the context into buffers": ("gather_traffic", size),
+        "copied to the GPU": ("to_device", size),
+        "copied to the host": ("to_host", size),
+        "peak, generating and decoding added": ("peak", size),
+        "planned": ("planned", size),
+    }
+    cells = [["a block", *(line["case"] for line in lines)]]
+    cells += [[title, *(show(line[name]) for line in lines)] for title, (name, show) in rows.items()]
+    return markdown(cells)
+
+
+def size(text: str) -> str:
+    """Bytes, as a person reads them."""
+    return human(float(text))
 
 
 def bench_table(text: str, *, baseline: str) -> str:

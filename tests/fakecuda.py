@@ -222,7 +222,8 @@ class FakeGPU:
         self.copies: list[Copy] = []
         self.syncs: list[tuple[str, str]] = []  # site and thread
         self.waits: list[Wait] = []
-        self.kernels = 0
+        self.kernels: Counter[str] = Counter()  # by site
+        self.traffic: Counter[str] = Counter()  # bytes that kernels read and write, by site
         self.flops: Counter[str] = Counter()
 
     def forget_peak(self) -> None:
@@ -523,7 +524,7 @@ class FakeGPU:
                     self._allocated(each)
             return result
         self.current.tick()
-        self.kernels += 1
+        self._launched(func, args, kwargs, result)
         if func._overloadpacket in flop_registry:
             self.flops[func._overloadpacket.__name__] += flop_registry[func._overloadpacket](
                 *args, **kwargs, out_val=result
@@ -537,6 +538,16 @@ class FakeGPU:
             if isinstance(each, FakeTensor):
                 self._accessed(each, write=True)
         return result
+
+    def _launched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Count a kernel, and what it reads and writes."""
+        where = site()
+        self.kernels[where] += 1
+        read = _flat(args[1:] if func is aten.copy_.default else args, kwargs)
+        written = result if isinstance(result, (list, tuple)) else (result,)
+        self.traffic[where] += sum(
+            each.numel() * each.element_size() for each in (*read, *written) if isinstance(each, FakeTensor)
+        )
 
     def _on_device(self, index: Tensor) -> Tensor:
         return (
@@ -687,12 +698,12 @@ def _attention(
     batch, heads, tokens, dim = query.shape
     with gpu.lock:
         gpu.current.tick()
-        gpu.kernels += 1
         gpu.flops["attention"] += 4 * batch * heads * tokens * key.shape[2] * dim
         for part in (query, key, value):
             gpu._accessed(part, write=False)
         output = torch.empty_like(query)
         gpu._accessed(output, write=True)
+        gpu._launched(None, (query, key, value), {}, output)
     return output
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from llrag_cli import load_config
 from llrag_cli.training.embedded import evaluate, evaluate_scenes
+from released import TOY
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +49,24 @@ def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
         script("benchmarks/faults.py").main(seconds=1, every=40)
     assert end.value.code == 0
     assert "x write: reported, and resumed to the same files" in capsys.readouterr().out
+
+
+def test_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With toy sizes, two of the steps: a download from the script's own hub, and a first video."""
+    module = script("benchmarks/full_size.py")
+    wanted = "self-forcing,prompt encoded"
+    monkeypatch.setattr(sys, "argv", ["full_size.py", "--work", str(tmp_path), "--steps", wanted])
+    module.main(TOY)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in shown] == ["download, all of `self-forcing`", "generate, prompt encoded"]
+    rows = module.read_rows(tmp_path / "table.csv")
+    first, second = rows.values()
+    assert first.planned is None and first.result == "0.0 GB of weights"
+    assert second.planned > 0 and 0 < second.own <= second.resident and second.processor_seconds > 0
+    module.write_rows(tmp_path / "again.csv", rows)
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "table.csv").read_text()
+    assert (tmp_path / "runs/first/video.mp4").exists()
+    assert not (tmp_path / "source/self_forcing.pt").exists()
 
 
 def test_growth(run: Any) -> None:

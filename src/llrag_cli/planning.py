@@ -169,13 +169,14 @@ def plan(
     seconds: float,
     references: int = 0,
     pinned: int = 0,
+    switches: bool = False,
+    prompts: Sequence[str] | None = None,
     offload: bool = False,
     batch: int = 1,
     shape: ModelShape | None = None,
     limit: int | None = None,
     scratch: Path | None = None,
     loaded: bool = False,
-    text: bool = True,
     one_buffer: bool = False,
     card: int | None = None,
 ) -> Budget:
@@ -185,8 +186,9 @@ def plan(
     device and host each, also `host-int8` and `recompute` are tried after them. Where none fits, the plan is that of
     the last one tried. Where weights are not there yet, their sizes are those of the released models, or those of a
     ``shape``; if they are ``loaded`` they are not counted. Files of the archive will be in the folder ``scratch``.
-    ``references`` counts the latent frames of references, of which some are ``pinned``. Without ``text``, prompts are
-    known as embeddings already. With ``one_buffer``, all layers share the buffer of what a block attends to. ``card``
+    ``references`` counts the latent frames of references, of which some are ``pinned``. ``switches`` is whether the
+    prompt may change without a cut. The text encoder is counted unless the embeddings of all ``prompts`` are known
+    (None: any prompt may come). With ``one_buffer``, all layers share the buffer of what a block attends to. ``card``
     are the bytes of a GPU that is planned for though it is not here.
     """
     family = family_of(config)
@@ -194,17 +196,17 @@ def plan(
     decoder, decoding = family.decoder_bytes(config, folder, dtype, shape=shape)
     frames = config.latent_frames(seconds) + references
     encoder = family.files(config, folder).get("memory.encoder")
-    common = [_activations(config, sizes, batch=batch)]
+    common = [_activations(config, sizes, frames=_at_once(config, frames, switches=switches), batch=batch)]
     if not loaded:
         common += _weights(sizes, offload=offload)
         common += [Part("VAE", decoder, "device"), Part("retrieval encoder", _encoder_bytes(config, encoder), "device")]
-    if text and not loaded and (size := family.text_bytes(config, folder)):
+    if not loaded and (size := family.text_bytes(config, folder, prompts)):
         here = device.type == "cuda" and card is None
         at: Location = "device" if here and (free_memory(device) or 0) > 1.1 * size else "host"
         common.append(Part("text encoder", size, at, phase="text"))
-    prompts = 2 * family.text_length * sizes.dim * sizes.layers * sizes.item
+    text = 2 * family.text_length * sizes.dim * sizes.layers * sizes.item
     common += [
-        Part("keys and values of the prompt", prompts * batch, "device"),
+        Part("keys and values of the prompt", text * batch, "device"),
         _history(config, encoder, sizes, frames=frames, batch=batch),
         Part("decoding", decoding, "device", PICTURE),
     ]
@@ -247,9 +249,17 @@ def _page(config: RunConfig, sizes: TransformerSizes) -> int:
     return 2 * _tokens(config, sizes) * sizes.dim * sizes.layers * sizes.item
 
 
-def _activations(config: RunConfig, sizes: TransformerSizes, *, batch: int) -> Part:
-    """What a pass over a block holds at most: in the feed-forward part, or where a layer attends."""
-    tokens = config.backbone.frames_per_block * _tokens(config, sizes)
+def _at_once(config: RunConfig, frames: int, *, switches: bool) -> int:
+    """The most frames that a pass computes: a block, or the whole window, computed again for another prompt."""
+    memory, block = config.memory, config.backbone.frames_per_block
+    if not switches or memory.recache == "none" or memory.commit == "self":
+        return block
+    return max(block, frames if memory.window is None else min(frames, memory.window))
+
+
+def _activations(config: RunConfig, sizes: TransformerSizes, *, frames: int, batch: int) -> Part:
+    """What a pass over some frames holds at most: in the feed-forward part, or where a layer attends."""
+    tokens = frames * _tokens(config, sizes)
     each = max(2 * sizes.ffn + 4 * sizes.dim, 14 * sizes.dim)
     return Part("activations", tokens * each * sizes.item * batch, "device", PICTURE)
 

@@ -382,6 +382,24 @@ def test_prompts_are_encoded_once(weights: Path, tmp_path: Path, monkeypatch: py
     assert torch.equal(WanText(base, cache=tmp_path / "prompts").encode(["a cat", "a"]), first)
 
 
+def test_the_text_encoder_is_planned_as_it_is_held(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, though its files are in float32, and not at all for prompts whose embeddings are known."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config("self-forcing", memory="none", settings=SMALL)
+
+    def planned(*prompts: str) -> int:
+        budget = memory_plan(config, device="cpu", seconds=2, weights=weights, prompts=prompts)
+        return sum(part.bytes for part in budget.parts if part.phase == "text")
+
+    encoder = sum(2 * parameter.numel() for parameter in umt5().parameters())
+    assert planned("a cat") == pytest.approx(1.05 * encoder, abs=1)
+    Pipeline.load(config, device="cpu", weights=weights, prompts=["a cat"])
+    assert planned("a cat") == planned() == 0
+    assert planned("a cat", "a") > 0
+
+
 def test_damaged_parts_are_named(weights: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     (base / "vae").mkdir(parents=True)

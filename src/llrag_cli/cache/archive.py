@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llrag_cli.cache.pages import DiskPool, HostPool, LayerKV, Layout, Pool
 from llrag_cli.cache.tiers import Tier
+from llrag_cli.files.transfer import to_device
 
 Recompute = Callable[[int, int, Tensor, int], Sequence[LayerKV]]  # (row, first frame, latents, prompt) to [T, ...]
 ReadPage = Callable[[int, int], LayerKV]  # (layer, frame) to keys and values [B, 1, tokens, heads, D]
@@ -161,6 +162,42 @@ class Traffic:
         self.stream.synchronize()
 
 
+class Writing:
+    """Writes to a pool: at once on a CPU, for a GPU on a stream and a thread of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._traffic = Traffic.of(device, "archive-write") if device.type == "cuda" else None
+        self._jobs: list[tuple[range, Future[torch.cuda.Event]]] = []  # frames that are being written
+
+    def run(self, frames: range, work: Callable[[], None]) -> None:
+        """Write frames, from tensors as they are now."""
+        if self._traffic is None:
+            work()
+            return
+        self._jobs = [(block, job) for block, job in self._jobs if not (job.done() and job.result().query())]
+        ready = torch.cuda.current_stream(self._device).record_event()
+        self._jobs.append((frames, self._traffic.run(work, ready)))
+
+    def of(self, frames: set[int]) -> list[Future[torch.cuda.Event]]:
+        """The writes of some frames that may not be finished."""
+        return [job for block, job in self._jobs if not frames.isdisjoint(block)]
+
+    def settle(self, before: int | None) -> None:
+        """As ``Archive.settle``."""
+        for block, job in self._jobs:
+            if before is None or block.start < before:
+                event = job.result()
+                if not event.query():
+                    torch.cuda.current_stream(self._device).wait_event(event)
+
+    def close(self) -> None:
+        """Leave out what has not begun, and wait for the rest."""
+        if self._traffic is not None:
+            self._traffic.close()
+        self._jobs = []
+
+
 class StoredArchive(Archive):
     """Keys and values themselves, in a pool made by ``make_pool(pages, bytes of a page, device)``."""
 
@@ -176,9 +213,8 @@ class StoredArchive(Archive):
         super().__init__(slots=slots, frames=frames, first=first, eight_bit=eight_bit)
         self._make_pool = make_pool
         self._pool: Pool | None = None
-        self._writing: Traffic | None = None  # to the pool; None on a CPU, where all is done at once
-        self._reading: Traffic | None = None  # from the pool
-        self._written: list[tuple[range, Future[torch.cuda.Event]]] = []  # frames that are being written
+        self._writing: Writing | None = None
+        self._reading: Traffic | None = None  # from the pool; None on a CPU, where all is done at once
         self._released: torch.cuda.Event | None = None  # the slots were last read
         self._arrived: Future[torch.cuda.Event] | None = None  # the last pages that were asked for
 
@@ -189,8 +225,9 @@ class StoredArchive(Archive):
         frames = range(start, start + latents.shape[1])
         if self._pool is None:
             self._pool = self._make_pool(self.frames * batch, layers * self._layout.bytes, device)
+            self._writing = Writing(device)
             if device.type == "cuda":
-                self._writing, self._reading = Traffic.of(device, "archive-write"), Traffic.of(device, "archive-read")
+                self._reading = Traffic.of(device, "archive-read")
         sources = [(frame, layer, page(layer, frame)) for layer in range(layers) for frame in frames]
         pool, layout = self._pool, self._layout
 
@@ -202,20 +239,13 @@ class StoredArchive(Archive):
                         pool.put(number, layer * layout.bytes + begin, part[row, 0])
             pool.flush()
 
-        if self._writing is None:
-            work()
-            return
-        self._written = [(block, job) for block, job in self._written if not (job.done() and job.result().query())]
-        ready = torch.cuda.current_stream(device).record_event()
-        self._written.append((frames, self._writing.run(work, ready)))
+        assert self._writing is not None
+        self._writing.run(frames, work)
 
     def settle(self, before: int | None = None) -> None:
         """As ``Archive.settle``."""
-        for block, job in self._written:
-            if before is None or block.start < before:
-                event = job.result()
-                if not event.query():
-                    torch.cuda.current_stream(self._device).wait_event(event)
+        if self._writing is not None:
+            self._writing.settle(before)
 
     def release(self) -> None:
         """As ``Archive.release``."""
@@ -224,15 +254,14 @@ class StoredArchive(Archive):
 
     def prefetch(self, retrieved: Sequence[Sequence[int]]) -> None:
         """As ``Archive.prefetch``."""
-        if self._pool is None or self._pages is None or self._slots is None:
+        if self._pool is None or self._writing is None or self._pages is None or self._slots is None:
             return
         missing = self._slots.claim(retrieved)
         if not missing:
             return
         self.moved += len(missing)
         pool, pages, rows = self._pool, self._pages, len(self._pages)
-        frames = {frame for _, frame, _ in missing}
-        unfinished = [job for block, job in self._written if not frames.isdisjoint(block)]
+        unfinished = self._writing.of({frame for _, frame, _ in missing})
         traffic = self._reading
 
         def work() -> None:
@@ -262,7 +291,6 @@ class StoredArchive(Archive):
             if traffic is not None:
                 traffic.close()
         self._reading = self._writing = self._arrived = self._released = None
-        self._written = []
         super().close()
         if self._pool is not None:
             self._pool.close()
@@ -294,6 +322,7 @@ class RecomputedArchive(Archive):
         super().__init__(slots=slots, frames=frames, first=first)
         self._folder = folder
         self._pool: DiskPool | None = None
+        self._writing: Writing | None = None
         self._blocks: dict[int, range] = {}  # the block that each frame was first written with
         self._prompts: dict[int, int] = {}  # the number of the prompt that each frame was last written under
 
@@ -304,17 +333,29 @@ class RecomputedArchive(Archive):
             self._shape, self._latent_dtype = latents.shape[2:], latents.dtype
             size = latents[0, 0].numel() * latents.element_size()
             self._pool = DiskPool(self.frames * len(latents), size, folder=self._folder)
-        block = range(start, start + latents.shape[1])
+            self._writing = Writing(latents.device)
+        assert self._writing is not None
+        block, pool = range(start, start + latents.shape[1]), self._pool
         for frame in block:
             self._blocks.setdefault(frame, block)
             self._prompts[frame] = prompt
-            for row in range(len(latents)):
-                self._pool.put((frame - self.first) * len(latents) + row, 0, latents[row, frame - start])
+
+        def work() -> None:
+            for frame in block:
+                for row in range(len(latents)):
+                    pool.put((frame - self.first) * len(latents) + row, 0, latents[row, frame - start])
+            pool.flush()
+
+        self._writing.run(block, work)
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """As ``Archive.fetch``."""
-        assert self._pool is not None and self._pages is not None and self._slots is not None
+        assert self._pool is not None and self._writing is not None
+        assert self._pages is not None and self._slots is not None
         missing = self._slots.claim(retrieved)
+        blocks = {frame for _, frame, _ in missing for frame in self._blocks[frame]}
+        for job in self._writing.of(blocks):
+            job.result()  # then they are in the file
         passes: dict[tuple[int, range, int], list[tuple[int, int]]] = {}  # frames of a block and a prompt share one
         for row, frame, slot in missing:
             block = self._blocks[frame]
@@ -333,10 +374,13 @@ class RecomputedArchive(Archive):
         assert self._pool is not None and self._pages is not None
         pages = [(frame - self.first) * len(self._pages) + row for frame in block]
         frames = torch.stack([self._pool.page(page) for page in pages])
-        return frames.view(self._latent_dtype).view(1, len(block), *self._shape).to(self._pages.device)
+        return to_device(frames.view(self._latent_dtype).view(1, len(block), *self._shape), self._pages.device)
 
     def close(self) -> None:
         """As ``Archive.close``."""
+        if self._writing is not None:
+            self._writing.close()
+        self._writing = None
         super().close()
         self._pool = None
 

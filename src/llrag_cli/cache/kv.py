@@ -375,9 +375,9 @@ class WanKVCache:
 
     def close(self) -> None:
         """Free what is held: window, buffers and archive."""
-        self.layers = []
         if self.archive is not None:
-            self.archive.close()
+            self.archive.close()  # first: it may still be copying from the pages of the window
+        self.layers = []
 
     def move_sink(self, frame: int) -> None:
         """Make the frames from ``frame`` on the sink; their keys and values are to be committed next."""

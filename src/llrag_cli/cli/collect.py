@@ -92,7 +92,14 @@ def collect(
         )
         missing = [prompt for prompt in drawn if not folder.file(prompt.number).exists()]
         if missing:
-            budget = memory_plan(config, device=device, dtype=dtype, seconds=seconds, batch=batch)
+            budget = memory_plan(
+                config,
+                device=device,
+                dtype=dtype,
+                seconds=seconds,
+                batch=batch,
+                prompts=[prompt.prompt for prompt in missing],
+            )
             console.note(budget.sentence())
             budget.require()
             config = budget.config

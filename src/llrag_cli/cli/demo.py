@@ -116,6 +116,8 @@ def _generate(
             seconds=timeline.seconds,
             references=timeline.reference_count,
             pinned=timeline.pinned_frames,
+            switches=timeline.switches,
+            prompts=timeline.prompts,
             scratch=root,
         )
         budget.require()

@@ -134,6 +134,7 @@ def continue_run(
             from llrag_cli.engine.pipeline import Pipeline, memory_plan
             from llrag_cli.runs.maker import resume_video
 
+            prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
             budget = memory_plan(
                 config,
                 device=device,
@@ -141,6 +142,8 @@ def continue_run(
                 seconds=total,
                 references=record.timeline.reference_count,
                 pinned=record.timeline.pinned_frames,
+                switches=record.timeline.switches or (prompt is not None and not cut),
+                prompts=prompts,
                 offload=offload,
                 one_buffer=one_buffer,
                 limit=limit,
@@ -149,7 +152,6 @@ def continue_run(
             console.note(budget.sentence())
             budget.require()
             config = budget.config
-            prompts = [*record.timeline.prompts, *([prompt] if prompt else [])]
             recorded = record.attention if attention == "auto" else ""
             how = Execution(
                 offload=offload,

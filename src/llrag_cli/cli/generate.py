@@ -249,6 +249,7 @@ def generate(
             timeline,
             seconds=seconds,
             takes=takes,
+            prompts=known,
             device=device,
             dtype=dtype,
             offload=offload,
@@ -387,6 +388,7 @@ def _fitting(
             "seconds": timeline.seconds,
             "references": timeline.reference_count,
             "pinned": timeline.pinned_frames,
+            "switches": timeline.switches,
         }
     batch = takes
     while True:

@@ -66,6 +66,8 @@ def storyboard(
             seconds=timeline.seconds,
             references=timeline.reference_count,
             pinned=timeline.pinned_frames,
+            switches=timeline.switches,
+            prompts=timeline.prompts,
             scratch=root,
         )
         budget.require()

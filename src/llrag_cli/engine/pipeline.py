@@ -223,6 +223,7 @@ class Pipeline:
             seconds=timeline.seconds,
             references=timeline.reference_count,
             pinned=timeline.pinned_frames,
+            switches=timeline.switches,
             batch=batch,
             scratch=scratch,
             loaded=True,
@@ -273,6 +274,8 @@ def memory_plan(
     seconds: float,
     references: int = 0,
     pinned: int = 0,
+    switches: bool = False,
+    prompts: Sequence[str] | None = None,
     offload: bool = False,
     batch: int = 1,
     weights: Path | None = None,
@@ -283,9 +286,8 @@ def memory_plan(
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
 
-    Weights that are ``loaded`` are not counted.
-    ``references`` counts the latent frames of references, of which some are ``pinned``. Its ``config`` is the one to
-    run: with the tier of the archive chosen as ``budget.plan`` says.
+    Its ``config`` is the one to run: with the tier of the archive chosen as ``planning.plan`` says, which has the
+    other arguments too.
     """
     compute_device = find_device(device)
     folder = weights or weights_folder()
@@ -298,6 +300,8 @@ def memory_plan(
         seconds=seconds,
         references=references,
         pinned=pinned,
+        switches=switches,
+        prompts=prompts,
         offload=offload,
         batch=batch,
         limit=limit,

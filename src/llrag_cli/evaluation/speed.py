@@ -96,7 +96,7 @@ def memory_needed(
 ) -> Budget:
     """The memory that all need together: the weights once, and each its own cache, archive and history."""
     plans = [
-        plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape, text=False)
+        plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape, prompts=())
         for config in configs
     ]
     own_parts = ("K/V", "archive", "history")

@@ -115,8 +115,8 @@ class Family(Protocol):
         """Bytes of the decoder's weights, and of what it holds while it decodes; too few to count are 0."""
         ...
 
-    def text_bytes(self, config: RunConfig, folder: Path) -> int:
-        """Bytes that encoding prompts takes, before the transformer is read; too few to count are 0."""
+    def text_bytes(self, config: RunConfig, folder: Path, prompts: Sequence[str] | None = None) -> int:
+        """Bytes that encoding prompts (None: any) takes, before the transformer is read; too few to count are 0."""
         ...
 
     def load(

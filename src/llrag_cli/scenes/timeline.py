@@ -206,6 +206,11 @@ class Timeline(Config):
         return tuple(dict.fromkeys(texts))
 
     @property
+    def switches(self) -> bool:
+        """Whether the prompt changes somewhere without a cut."""
+        return any(shot.kind == "switch" for shot in self.shots)
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is one prompt from beginning to end, without references."""
         return len(self.shots) == 1 and not self.references

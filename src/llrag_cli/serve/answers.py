@@ -56,6 +56,7 @@ class Answers:
             seconds=question.seconds,
             references=question.references,
             pinned=question.pinned,
+            switches=True,  # as the generator plans it
             offload=computing.offload,
             one_buffer=computing.one_buffer,
             scratch=question.scratch,

@@ -144,6 +144,8 @@ class Generator:
                 seconds=timeline.seconds,
                 references=timeline.reference_count,
                 pinned=timeline.pinned_frames,
+                switches=True,  # it may be directed while it is generated
+                prompts=timeline.prompts,
                 offload=self.computing.offload,
                 scratch=task.folder.path,
                 one_buffer=self.computing.one_buffer,

@@ -99,7 +99,7 @@ class EmbeddedFamily:
         """As ``Family.decoder_bytes``: too few to count."""
         return 0, 0
 
-    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+    def text_bytes(self, config: RunConfig, folder: Path, prompts: Sequence[str] | None = None) -> int:
         """As ``Family.text_bytes``: too few to count."""
         return 0
 

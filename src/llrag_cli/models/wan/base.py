@@ -65,9 +65,13 @@ class WanBase:
 
     def weight_files(self) -> list[Path]:
         """The files of tensors that should be there."""
+        return [*self.text_weight_files(), *self.vae_files()]
+
+    def text_weight_files(self) -> list[Path]:
+        """Those of the text encoder."""
         if self.original:
-            return [self.text_encoder, *self.vae_files()]
-        return [*_shards(self.text_encoder, "model.safetensors", "pytorch_model.bin"), *self.vae_files()]
+            return [self.text_encoder]
+        return _shards(self.text_encoder, "model.safetensors", "pytorch_model.bin")
 
     def vae_files(self) -> list[Path]:
         """Those of the VAE."""

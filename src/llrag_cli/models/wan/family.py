@@ -148,11 +148,16 @@ class WanFamily:
         require_vae(WanBase(path).vae_config(), source=str(path / "vae"))
         return decoder_bytes(path / "vae", *size, dtype)
 
-    def text_bytes(self, config: RunConfig, folder: Path) -> int:
+    def text_bytes(self, config: RunConfig, folder: Path, prompts: Sequence[str] | None = None) -> int:
         """As ``Family.text_bytes``; that of the released encoder, UMT5-XXL in bfloat16, before it is downloaded."""
+        from llrag_cli.models.wan.text import WanText
+
         base = self.files(config, folder).get("backbone.base")
-        present = [] if base is None or not base.exists() else WanBase(base).text_files()
-        return int(1.05 * (sum(file.stat().st_size for file in present) or UMT5_XXL))
+        present = base is not None and base.exists() and not WanBase(base).missing()
+        text = WanText(WanBase(base), cache=_prompt_cache()) if present and base is not None else None
+        if prompts is not None and (not prompts or (text is not None and text.knows(prompts))):
+            return 0
+        return int(1.05 * (UMT5_XXL if text is None else text.encoder_bytes()))
 
     def load(
         self,
@@ -172,7 +177,7 @@ class WanFamily:
         files = self.files(config, folder)
         base = WanBase(files["backbone.base"])
         self._require_supported(config, files, base)
-        text = WanText(base, cache=cache_folder() / "prompts", device=_text_device(base, device))
+        text = WanText(base, cache=_prompt_cache(), device=_text_device(base, device))
         _warn_of_rounding(files["backbone.weights"], dtype)
         if prompts:
             text.encode(prompts)
@@ -224,6 +229,11 @@ class WanFamily:
             read_shapes(file)
 
 
+def _prompt_cache() -> Path:
+    """Where embeddings of prompts are kept."""
+    return cache_folder() / "prompts"
+
+
 def sizes_of(shape: ModelShape, dtype: torch.dtype, *, eight_bit: bool = False) -> TransformerSizes:
     """Sizes of a transformer of a shape, built on the meta device."""
     import torch
@@ -259,9 +269,9 @@ def _weight_bytes(state: Mapping[str, torch.Tensor], item: int, *, eight_bit: bo
 
 
 def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: int | None, dtype: torch.dtype) -> Any:
-    """The transformer on the CPU, its LoRA merged."""
+    """The transformer on the CPU, its LoRA merged; each tensor is freed once it is in the dtype."""
     from llrag_cli.files.tensors import read_file
-    from llrag_cli.models.wan.checkpoints import generator_state, load_transformer, lora_state, merge_lora, peek
+    from llrag_cli.models.wan.checkpoints import cast, generator_state, load_transformer, lora_state, merge_lora, peek
 
     file = files["backbone.weights"]
     kept = None
@@ -277,7 +287,10 @@ def _load_transformer(config: RunConfig, files: Mapping[str, Path], *, heads: in
         source = str(files["backbone.lora"])
         lora = lora_state(read_file(files["backbone.lora"]), source=source)
         state = merge_lora(state, lora, alpha=config.backbone.lora_alpha, source=source)
-    transformer = load_transformer(state, source=str(file), heads=heads, dtype=dtype)
+        del lora
+    transformer = load_transformer(state, source=str(file), heads=heads)
+    del state
+    cast(transformer, dtype)
     if config.backbone.quantize is not None and kept is not None:
         quantize(transformer, config.backbone.quantize)
         kept.write(transformer)

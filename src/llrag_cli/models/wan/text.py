@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError, LlragWarning
 from llrag_cli.files.durable import replacing
-from llrag_cli.files.tensors import State, load_strictly, read_file, require_tensors
+from llrag_cli.files.tensors import State, load_strictly, read_file, read_shapes, require_tensors
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, reading
 
 _T5_RENAMES: tuple[tuple[str, str], ...] = (
@@ -83,6 +83,18 @@ class WanText:
         return torch.stack(
             [F.pad(rows, (0, 0, 0, TEXT_LENGTH - len(rows))) for rows in map(self._known.__getitem__, prompts)]
         )
+
+    def knows(self, prompts: Sequence[str]) -> bool:
+        """Whether the embeddings of all prompts are in memory or on disk, so that the encoder is not needed."""
+        return all(
+            prompt in self._known or _read_embedding(self._file(prompt)) is not None
+            for prompt in dict.fromkeys(prompts)
+        )
+
+    def encoder_bytes(self) -> int:
+        """Bytes of the text encoder in bfloat16, whatever its files are in; only headers of safetensors are read."""
+        shapes = [shape for file in self.base.text_weight_files() for shape in read_shapes(file).values()]
+        return sum(torch.bfloat16.itemsize * shape.numel() for shape in shapes)
 
     def _require(self, prompts: Sequence[str]) -> None:
         """Have the embeddings of prompts in memory."""
