@@ -113,7 +113,7 @@ def test_attention_with_its_cache_is_what_the_compiler_is_told() -> None:
     cache = WanKVLayerCache(FramePages(sink=1, ring=6, frames=9), KVBuffer(6))
     cache.set_context(tuple, torch.ones(1, 0, 1, 8, 2), frames=0, tokens=6, block=18, hidden=slice(0, 0))
     inputs: list[Tensor] = [torch.randn(1, 18, 2, 16) for _ in range(4)]
-    module._bound.current = module.Pass([cache])
+    module._bound.current = module.Pass([cache], torch.ones(1, 18, 1, 8, 2))
     try:
         made = module.attend_with_cache(*inputs, torch.tensor(0))
     finally:

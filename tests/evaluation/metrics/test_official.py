@@ -33,7 +33,7 @@ from llrag_cli.evaluation.metrics.official import (
     raft_flow,
     read_mapping,
 )
-from llrag_cli.evaluation.metrics.registry import METRICS, unavailable
+from llrag_cli.evaluation.metrics.registry import METRICS, drift_metrics, unavailable
 from llrag_cli.runs.video import VideoWriter, read_video
 from official_metrics import TABLE, metric_files, metric_repos, pickled, raft_state, serve
 
@@ -268,8 +268,10 @@ def test_groups_are_ranked_by_what_the_backend_measures(
         "background_within",
         "temporal_flickering",
         "aesthetic_quality",
+        *drift_metrics(),
     }
-    assert groups["a"]["average_rank"] + groups["b"]["average_rank"] == 3
+    for rank in ("average_rank", "drift_rank"):
+        assert groups["a"][rank] + groups["b"][rank] == 3
 
 
 def test_a_benchmark_keeps_the_scores_of_backends_apart(
