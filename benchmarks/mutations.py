@@ -58,6 +58,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the te
             "tests/engine/test_session.py",
             "tests/engine/test_scenes.py",
             "tests/engine/test_determinism.py",
+            "tests/engine/test_execution.py",
             "tests/engine/test_attention.py",
             "tests/engine/test_real_weights.py",
             "tests/engine/test_gpu.py",
