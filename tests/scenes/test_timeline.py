@@ -157,6 +157,13 @@ def test_what_each_shot_may_remember() -> None:
     assert timeline.eligible_frames(later) == {"shot-3": range(3 * later - 3, 3 * later)}
 
 
+@pytest.mark.parametrize(("frames", "blocks"), [(3, 1), (8, 2), (90, 5)])
+def test_a_clip_gives_its_whole_blocks_as_far_as_its_shot_goes(frames: int, blocks: int) -> None:
+    scene = Scene.model_validate({"shots": [{"prompt": "a", "seconds": 3, "video": "clip.mp4"}]})
+    shot = plan_timeline(scene, RETRIEVING, measure=lambda path, config: frames).shots[0]
+    assert (len(shot.blocks), shot.given_blocks) == (5, blocks)
+
+
 def test_a_timeline_survives_its_record() -> None:
     timeline = plan_timeline(STORY, RETRIEVING, measure=one_frame)
     assert Timeline.model_validate_json(timeline.model_dump_json()) == timeline
