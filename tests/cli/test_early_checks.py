@@ -66,6 +66,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     "archive without retrieval": (("generate", "x", "--no-rag", "--archive", "disk"), "`--archive` applies to"),
     "encoder": (("generate", "x", "--encoder", "no.safetensors"), "no such file: `no.safetensors`"),
     "dtype": (("generate", "x", "--dtype", "float13"), "unknown dtype `float13`"),
+    "attention": (("generate", "x", "--attention", "flashy"), "unknown attention backend `flashy`"),
+    "eight bits": (("generate", "x", "--quantize", "int9"), "unknown kind of eight-bit layers `int9`"),
     "device": (("generate", "x", "--device", "warp"), "unknown device `warp`"),
     "memory budget": (("generate", "x", "--memory-budget", "much"), "`much` is not an amount of memory"),
     "scene of demo": (("demo", "--scene", "no.yaml"), "`no.yaml`"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 
 from conftest import Llrag
@@ -28,6 +29,7 @@ from llrag_cli.engine.attention import (
 )
 from llrag_cli.engine.execution import Execution
 from llrag_cli.evaluation.random_weights import random_pipeline
+from llrag_cli.models.attention import attention_backends
 from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.presets import load_config
 
@@ -240,3 +242,7 @@ def test_doctor_shows_what_was_found(gpu: FakeGPU, trials: list[AttentionShape])
     loaded()
     shown = doctor._attention("cuda:0")
     assert shown == "_native_cudnn for 48 tokens that attend to 192 (native 1 ms, _native_cudnn 0.7 ms)"
+
+
+def test_names_are_those_of_diffusers_which_is_not_imported_for_them() -> None:
+    assert set(attention_backends()) == {backend.value for backend in AttentionBackendName}

@@ -40,20 +40,7 @@ def story(backbone: WatchedBackbone, memory: MemoryConfig, **more: Any) -> list[
         "changes": {5: Change(PROMPTS[1]), 9: Change(PROMPTS[2], cut=True)},
         "references": [Reference(noise, PROMPTS[2])] if memory.retrieves else [],
     }
-    return list(
-        rollout(
-            backbone,
-            PROMPTS[0],
-            frames=45,
-            shape=SHAPE,
-            block=3,
-            schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
-            memory=memory,
-            history=History(average_pool),
-            noise=AddressedNoise(0),
-            **settings | more,
-        )
-    )
+    return list(story_blocks(backbone, memory, **{"frames": 45} | settings | more))
 
 
 # --- a sink that is a running mean -------------------------------------------------------------------
@@ -238,17 +225,17 @@ def test_keys_and_queries_are_those_of_the_clean_pass(
         torch.testing.assert_close(query, pages[number][:, 3])
 
 
-def story_blocks(backbone: WatchedBackbone, memory: MemoryConfig) -> Any:
+def story_blocks(backbone: WatchedBackbone, memory: MemoryConfig, **more: Any) -> Any:
     return rollout(
         backbone,
         PROMPTS[0],
-        frames=30,
         shape=SHAPE,
         block=3,
         schedule=FlowMatchSchedule(steps=[1000, 500], shift=5.0),
         memory=memory,
         history=History(average_pool),
         noise=AddressedNoise(0),
+        **{"frames": 30} | more,
     )
 
 

@@ -31,8 +31,9 @@ from llrag_cli.models.wan.transformer import WanSession
 from llrag_cli.models.wan.vae import WanDecoder, WanDecoderStream
 from llrag_cli.runs.folder import BlockMemory
 from llrag_cli.runs.journal import Committed, VideoMark
-from llrag_cli.runs.maker import Existing, decoder_at
+from llrag_cli.runs.maker import Existing
 from llrag_cli.runs.record import RunRecord
+from llrag_cli.runs.writer import decoder_at
 from llrag_cli.scenes.timeline import one_shot
 from waiting import wait_until
 

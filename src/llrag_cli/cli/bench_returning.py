@@ -46,7 +46,7 @@ def bench_returning(
     ] = None,
     variants: Variants = None,
     videos: Annotated[
-        int, typer.Option(min=0, help="Keep the continuations of the first so many scenes as videos, for `bench score`")
+        int, typer.Option(min=0, help="Keep the continuations of the first N scenes as videos, for `bench score`")
     ] = 0,
     out: Out = Path("returning"),
     backbone: BackboneName = None,

@@ -80,7 +80,7 @@ def bench_speed(
         )
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device, find_dtype
-        from llrag_cli.engine.execution import Execution, require_attention
+        from llrag_cli.engine.execution import Execution
         from llrag_cli.evaluation.speed import load, measure, memory_needed, seconds_of, steady_after, summary
         from llrag_cli.files.paths import weights_folder
         from llrag_cli.planning import plan
@@ -88,7 +88,6 @@ def bench_speed(
 
         where = find_device(device)
         kind = find_dtype(dtype, where, family=family_of(config))
-        require_attention(attention)
         if shape is None:
             for needed in configs.values():
                 _require_files(needed)

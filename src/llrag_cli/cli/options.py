@@ -59,6 +59,14 @@ def parse_quantize(text: str) -> str:
     return text
 
 
+def parse_attention(text: str) -> str:
+    """The name of an attention backend, or ``auto``. Whether it works here, is known once torch is imported."""
+    from llrag_cli.models.attention import require_attention
+
+    require_attention(text)
+    return text
+
+
 def parse_device(text: str) -> str:
     """The name of a device, or ``auto``. Whether this machine has it, is known once torch is imported."""
     if not re.fullmatch(r"auto|cpu|meta|mps|(cuda|xpu)(:\d+)?", text):
@@ -168,6 +176,7 @@ OneBuffer = Annotated[
 Attention = Annotated[
     str,
     typer.Option(
+        parser=parse_attention,
         metavar="BACKEND",
         help="Attention backend of diffusers: native, _native_cudnn, flash, sage, ...; auto is the fastest on a GPU, "
         "found by trial once, and native on a CPU",
@@ -179,8 +188,8 @@ Quantize = Annotated[
     typer.Option(
         parser=parse_quantize,
         metavar="KIND",
-        help="Layers of attention and feed-forward in eight bits: int8, which on a GPU needs --compile, or fp8, which "
-        "needs a GPU of compute capability 8.9; `pip install 'llrag[quantize]'`",
+        help="Compute attention and feed-forward layers in eight bits: int8, which needs --compile on a GPU, or fp8, "
+        "which needs a GPU of compute capability 8.9 or higher; `pip install 'llrag[quantize]'`",
         **COMPUTING,
     ),
 ]

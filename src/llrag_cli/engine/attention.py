@@ -29,9 +29,9 @@ from llrag_cli.files.guarded import UnreadableError, read_bytes, shortened
 from llrag_cli.files.paths import cache_folder
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.files.resources import out_of_memory
+from llrag_cli.models.attention import NATIVE
 from llrag_cli.models.wan.transformer import WanBackbone
 
-AUTO, NATIVE = "auto", "native"
 # Those that keep full precision and load no code from a hub: torch's own, cuDNN's, FlashAttention 3 and 2.
 CANDIDATES = (NATIVE, "_native_cudnn", "_flash_3", "flash")
 GAIN = 0.97  # share of native's time that another must stay below, so that noise decides nothing

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from llrag_cli.config import RunConfig
-from llrag_cli.engine.attention import AUTO, attend, choose_attention
-from llrag_cli.errors import AttentionError, UsageError, closest
+from llrag_cli.engine.attention import attend, choose_attention
+from llrag_cli.errors import AttentionError
+from llrag_cli.models.attention import AUTO, require_attention
 from llrag_cli.models.wan.transformer import WanBackbone
 
 
@@ -45,17 +46,6 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution, config:
     if how.compile:
         backbone.compile()
     return backbone
-
-
-def require_attention(name: str) -> None:
-    """Raise an error unless a name is `auto`, or that of an attention backend that diffusers knows."""
-    if name == AUTO:
-        return
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        raise UsageError(f"unknown attention backend `{name}`", hint=closest(name, [AUTO, *known]))
 
 
 def set_attention(backbone: WanBackbone, name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
-from llrag_cli.engine.execution import Execution, new_backbone, require_attention, require_working
+from llrag_cli.engine.execution import Execution, new_backbone, require_working
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.engine.session import Session
 from llrag_cli.engine.shots import Change, Reference
@@ -24,6 +24,7 @@ from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.encoder import EncoderConfig, load_encoder
 from llrag_cli.memory.history import History, KeyEncoder, average_pool
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.attention import require_attention
 from llrag_cli.models.eight_bit import require_eight_bit
 from llrag_cli.models.family import family_of, require_files
 from llrag_cli.models.text import TextEncoder

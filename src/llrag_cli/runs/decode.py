@@ -17,10 +17,10 @@ from llrag_cli.files.transfer import to_device
 from llrag_cli.models.vae import Decoder, stream_after_cut
 from llrag_cli.runs.folder import RunFolder
 from llrag_cli.runs.journal import Committed, VideoMark, read_committed, replace_marks
-from llrag_cli.runs.maker import segment_blocks
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import SegmentedVideo
+from llrag_cli.runs.writer import segment_blocks
 
 
 def decode_run(
