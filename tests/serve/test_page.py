@@ -137,8 +137,8 @@ def test_an_empty_studio_offers_the_comparison(browser: Any, address: str) -> No
         wait_until(page, f"{VIDEOS}.every(each => each.paused && each.duration - each.currentTime < 0.1)")
         native, retrieval = page.locator(".member").all()
         assert "nothing is retrieved" in native.inner_text()
+        wait_until(page, "document.querySelectorAll('.thumbnails button').length === 4")
         assert native.locator(".thumbnails button").count() == 0
-        assert retrieval.locator(".thumbnails button").count() == 4
         wait_until(page, "[...document.querySelectorAll('.thumbnails img')].every(each => each.naturalWidth)")
         retrieval.locator(".thumbnails button").first.click()
         wait_until(page, f"{POSITION} < 6")  # the first place
@@ -161,7 +161,7 @@ def test_a_video_plays_while_it_is_generated_and_is_directed(browser: Any, addre
         page.get_by_label("Now ...").fill("a white cross orbits on a plain pink wall")
         press(page, "Cut")
         wait_until(page, "document.querySelectorAll('.shot-list li').length === 2")
-        assert page.inner_text(".outcome").startswith("Cut at 0:")
+        wait_until(page, "document.querySelector('.outcome')?.textContent.startsWith('Cut at 0:')")
         second = page.locator(".shot-list button").nth(1)
         minutes, seconds = second.inner_text().split(":")
         cut = 60 * int(minutes) + float(seconds)
@@ -248,7 +248,8 @@ def test_a_scene_is_written_as_rows_and_as_a_file(browser: Any, address: str, tm
 
         page.fill("#yaml", "shots:\n- prompt: a red circle\n  seconds: -3\n")
         wait_until(page, "document.getElementById('yaml').ariaInvalid === 'true'")
-        assert "`seconds` must be more than 0" in page.inner_text("#yaml-problem")
+        problem = "document.getElementById('yaml-problem').textContent"
+        wait_until(page, f"{problem}.includes('`seconds` must be more than 0')")
         page.fill("#yaml", "shots:\n- prompt: a gold circle at dusk\n  seconds: 3\n")
         wait_until(page, f"{lengths} === '3'")
         wait_until(page, "document.querySelector('.reading').textContent.includes('dusk')")
@@ -281,7 +282,8 @@ def test_a_browser_without_media_source_says_so_and_a_video_is_deleted(browser: 
         page.wait_for_selector(".stage-notice")
         assert "cannot play a video while it is generated" in page.inner_text(".stage-notice")
         wait_until(page, PLAYS.format(0))
-        assert page.inner_text(".stage-notice").endswith("This is the finished file.")
+        notice = "document.querySelector('.stage-notice').textContent"
+        wait_until(page, f"{notice}.endsWith('This is the finished file.')")
         page.get_by_role("link", name="Library").click()
         card = page.locator(".card", has_text="a blue triangle")
         card.locator("summary").press("Enter")
