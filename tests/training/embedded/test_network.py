@@ -11,6 +11,7 @@ from llrag_cli.models.embedded.vocabulary import PAD
 from llrag_cli.training.embedded.dataset import make_clips
 from llrag_cli.training.embedded.lessons import opening_batch
 from llrag_cli.training.embedded.network import Network, Teacher, noised, spread
+from llrag_cli.training.embedded.train_backbone import HiddenStates
 from llrag_cli.world.sprites import random_scene
 
 
@@ -30,3 +31,27 @@ def test_a_teacher_is_guided_away_from_the_empty_prompt(guidance: float) -> None
     torch.testing.assert_close(guided, silent + guidance * (told - silent))
     clean = Teacher(network, guidance).clean(batch, noisy, sigma)
     torch.testing.assert_close(clean, noisy - spread(sigma) * guided)
+
+
+def test_hidden_states_are_learned_from_a_teacher_that_stays_as_it_is() -> None:
+    teacher, student = Network.new(seed=1), Network.new(seed=1)
+    states = HiddenStates(student.forced.transformer, teacher.forced.transformer)
+    data = make_clips(load_vae(weights_folder() / "vae.safetensors"), random_scene, count=2, frames=3, seed=0)
+    batch = opening_batch(data, torch.arange(2), student.text, random.Random(0))
+    sigma = torch.full((2, 1), 0.5)
+
+    def apart() -> torch.Tensor:
+        Teacher(teacher, 1.0).flow(batch, batch.latents, sigma)
+        student.flow(batch, batch.latents, sigma)
+        return states.loss()
+
+    assert apart().item() == 0
+    with torch.no_grad():  # the last layer writes something else, the seven before it do not
+        student.forced.transformer.blocks[-1].ffn.net[2].bias += 1
+    asked = teacher.forced.transformer
+    loss = apart()
+    loss.backward()
+    assert loss.item() > 0
+    assert all(weight.grad is None for weight in asked.parameters())
+    bias = student.forced.transformer.blocks[-1].ffn.net[2].bias.grad
+    assert bias is not None and bool((bias > 0).all())

@@ -111,4 +111,6 @@ def test_a_few_steps_on_everything(clips: tuple[SceneClips, SceneClips], tmp_pat
 
     train_backbone(lessons(), out, steps=4)
     train_backbone(lessons(native=True), out, steps=1, resume=out, teacher=Teacher(Network.of(out), 2.0))
+    teacher = Teacher(Network.of(out), 1.0)
+    train_backbone(lessons(native=True), out, steps=5, teacher=teacher, match_states=True)
     assert TinyText().config.length == 24

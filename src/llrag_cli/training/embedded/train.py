@@ -126,6 +126,10 @@ def backbone(
     native: Native = False,
     teacher: Annotated[Path | None, typer.Option(help="Learn the predictions of these weights, not the clips")] = None,
     guidance: Guidance = 2.0,
+    match_states: Annotated[
+        bool,
+        typer.Option("--match-states", help="Learn the teacher's tokens after each layer, too; guidance is 1"),
+    ] = False,
     minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
     gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
 ) -> None:
@@ -133,6 +137,8 @@ def backbone(
     from llrag_cli.training.embedded.network import Network, Teacher
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
+    if match_states and (teacher is None or guidance != 1):
+        raise typer.BadParameter("tokens are those of a --teacher without guidance (--guidance 1)")
     named = () if not scenes else SWITCHES if native else SWITCHES_AND_CUTS
     train_backbone(
         _lessons(out, scenes=named, batch=batch, seed=seed, native=native),
@@ -140,6 +146,7 @@ def backbone(
         steps=steps,
         seed=seed,
         teacher=None if teacher is None else Teacher(Network.of(teacher), guidance),
+        match_states=match_states,
         resume=resume,
         minutes=minutes,
         matrix_lr=6e-3 if gentle else 1e-2,

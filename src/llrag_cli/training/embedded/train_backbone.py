@@ -35,6 +35,7 @@ def train_backbone(
     steps: int,
     seed: int = 0,
     teacher: Teacher | None = None,
+    match_states: bool = False,
     resume: Path | None = None,
     matrix_lr: float = 1e-2,
     other_lr: float = 2e-3,
@@ -43,7 +44,8 @@ def train_backbone(
 ) -> None:
     """Train transformer and text encoder together; averaged weights are written to ``out``.
 
-    The targets are those of ``losses``. Learning rates are constant for the share ``flat`` of the steps, and then fall
+    The targets are those of ``losses``; with ``match_states`` also the tokens of a ``teacher`` (``HiddenStates``).
+    Learning rates are constant for the share ``flat`` of the steps, and then fall
     linearly. Training ends after ``minutes``, if they are over before the steps are; the learning rates fall
     accordingly.
     """
@@ -52,12 +54,15 @@ def train_backbone(
     if resume is not None:
         model.load_state_dict(grown(load_file(resume), model))
     probe = ShapeProbe(network.forced.transformer)
+    states = None
+    if teacher is not None and match_states:
+        states = HiddenStates(network.forced.transformer, teacher.network.forced.transformer)
     optims = optimizers(nn.ModuleDict({**model, "probe": probe.read}), matrix_lr=matrix_lr, other_lr=other_lr)
     groups = [(group, group["lr"]) for optim in optims for group in optim.param_groups]
     average = {name: value.clone() for name, value in model.state_dict().items()}
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     began = saved = time.monotonic()
-    recent: dict[str, tuple[float, float]] = {}
+    recent: dict[str, dict[str, float]] = {}
     for step in range(steps):
         passed = (time.monotonic() - began) / (60 * minutes) if minutes else 0.0
         if passed >= 1:
@@ -68,18 +73,25 @@ def train_backbone(
             group["lr"] = rate * factor
         kind, drawn = lessons.draw(step, network.text, rng)
         probe.teaches = resume is None or step >= 100
-        loss, shape_loss = losses(network, probe, drawn, generator=generator, teacher=teacher)
-        torch.autograd.backward(loss + PROBE_WEIGHT * shape_loss)
+        flow, shapes = losses(network, probe, drawn, generator=generator, teacher=teacher)
+        terms = {"flow": flow, "shapes": PROBE_WEIGHT * shapes}
+        if states is not None:
+            terms["states"] = states.loss()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
         for name, value in model.state_dict().items():
             average[name].lerp_(value, max(0.004, 1 / (step + 2)))
-        flow, shown = recent.get(kind, (loss.item(), shape_loss.item()))
-        recent[kind] = flow + 0.05 * (loss.item() - flow), shown + 0.05 * (shape_loss.item() - shown)
+        known = recent.setdefault(kind, {name: term.item() for name, term in terms.items()})
+        for name, term in terms.items():
+            known[name] += 0.05 * (term.item() - known[name])
         if (step + 1) % 50 == 0:
-            report = ", ".join(f"{name} {flow:.4f} (shapes {shown:.4f})" for name, (flow, shown) in recent.items())
+            report = "; ".join(
+                f"{kind}: " + ", ".join(f"{name} {value:.4f}" for name, value in known.items())
+                for kind, known in recent.items()
+            )
             logger.info("step %d of %d: %s", step + 1, steps, report)
         if time.monotonic() - saved > 180:
             saved = time.monotonic()
@@ -145,6 +157,31 @@ class ShapeProbe:
         logits = self.read(hidden).view(clips, rows, frames, height // 2, width // 2, len(SHAPES), 2, 2)
         logits = logits.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(shapes.shape)
         return F.binary_cross_entropy_with_logits(logits, shapes)
+
+
+class HiddenStates:
+    """Compares the tokens after each layer with those of a teacher of the same size, in the same passes.
+
+    As in TinyBERT (Jiao et al. 2020), without a map between the two: a student learns them many times faster than what
+    the last layer predicts.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, teacher: WanTransformer3DModel) -> None:
+        self._own: list[Tensor] = []
+        self._asked: list[Tensor] = []
+        for kept, model in ((self._own, transformer), (self._asked, teacher)):
+            for block in model.blocks:
+                block.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
+
+    def loss(self) -> Tensor:
+        """Mean squared distance of the tokens of the last pass, in variances of each feature; forgets them."""
+        apart = [
+            ((own - asked).square() / asked.var(dim=(0, 1)).clamp_min(1e-4)).mean()
+            for own, asked in zip(self._own, self._asked, strict=True)
+        ]
+        self._own.clear()
+        self._asked.clear()
+        return torch.stack(apart).mean()
 
 
 def losses(
