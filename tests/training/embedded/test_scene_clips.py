@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
@@ -112,5 +113,9 @@ def test_a_few_steps_on_everything(clips: tuple[SceneClips, SceneClips], tmp_pat
     train_backbone(lessons(), out, steps=4)
     train_backbone(lessons(native=True), out, steps=1, resume=out, teacher=Teacher(Network.of(out), 2.0))
     teacher = Teacher(Network.of(out), 1.0)
-    train_backbone(lessons(native=True), out, steps=5, teacher=teacher, match_states=True)
+    student = tmp_path / "student.safetensors"
+    train_backbone(lessons(native=True), student, steps=5, teacher=teacher, match_states=True, keep_text=True)
+    kept, learned = load_file(out), load_file(student)
+    same = {name for name in kept if torch.equal(kept[name], learned[name])}
+    assert {name for name in kept if name.startswith("text.")} <= same < set(kept)
     assert TinyText().config.length == 24

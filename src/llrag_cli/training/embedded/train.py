@@ -130,6 +130,7 @@ def backbone(
         bool,
         typer.Option("--match-states", help="Learn the teacher's tokens after each layer, too; guidance is 1"),
     ] = False,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Take the teacher's text encoder as it is")] = False,
     minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
     gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
 ) -> None:
@@ -139,6 +140,8 @@ def backbone(
 
     if match_states and (teacher is None or guidance != 1):
         raise typer.BadParameter("tokens are those of a --teacher without guidance (--guidance 1)")
+    if keep_text and teacher is None:
+        raise typer.BadParameter("a text encoder is taken of a --teacher")
     named = () if not scenes else SWITCHES if native else SWITCHES_AND_CUTS
     train_backbone(
         _lessons(out, scenes=named, batch=batch, seed=seed, native=native),
@@ -147,6 +150,7 @@ def backbone(
         seed=seed,
         teacher=None if teacher is None else Teacher(Network.of(teacher), guidance),
         match_states=match_states,
+        keep_text=keep_text,
         resume=resume,
         minutes=minutes,
         matrix_lr=6e-3 if gentle else 1e-2,

@@ -36,6 +36,7 @@ def train_backbone(
     seed: int = 0,
     teacher: Teacher | None = None,
     match_states: bool = False,
+    keep_text: bool = False,
     resume: Path | None = None,
     matrix_lr: float = 1e-2,
     other_lr: float = 2e-3,
@@ -44,7 +45,8 @@ def train_backbone(
 ) -> None:
     """Train transformer and text encoder together; averaged weights are written to ``out``.
 
-    The targets are those of ``losses``; with ``match_states`` also the tokens of a ``teacher`` (``HiddenStates``).
+    The targets are those of ``losses``; with ``match_states`` also the tokens of a ``teacher`` (``HiddenStates``). With
+    ``keep_text`` its text encoder is taken as it is, as the real backbones share theirs.
     Learning rates are constant for the share ``flat`` of the steps, and then fall
     linearly. Training ends after ``minutes``, if they are over before the steps are; the learning rates fall
     accordingly.
@@ -53,6 +55,9 @@ def train_backbone(
     model = network.model
     if resume is not None:
         model.load_state_dict(grown(load_file(resume), model))
+    if teacher is not None and keep_text:
+        network.text.load_state_dict(teacher.network.text.state_dict())
+        network.text.requires_grad_(requires_grad=False)
     probe = ShapeProbe(network.forced.transformer)
     states = None
     if teacher is not None and match_states:
