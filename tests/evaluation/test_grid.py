@@ -348,6 +348,7 @@ def test_a_variant_has_settings_of_its_own() -> None:
     assert (memory.strategy, memory.commit) == ("successor", "recent")
     assert memory.model_dump()["guard"] == 3  # shared settings apply, as far as its strategy has them
     assert parse_variant("k2=memory.guard=1").config("tiny", ["memory.guard=3"]).memory.model_dump()["guard"] == 1
+    assert parse_variant("successor=memory.strategy=successor memory.commit=recent").name == "successor"
     quoted = parse_variant("one='sampler.steps=[1000, 500]'").config("tiny")
     assert quoted.sampler.steps == (1000, 500)
 
@@ -359,6 +360,7 @@ def test_a_variant_has_settings_of_its_own() -> None:
         ("=memory.retrieved=2", "a variant cannot be named ``"),
         ("a/b=memory.retrieved=2", "a variant cannot be named `a/b`"),
         ("nearest=memory.retrieved=2", "a variant cannot be named `nearest`"),
+        ("nearest=memory.strategy=successor", "a variant cannot be named `nearest`"),
         ("k='memory.retrieved=2", "the settings of the variant `k` cannot be read"),
     ],
 )
