@@ -5,6 +5,8 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
+    encoders FILE               retrieval accuracy of keys, and paired differences to the embedded encoder
+    memory-costs FILE           block times, archive and traffic of memory rules
     full-size FILE              time and memory of commands with models of the released size
     gpu-counts FILE             what a block asks of a GPU
 """
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llrag_cli.cli import bench_compare
+from llrag_cli.evaluation import statistics
 from llrag_cli.evaluation.leave_return import judge, report, study
 from llrag_cli.evaluation.metrics.registry import ranked_metrics
 from llrag_cli.evaluation.results import LEVEL, UNCORRECTED, compare, from_csv
@@ -51,9 +54,7 @@ def made(words: Sequence[str]) -> str:
         rows = list(csv.DictReader(opened))
     if kind == "returning":
         return returning_table(rows, variants)
-    return {"leave-and-return": leave_and_return_table, "full-size": full_size_table, "gpu-counts": gpu_counts_table}[
-        kind
-    ](rows)
+    return TABLES[kind](rows)
 
 
 def full_size_table(lines: Sequence[Mapping[str, str]]) -> str:
@@ -84,6 +85,55 @@ def gpu_counts_table(lines: Sequence[Mapping[str, str]]) -> str:
     cells = [["a block", *(line["case"] for line in lines)]]
     cells += [[title, *(show(line[name]) for line in lines)] for title, (name, show) in rows.items()]
     return markdown(cells)
+
+
+def memory_costs_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of ``benchmarks/memory_costs.py``."""
+    cells = [["rule", "block time ratio", "archive of a video of 60 s", "copied for a block"]]
+    for line in lines:
+        ratios = (f"{float(line[name]):.2f}" for name in ("ratio", "quarter", "three_quarters"))
+        times = "1" if line["rule"] == "nearest" else "{} [{}, {}]".format(*ratios)
+        cells.append([f"`{line['rule']}`", times, *(size(line[name]) for name in ("archive", "copied"))])
+    return markdown(cells)
+
+
+EMBEDDED = "embedded encoder"
+
+
+def encoders_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """As ``llrag evaluate-encoder`` shows it, and recall of the embedded encoder minus that of the other keys."""
+    by_keys: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for line in lines:
+        by_keys.setdefault((line["set"], line["keys"]), []).append(line)
+    heads = ["world", "keys", "recall@6", "unguarded", "MRR", "cosine, 1 frame apart", "8 apart", "near guard"]
+    cells, gaps = [[*heads, "effective rank"]], [["world", "embedded encoder, minus", "recall@6"]]
+    for (title, keys), videos in by_keys.items():
+        world = title.removeprefix("objects differ in ").partition(":")[0]
+        values, clusters = of_queries(videos, "recall")
+        means = (weighted(videos, name, "queries") for name in ("unguarded_recall", "reciprocal_rank"))
+        apart = [sum(float(video[f"similarity_{lag}"]) for video in videos) / len(videos) for lag in (1, 8)]
+        recall = "{:.3f} [{:.2f}, {:.2f}]".format(*statistics.interval(values, clusters=clusters))
+        near = f"{100 * weighted(videos, 'near_guard', 'blocks'):.0f} %"
+        rank = f"{float(videos[0]['effective_rank']):.1f}"
+        cells.append([world, keys, recall, *(f"{value:.3f}" for value in (*means, *apart)), near, rank])
+        if keys != EMBEDDED:
+            own, _ = of_queries(by_keys[title, EMBEDDED], "recall")
+            found = [one - other for one, other in zip(own, values, strict=True)]
+            gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*statistics.interval(found, clusters=clusters))
+            gaps.append([world, keys, gap])
+    return f"{markdown(cells)}\n\n{markdown(gaps)}"
+
+
+def of_queries(videos: Sequence[Mapping[str, str]], name: str) -> tuple[list[float], list[str]]:
+    """A value of each query, which is the mean of its video, and the video; the same queries for all kinds of keys."""
+    known = [(float(video[name]), video["video"]) for video in videos for _ in range(int(video["queries"]))]
+    return [value for value, _ in known], [video for _, video in known]
+
+
+def weighted(videos: Sequence[Mapping[str, str]], name: str, weight: str) -> float:
+    """A mean over queries or blocks, from those of videos."""
+    known = [(float(video[name]), int(video[weight])) for video in videos if int(video[weight])]
+    return sum(value * count for value, count in known) / sum(count for _, count in known)
 
 
 def size(text: str) -> str:
@@ -169,6 +219,15 @@ def returning_table(lines: Sequence[Mapping[str, str]], variants: Sequence[str])
             ]
         )
     return f"{markdown(means)}\n\n{markdown(gaps)}"
+
+
+TABLES = {
+    "leave-and-return": leave_and_return_table,
+    "encoders": encoders_table,
+    "memory-costs": memory_costs_table,
+    "full-size": full_size_table,
+    "gpu-counts": gpu_counts_table,
+}
 
 
 def stands(gap: Mapping[str, float]) -> bool:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from llrag_cli.evaluation.encoder.rows import COLUMNS
 from llrag_cli.evaluation.returning.plan import AGAIN
 from llrag_cli.evaluation.returning.report import MEASURES
 
@@ -56,3 +57,20 @@ def test_a_table_of_returning_scenes(tables: ModuleType, tmp_path: Path, monkeyp
     assert row.split(" | ")[2] == "0.71 [0.70, 0.71]" and row.endswith("| 0.50 |")
     (gap,) = [line for line in lines if line.startswith("| `k2` - `nearest` |")]
     assert gap.split(" | ")[2] == "+0.20 [+0.20, +0.20]"  # stands the correction: no mark
+
+
+def test_a_table_of_encoders_weights_videos_by_their_queries(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [",".join(COLUMNS)]
+    for keys, recalls in (("average pooling", (0.1, 0.2)), ("embedded encoder", (0.5, 1.0))):
+        for video, (recall, queries) in enumerate(zip(recalls, (1, 3), strict=True), start=1):
+            lines.append(f"\"objects differ in colours, steady light: 2 videos\",{keys},{video},4,0.25,{queries},"
+                         f"{recall},0.5,1,0.9,0.8,7.5")  # fmt: skip
+    (tmp_path / "encoders.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    made = tables.made(["encoders", "encoders.csv"]).splitlines()
+    assert made[3] == (
+        "| colours, steady light | embedded encoder | 0.875 [0.50, 1.00] | 0.500 | 1.000 | 0.900 | 0.800 | 25 % | 7.5 |"
+    )
+    assert made[-1] == "| colours, steady light | average pooling | +0.700 [+0.40, +0.80] |"
