@@ -147,12 +147,14 @@ time.sleep(0.2)
 
 def test_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"prompts": 2, "seeds": 1, "seconds": 8.0, "reference": 4.0, "steps": 1, "batch": 2, "threads": 1}
+    small |= {"backbone": "tiny-distilled"}
     memories = "native window;random;successor, average pooling"
     script("benchmarks/memory.py").main(tmp_path, memories=memories, skip=0, keep=0.4, **small)
     assert "2 videos of each memory" in capsys.readouterr().out
     assert {file.name for file in tmp_path.iterdir()} == {
-        "memory.json", "memory.png", "prompts.txt", "table.md", "videos.jsonl",
+        "memory.json", "memory.png", "prompts.txt", "table.md", "videos.csv", "videos.jsonl",
     }  # fmt: skip
+    assert len((tmp_path / "videos.csv").read_text().splitlines()) == 1 + 6  # one stretch each
     assert len((tmp_path / "videos.jsonl").read_text().splitlines()) == 6
 
 
