@@ -22,7 +22,7 @@ from llrag_cli.evaluation.grid import Case, Grid, encoder_variant, parse_variant
 from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.report import overview, table
-from llrag_cli.evaluation.results import compare, verdict
+from llrag_cli.evaluation.results import compare, prompts_needed, verdict
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.memory.strategies import Random
 from llrag_cli.presets import load_config
@@ -222,8 +222,8 @@ def test_a_significant_gain_is_reported_and_chance_is_not() -> None:
     assert result["memories"]["a"]["differences"]["first_to_last"]["wins"] == 1
     assert result["memories"]["b"]["differences"]["first_to_last"]["wins"] == 0.5
     assert verdict(result, baseline="none").lines == [  # 12 prompts that all gain stand the correction
-        "a against none: drift better in similarity of first and last clip; VBench no significant difference",
-        "b against none: drift no significant difference; VBench no significant difference",
+        "a against none. Drift: better in similarity of first and last clip; VBench: no significant difference",
+        "b against none. Drift: no significant difference; VBench: no significant difference",
     ]
     assert {entry["average_rank"] for entry in result["memories"].values()} == {2}
 
@@ -323,6 +323,12 @@ def test_cases_of_one_pipeline_follow_each_other() -> None:
     assert grid.seconds == 60
 
 
+@pytest.mark.parametrize(("tests", "prompts"), [(0, 6), (1, 6), (5, 8), (13, 10), (48, 11)])
+def test_enough_prompts_for_the_correction(tests: int, prompts: int) -> None:
+    """If all prompts gain, the p-value is 2 in 2^n, which Holm's correction multiplies by the number of tests."""
+    assert prompts_needed(tests) == prompts
+
+
 def test_a_gain_that_does_not_stand_the_correction_is_marked() -> None:
     base = [0.5 + 0.01 * number for number in range(6)]
     sure = [value + 0.1 + 0.01 * (-1) ** number for number, value in enumerate(base)]
@@ -333,8 +339,9 @@ def test_a_gain_that_does_not_stand_the_correction_is_marked() -> None:
     assert result["tests"] == tests and gap["p_corrected"] == pytest.approx(tests * 2 / 2**6)
     said = verdict(result, baseline="none")
     assert said.lines == [
-        "a against none: drift better in similarity of first and last clip†; VBench no significant difference",
-        f"† not significant after Holm's correction for {tests} tests",
+        "a against none. Drift: better in similarity of first and last clip†; VBench: no significant difference",
+        f"† by its interval alone, not after Holm's correction for {tests} tests",
+        "no difference can stand the correction with 6 prompts; that takes at least 8",
     ]
     cells = {row.heading: row.cells for row in table(result, baseline="none").rows}
     assert cells["similarity of first and last clip ↑"][1].below[0] == "+0.1000†, 100 % won"
