@@ -6,6 +6,7 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
     encoders FILE               retrieval accuracy of keys, and paired differences to the embedded encoder
+    panoramas FILE              of `benchmarks/memory.py`: means of each memory, and differences
     memory-costs FILE           block times, archive and traffic of memory rules
     full-size FILE              time and memory of commands with models of the released size
     gpu-counts FILE             what a block asks of a GPU
@@ -16,6 +17,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 
 from llrag_cli.cli import bench_compare
@@ -124,6 +126,54 @@ def encoders_table(lines: Sequence[Mapping[str, str]]) -> str:
     return f"{markdown(cells)}\n\n{markdown(gaps)}"
 
 
+SHOWN = ("color", "identity", "returns", "tint")  # columns of a study of panoramas
+NATIVE, RANDOM = "native window", "random"
+
+
+def panoramas_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Means over videos, each the mean of its stretches, and paired differences, corrected for all tests (Holm)."""
+    parts: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
+    for line in lines:
+        video = parts.setdefault(line["memory"], {}).setdefault((line["prompt"], line["seed"]), {})
+        for name in SHOWN:
+            video.setdefault(name, []).extend([float(line[name])] if line[name] else [])
+    prompts = [prompt for prompt, _ in parts[NATIVE]]
+
+    def values(memory: str, name: str) -> list[float]:
+        found = [parts[memory][video][name] for video in parts[NATIVE]]
+        return [sum(each) / len(each) if each else nan for each in found]
+
+    heads = ["colour", "identity", "returns", "wall's drift (less is better)"]
+    means = [["memory", *heads]]
+    for memory in parts:
+        known = (estimate(values(memory, name), prompts) for name in SHOWN)
+        means.append([memory, *(interval(each, digits=3) for each in known)])
+    gaps: dict[tuple[str, str], list[dict[str, float] | None]] = {}
+    for other in (NATIVE, RANDOM):
+        for memory in (name for name in parts if name not in (other, NATIVE)):
+            for name in SHOWN:
+                found = [a - b for a, b in zip(values(memory, name), values(other, name), strict=True)]
+                gap = estimate(found, prompts)
+                if gap is not None:
+                    gap["p"] = statistics.sign_flip_test(found, clusters=prompts)
+                gaps.setdefault((memory, other), []).append(gap)
+    tested = [gap for row in gaps.values() for gap in row if gap is not None]
+    for gap, corrected in zip(tested, statistics.holm([gap["p"] for gap in tested]), strict=True):
+        gap["p_corrected"] = corrected
+    differences = [["difference", *heads]]
+    for (memory, other), row in gaps.items():
+        cells = (interval(gap, sign="+", digits=3) for gap in row)
+        marks = ["" if gap is None or stands(gap) else UNCORRECTED for gap in row]
+        differences.append([f"{memory} - {other}", *(cell + mark for cell, mark in zip(cells, marks, strict=True))])
+    return f"{markdown(means)}\n\n{markdown(differences)}"
+
+
+def estimate(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float] | None:
+    """A mean and its interval; None if no value is known."""
+    found = dict(zip(("mean", "low", "high"), statistics.interval(values, clusters=clusters), strict=True))
+    return None if isnan(found["mean"]) else found
+
+
 def of_queries(videos: Sequence[Mapping[str, str]], name: str) -> tuple[list[float], list[str]]:
     """A value of each query, which is the mean of its video, and the video; the same queries for all kinds of keys."""
     known = [(float(video[name]), video["video"]) for video in videos for _ in range(int(video["queries"]))]
@@ -224,6 +274,7 @@ def returning_table(lines: Sequence[Mapping[str, str]], variants: Sequence[str])
 TABLES = {
     "leave-and-return": leave_and_return_table,
     "encoders": encoders_table,
+    "panoramas": panoramas_table,
     "memory-costs": memory_costs_table,
     "full-size": full_size_table,
     "gpu-counts": gpu_counts_table,
@@ -235,11 +286,11 @@ def stands(gap: Mapping[str, float]) -> bool:
     return gap["low"] <= 0 <= gap["high"] or gap["p_corrected"] < LEVEL
 
 
-def interval(value: Mapping[str, float] | None, *, sign: str = "") -> str:
+def interval(value: Mapping[str, float] | None, *, sign: str = "", digits: int = 2) -> str:
     """A mean with its 95 % interval."""
     if value is None:
         return "-"
-    mean, low, high = (format(value[name], f"{sign}.2f") for name in ("mean", "low", "high"))
+    mean, low, high = (format(value[name], f"{sign}.{digits}f") for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
