@@ -5,7 +5,7 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
-    encoders FILE               retrieval accuracy of keys, and paired differences to the embedded encoder
+    encoders FILE               retrieval accuracy of keys, and paired differences in recall
     panoramas FILE              of `benchmarks/memory.py`: means of each memory, and differences
     memory-costs FILE           block times, archive and traffic of memory rules
     full-size FILE              time and memory of commands with models of the released size
@@ -100,15 +100,16 @@ def memory_costs_table(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 EMBEDDED = "embedded encoder"
+WITHOUT = " without delta loss"
 
 
 def encoders_table(lines: Sequence[Mapping[str, str]]) -> str:
-    """As ``llrag evaluate-encoder`` shows it, and recall of the embedded encoder minus that of the other keys."""
+    """As ``llrag evaluate-encoder`` shows it, and paired differences in recall."""
     by_keys: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for line in lines:
         by_keys.setdefault((line["set"], line["keys"]), []).append(line)
     heads = ["world", "keys", "recall@6", "unguarded", "MRR", "cosine, 1 frame apart", "8 apart", "near guard"]
-    cells, gaps = [[*heads, "effective rank"]], [["world", "embedded encoder, minus", "recall@6"]]
+    cells, gaps = [[*heads, "effective rank"]], [["world", "difference", "recall@6"]]
     for (title, keys), videos in by_keys.items():
         world = title.removeprefix("objects differ in ").partition(":")[0]
         values, clusters = of_queries(videos, "recall")
@@ -118,11 +119,14 @@ def encoders_table(lines: Sequence[Mapping[str, str]]) -> str:
         near = f"{100 * weighted(videos, 'near_guard', 'blocks'):.0f} %"
         rank = f"{float(videos[0]['effective_rank']):.1f}"
         cells.append([world, keys, recall, *(f"{value:.3f}" for value in (*means, *apart)), near, rank])
-        if keys != EMBEDDED:
-            own, _ = of_queries(by_keys[title, EMBEDDED], "recall")
+        compared = [] if keys == EMBEDDED else [EMBEDDED]
+        if (title, whole := keys.removesuffix(WITHOUT)) in by_keys and keys != whole:
+            compared.append(whole)
+        for name in compared:
+            own, _ = of_queries(by_keys[title, name], "recall")
             found = [one - other for one, other in zip(own, values, strict=True)]
             gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*statistics.interval(found, clusters=clusters))
-            gaps.append([world, keys, gap])
+            gaps.append([world, f"{name} - {keys}", gap])
     return f"{markdown(cells)}\n\n{markdown(gaps)}"
 
 

@@ -73,7 +73,7 @@ def test_a_table_of_encoders_weights_videos_by_their_queries(
     assert made[3] == (
         "| colours, steady light | embedded encoder | 0.875 [0.50, 1.00] | 0.500 | 1.000 | 0.900 | 0.800 | 25 % | 7.5 |"
     )
-    assert made[-1] == "| colours, steady light | average pooling | +0.700 [+0.40, +0.80] |"
+    assert made[-1] == "| colours, steady light | embedded encoder - average pooling | +0.700 [+0.40, +0.80] |"
 
 
 def test_a_table_of_panoramas_pairs_videos(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
