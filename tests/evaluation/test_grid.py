@@ -233,7 +233,7 @@ def test_less_is_better_where_it_is() -> None:
     noisy = [value + 0.5 + 0.01 * (number % 3) for number, value in enumerate(base)]
     both = scored("none", base, "chroma_noise_growth") + scored("a", noisy, "chroma_noise_growth")
     (result,) = compare(both, baseline="none", ranked=RANKED)
-    assert "drift worse in growth of chroma noise" in str(verdict(result, baseline="none"))
+    assert "Drift: worse in growth of chroma noise" in str(verdict(result, baseline="none"))
     assert result["memories"]["a"]["differences"]["chroma_noise_growth"]["wins"] == 0
 
 
@@ -286,7 +286,7 @@ def test_several_backbones_and_horizons_at_a_glance() -> None:
     results = compare(videos, baseline="none", ranked=RANKED)
     table = overview(results)
     assert table is not None and overview(results[:1]) is None
-    assert table.columns[2] == "objects kept, 30 s" and len(table.columns) == 6
+    assert table.columns[2] == "objects kept, 30\u00a0s" and len(table.columns) == 6
     rows = {row.heading: ["; ".join((cell.text, *cell.below)) for cell in row.cells] for row in table.rows}
     assert rows == {
         "tiny, none (sliding window)": ["1.50", "1.62", "0.5000", "1.50", "1.50", "0.2500"],
