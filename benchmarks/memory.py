@@ -3,11 +3,13 @@
 Every memory generates the same videos (prompt and seed) with the same context size. Prompts describe panoramas and
 leave things out, so that only the video itself determines what comes back. Frames are judged by
 ``world/consistency.py`` against the first part of their own video. Finished videos are recorded in DIR/videos.jsonl;
-the same command continues an interrupted run, and writes DIR/table.md, DIR/memory.json and DIR/memory.png at its end.
+the same command continues an interrupted run, and writes DIR/videos.csv, DIR/table.md, DIR/memory.json and
+DIR/memory.png at its end.
 """
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import random
@@ -62,10 +64,12 @@ def prompts_of(count: int, *, keep: float) -> list[str]:
     return found
 
 
-def config_of(memory: str, steps: int) -> RunConfig:
+def config_of(memory: str, backbone: str, steps: int | None) -> RunConfig:
+    """The preset under a memory; ``steps`` None: with its own sampler."""
     strategy, *settings = MEMORIES[memory]
-    schedule = [round(1000 - 1000 * step / steps) for step in range(steps)]
-    return load_config("tiny", memory=strategy, settings=[*settings, f"sampler.steps={schedule}"])
+    if steps is not None:
+        settings.append(f"sampler.steps={[round(1000 - 1000 * step / steps) for step in range(steps)]}")
+    return load_config(backbone, memory=strategy, settings=settings)
 
 
 def judge_batch(pipeline: Pipeline, prompts: Sequence[str], *, seconds: float, seed: int, first: int) -> list[Any]:
@@ -88,6 +92,17 @@ def stretches(seconds: float, reference: float) -> list[range]:
 
 def collect_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """A line for each video and stretch."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["memory", "prompt", "seed", "from_second", "to_second", *MEASURES])
+        for row in rows:
+            for (start, stop), found in zip(row["spans"], row["stretches"], strict=True):
+                values = ("" if found[name] is None else f"{found[name]:.4f}" for name in MEASURES)
+                writer.writerow([row["memory"], row["prompt"], row["seed"], f"{start:g}", f"{stop:g}", *values])
 
 
 def report(rows: list[dict[str, Any]], out: Path, title: str) -> str:
@@ -169,7 +184,8 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length of each video")] = 60.0,
     reference: Annotated[float, typer.Option(help="Seconds at the start that are the reference")] = 20.0,
     keep: Annotated[float, typer.Option(help="Probability that a prompt names an attribute")] = 0.4,
-    steps: Annotated[int, typer.Option(help="Denoising steps")] = 10,
+    backbone: Annotated[str, typer.Option(help="tiny or tiny-distilled")] = "tiny",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the preset's")] = None,
     batch: Annotated[int, typer.Option(help="Videos generated together")] = 32,
     memories: Annotated[str, typer.Option(help="Separated by semicolons, of: " + "; ".join(MEMORIES))] = ";".join(
         MEMORIES
@@ -182,9 +198,9 @@ def main(
     pool = prompts_of(skip + prompts, keep=keep)
     (out / "prompts.txt").write_text("\n".join(pool[skip:]) + "\n")
     record = out / "videos.jsonl"
-    common = {"seconds": seconds, "reference": reference, "keep": keep, "steps": steps}
+    common = {"seconds": seconds, "reference": reference, "keep": keep, "backbone": backbone, "steps": steps}
     for memory in memories.split(";"):
-        pipeline = Pipeline.load(config_of(memory, steps), device="cpu")
+        pipeline = Pipeline.load(config_of(memory, backbone, steps), device="cpu")
         for seed in range(seeds):
             done = {
                 (row["memory"], row["prompt"], row["seed"]) for row in collect_rows(record) if row["common"] == common
@@ -211,7 +227,8 @@ def main(
                     f"{memory}, seed {seed}: {len(numbers)} videos in {time.perf_counter() - started:.0f} s", err=True
                 )
     rows = [row for row in collect_rows(record) if row["common"] == common]
-    title = f"{prompts} prompts x {seeds} seeds, {seconds:g} s, {steps} steps, compared with the first {reference:g} s"
+    write_csv(rows, out / "videos.csv")
+    title = f"{backbone}, {prompts} prompts x {seeds} seeds, {seconds:g} s, compared with the first {reference:g} s"
     typer.echo(report(rows, out, title))
 
 

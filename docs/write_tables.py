@@ -5,6 +5,9 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
+    encoders FILE               retrieval accuracy of keys, and paired differences in recall
+    panoramas FILE              of `benchmarks/memory.py`: means of each memory, and differences
+    memory-costs FILE           block times, archive and traffic of memory rules
     full-size FILE              time and memory of commands with models of the released size
     gpu-counts FILE             what a block asks of a GPU
 """
@@ -14,9 +17,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 
 from llrag_cli.cli import bench_compare
+from llrag_cli.evaluation import statistics
 from llrag_cli.evaluation.leave_return import judge, report, study
 from llrag_cli.evaluation.metrics.registry import ranked_metrics
 from llrag_cli.evaluation.results import LEVEL, UNCORRECTED, compare, from_csv
@@ -51,9 +56,7 @@ def made(words: Sequence[str]) -> str:
         rows = list(csv.DictReader(opened))
     if kind == "returning":
         return returning_table(rows, variants)
-    return {"leave-and-return": leave_and_return_table, "full-size": full_size_table, "gpu-counts": gpu_counts_table}[
-        kind
-    ](rows)
+    return TABLES[kind](rows)
 
 
 def full_size_table(lines: Sequence[Mapping[str, str]]) -> str:
@@ -84,6 +87,107 @@ def gpu_counts_table(lines: Sequence[Mapping[str, str]]) -> str:
     cells = [["a block", *(line["case"] for line in lines)]]
     cells += [[title, *(show(line[name]) for line in lines)] for title, (name, show) in rows.items()]
     return markdown(cells)
+
+
+def memory_costs_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of ``benchmarks/memory_costs.py``."""
+    cells = [["rule", "block time ratio", "archive of a video of 60 s", "copied for a block"]]
+    for line in lines:
+        ratios = (f"{float(line[name]):.2f}" for name in ("ratio", "quarter", "three_quarters"))
+        times = "1" if line["rule"] == "nearest" else "{} [{}, {}]".format(*ratios)
+        cells.append([f"`{line['rule']}`", times, *(size(line[name]) for name in ("archive", "copied"))])
+    return markdown(cells)
+
+
+EMBEDDED = "embedded encoder"
+WITHOUT = " without delta loss"
+
+
+def encoders_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """As ``llrag evaluate-encoder`` shows it, and paired differences in recall."""
+    by_keys: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for line in lines:
+        by_keys.setdefault((line["set"], line["keys"]), []).append(line)
+    heads = ["world", "keys", "recall@6", "unguarded", "MRR", "cosine, 1 frame apart", "8 apart", "near guard"]
+    cells, gaps = [[*heads, "effective rank"]], [["world", "difference", "recall@6"]]
+    for (title, keys), videos in by_keys.items():
+        world = title.removeprefix("objects differ in ").partition(":")[0]
+        values, clusters = of_queries(videos, "recall")
+        means = (weighted(videos, name, "queries") for name in ("unguarded_recall", "reciprocal_rank"))
+        apart = [sum(float(video[f"similarity_{lag}"]) for video in videos) / len(videos) for lag in (1, 8)]
+        recall = "{:.3f} [{:.2f}, {:.2f}]".format(*statistics.interval(values, clusters=clusters))
+        near = f"{100 * weighted(videos, 'near_guard', 'blocks'):.0f} %"
+        rank = f"{float(videos[0]['effective_rank']):.1f}"
+        cells.append([world, keys, recall, *(f"{value:.3f}" for value in (*means, *apart)), near, rank])
+        compared = [] if keys == EMBEDDED else [EMBEDDED]
+        if (title, whole := keys.removesuffix(WITHOUT)) in by_keys and keys != whole:
+            compared.append(whole)
+        for name in compared:
+            own, _ = of_queries(by_keys[title, name], "recall")
+            found = [one - other for one, other in zip(own, values, strict=True)]
+            gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*statistics.interval(found, clusters=clusters))
+            gaps.append([world, f"{name} - {keys}", gap])
+    return f"{markdown(cells)}\n\n{markdown(gaps)}"
+
+
+SHOWN = ("color", "identity", "returns", "tint")  # columns of a study of panoramas
+NATIVE, RANDOM = "native window", "random"
+
+
+def panoramas_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Means over videos, each the mean of its stretches, and paired differences, corrected for all tests (Holm)."""
+    parts: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
+    for line in lines:
+        video = parts.setdefault(line["memory"], {}).setdefault((line["prompt"], line["seed"]), {})
+        for name in SHOWN:
+            video.setdefault(name, []).extend([float(line[name])] if line[name] else [])
+    prompts = [prompt for prompt, _ in parts[NATIVE]]
+
+    def values(memory: str, name: str) -> list[float]:
+        found = [parts[memory][video][name] for video in parts[NATIVE]]
+        return [sum(each) / len(each) if each else nan for each in found]
+
+    heads = ["colour", "identity", "returns", "wall's drift (less is better)"]
+    means = [["memory", *heads]]
+    for memory in parts:
+        known = (estimate(values(memory, name), prompts) for name in SHOWN)
+        means.append([memory, *(interval(each, digits=3) for each in known)])
+    gaps: dict[tuple[str, str], list[dict[str, float] | None]] = {}
+    for other in (NATIVE, RANDOM):
+        for memory in (name for name in parts if name not in (other, NATIVE)):
+            for name in SHOWN:
+                found = [a - b for a, b in zip(values(memory, name), values(other, name), strict=True)]
+                gap = estimate(found, prompts)
+                if gap is not None:
+                    gap["p"] = statistics.sign_flip_test(found, clusters=prompts)
+                gaps.setdefault((memory, other), []).append(gap)
+    tested = [gap for row in gaps.values() for gap in row if gap is not None]
+    for gap, corrected in zip(tested, statistics.holm([gap["p"] for gap in tested]), strict=True):
+        gap["p_corrected"] = corrected
+    differences = [["difference", *heads]]
+    for (memory, other), row in gaps.items():
+        cells = (interval(gap, sign="+", digits=3) for gap in row)
+        marks = ["" if gap is None or stands(gap) else UNCORRECTED for gap in row]
+        differences.append([f"{memory} - {other}", *(cell + mark for cell, mark in zip(cells, marks, strict=True))])
+    return f"{markdown(means)}\n\n{markdown(differences)}"
+
+
+def estimate(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float] | None:
+    """A mean and its interval; None if no value is known."""
+    found = dict(zip(("mean", "low", "high"), statistics.interval(values, clusters=clusters), strict=True))
+    return None if isnan(found["mean"]) else found
+
+
+def of_queries(videos: Sequence[Mapping[str, str]], name: str) -> tuple[list[float], list[str]]:
+    """A value of each query, which is the mean of its video, and the video; the same queries for all kinds of keys."""
+    known = [(float(video[name]), video["video"]) for video in videos for _ in range(int(video["queries"]))]
+    return [value for value, _ in known], [video for _, video in known]
+
+
+def weighted(videos: Sequence[Mapping[str, str]], name: str, weight: str) -> float:
+    """A mean over queries or blocks, from those of videos."""
+    known = [(float(video[name]), int(video[weight])) for video in videos if int(video[weight])]
+    return sum(value * count for value, count in known) / sum(count for _, count in known)
 
 
 def size(text: str) -> str:
@@ -171,16 +275,26 @@ def returning_table(lines: Sequence[Mapping[str, str]], variants: Sequence[str])
     return f"{markdown(means)}\n\n{markdown(gaps)}"
 
 
+TABLES = {
+    "leave-and-return": leave_and_return_table,
+    "encoders": encoders_table,
+    "panoramas": panoramas_table,
+    "memory-costs": memory_costs_table,
+    "full-size": full_size_table,
+    "gpu-counts": gpu_counts_table,
+}
+
+
 def stands(gap: Mapping[str, float]) -> bool:
     """Whether a difference is not significant at all, or significant after the correction too."""
     return gap["low"] <= 0 <= gap["high"] or gap["p_corrected"] < LEVEL
 
 
-def interval(value: Mapping[str, float] | None, *, sign: str = "") -> str:
+def interval(value: Mapping[str, float] | None, *, sign: str = "", digits: int = 2) -> str:
     """A mean with its 95 % interval."""
     if value is None:
         return "-"
-    mean, low, high = (format(value[name], f"{sign}.2f") for name in ("mean", "low", "high"))
+    mean, low, high = (format(value[name], f"{sign}.{digits}f") for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 

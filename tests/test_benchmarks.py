@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
+import csv
 import importlib.util
 import json
 import sys
 from importlib.machinery import SourceFileLoader
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from llrag_cli import load_config
+from conftest import call_llrag
+from llrag_cli import Pipeline, load_config
+from llrag_cli.evaluation import study_trial
+from llrag_cli.evaluation.metrics.score import Scores
+from llrag_cli.evaluation.results import from_csv
+from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 from llrag_cli.training.embedded import evaluate, evaluate_scenes
 from released import TOY
 
@@ -140,13 +147,101 @@ time.sleep(0.2)
 
 def test_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"prompts": 2, "seeds": 1, "seconds": 8.0, "reference": 4.0, "steps": 1, "batch": 2, "threads": 1}
+    small |= {"backbone": "tiny-distilled"}
     memories = "native window;random;successor, average pooling"
     script("benchmarks/memory.py").main(tmp_path, memories=memories, skip=0, keep=0.4, **small)
     assert "2 videos of each memory" in capsys.readouterr().out
     assert {file.name for file in tmp_path.iterdir()} == {
-        "memory.json", "memory.png", "prompts.txt", "table.md", "videos.jsonl",
+        "memory.json", "memory.png", "prompts.txt", "table.md", "videos.csv", "videos.jsonl",
     }  # fmt: skip
+    assert len((tmp_path / "videos.csv").read_text().splitlines()) == 1 + 6  # one stretch each
     assert len((tmp_path / "videos.jsonl").read_text().splitlines()) == 6
+
+
+def test_memory_costs(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "costs.csv"
+    small = ("--pairs", "1", "--warmup", "6", "--seconds", "10", "--rules", "native", "last-layers", "--threads", "1")
+    shown = run("benchmarks/memory_costs.py", "--out", str(out), *small).splitlines()
+    with out.open(newline="") as file:
+        rows = {row["rule"]: row for row in csv.DictReader(file)}
+    assert [*rows] == [line.split(":")[0] for line in shown] == ["nearest", "native", "last-layers"]
+    nearest, native, layers = rows["nearest"], rows["native"], rows["last-layers"]
+    assert float(nearest["ratio"]) == 1 and all(float(row["milliseconds"]) > 0 for row in rows.values())
+    assert int(layers["archive"]) / int(nearest["archive"]) == 3 / 8  # of eight layers
+    assert native["archive"] == native["copied"] == "0"
+    frame = int(nearest["archive"]) / load_config("tiny-distilled").latent_frames(10)
+    assert int(nearest["copied"]) == round(float(nearest["pages"]) * frame) > 0
+
+
+GAINS = {  # in identity, over `nearest`, by step of the study
+    "search": {"commit-self": -0.1, "last-layers": 0.2, "v-prompt": 0.1, "keys-average": 0.0},
+    "pairs": {"last-layers_v-prompt": 0.3},
+    "confirm": {},
+}
+
+
+def test_memory_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which studies are run with which rules; the commands are read by llrag, and nothing is generated."""
+    module = script("benchmarks/memory_rules.py")
+    monkeypatch.setattr(Pipeline, "load", lambda config: config)
+    monkeypatch.setattr(study_trial, "trial", lambda pipeline, *, videos: study_trial.Rates(0.0, 0.0, 0.0, 0.0))
+    commands: dict[str, list[str]] = {}
+
+    def call(command: list[str], *, check: bool) -> None:
+        words = command[3:]
+        done = call_llrag(tmp_path, *words, "--dry-run")
+        assert check and done.returncode == 0, done.stderr
+        out = Path(words[words.index("--out") + 1])
+        commands[out.name] = words
+        names = [words[place + 1].partition("=")[0] for place, word in enumerate(words) if word == "--variant"]
+        gaps = [
+            {"condition": name, "minus": "nearest", "identity": {"mean": gain}}
+            for name, gain in GAINS[out.name.partition("-")[0]].items()
+        ]
+        (out / "videos/nearest").mkdir(parents=True)
+        (out / "videos/nearest/02-seed1.mp4").write_bytes(b"")
+        (out / "settings.json").write_text(json.dumps({"conditions": ["native", "nearest", *names]}))
+        (out / "results.json").write_text(json.dumps({"settings": {"variants": names}, "differences": gaps}))
+
+    monkeypatch.setattr(module.subprocess, "run", call)
+    monkeypatch.setattr(module, "open_video", lambda path: SimpleNamespace(frames=[0, 1, 2], fps=8))
+    found = Scores(3, 1, {"dynamic_degree": 0.5}, {})
+    monkeypatch.setattr(module, "score", lambda frames, **options: found)
+    arguments = ["--out", str(tmp_path / "study"), "--encoder", str(EMBEDDED.bundled_encoder), "--scenes", "2", "3"]
+    monkeypatch.setattr(sys, "argv", ["memory_rules.py", *arguments])
+    module.main()
+    assert [*commands] == [f"{step}-tiny-distilled" for step in ("search", "pairs", "confirm")]
+    search, pairs, confirm = (
+        {option: [value for word, value in pairwise(words) if word == option] for option in words}
+        for words in commands.values()
+    )
+    assert len(search["--variant"]) == 20 and search["--condition"] == ["native", "nearest", "random"]
+    assert [each["--pool"] + each["--scenes"] + each["--videos"] for each in (search, pairs, confirm)] == [
+        ["search-2", "2", "0"],
+        ["search-2", "2", "0"],
+        ["confirm-2", "3", "4"],
+    ]
+    pair = "last-layers_v-prompt=memory.read_layers=3 memory.strategy=prompt"
+    assert pairs["--variant"] == [pair]
+    assert confirm["--variant"] == ["last-layers=memory.read_layers=3", pair]
+    assert "chosen: {'last-layers': 'memory.read_layers=3', 'last-layers_v-prompt'" in capsys.readouterr().out
+    (video,) = from_csv((tmp_path / "study/confirm-tiny-distilled/scores.csv").read_text())
+    assert (video.case.memory, video.case.prompt, video.case.seed, video.seconds) == ("nearest", "scene 2", 1, 60.0)
+    assert video.scores.metrics["dynamic_degree"] == 0.5
+
+
+def test_gains_are_those_of_variants_over_the_nearest_frames(tmp_path: Path) -> None:
+    module = script("benchmarks/memory_rules.py")
+    gaps = [("nearest", "native", 0.9), ("a", "nearest", 0.1), ("a", "native", 0.7), ("b", "nearest", -0.2)]
+    content = {
+        "settings": {"variants": {"a": [], "b": [], "c": []}},
+        "differences": [{"condition": one, "minus": other, "identity": {"mean": mean}} for one, other, mean in gaps]
+        + [{"condition": "c", "minus": "nearest", "identity": None}],
+    }
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert module.gains(tmp_path) == {"a": 0.1, "b": -0.2}
+    assert module.best_of({"a": 0.1, "b": -0.2}, {"a": "", "b": "", "c": ""}) == "a"
+    assert module.best_of({"b": -0.2}, {"b": "", "c": ""}) is None
 
 
 def test_score_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from llrag_cli.evaluation.encoder.rows import COLUMNS
 from llrag_cli.evaluation.returning.plan import AGAIN
 from llrag_cli.evaluation.returning.report import MEASURES
 
@@ -56,3 +57,40 @@ def test_a_table_of_returning_scenes(tables: ModuleType, tmp_path: Path, monkeyp
     assert row.split(" | ")[2] == "0.71 [0.70, 0.71]" and row.endswith("| 0.50 |")
     (gap,) = [line for line in lines if line.startswith("| `k2` - `nearest` |")]
     assert gap.split(" | ")[2] == "+0.20 [+0.20, +0.20]"  # stands the correction: no mark
+
+
+def test_a_table_of_encoders_weights_videos_by_their_queries(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [",".join(COLUMNS)]
+    for keys, recalls in (("average pooling", (0.1, 0.2)), ("embedded encoder", (0.5, 1.0))):
+        for video, (recall, queries) in enumerate(zip(recalls, (1, 3), strict=True), start=1):
+            lines.append(f"\"objects differ in colours, steady light: 2 videos\",{keys},{video},4,0.25,{queries},"
+                         f"{recall},0.5,1,0.9,0.8,7.5")  # fmt: skip
+    (tmp_path / "encoders.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    made = tables.made(["encoders", "encoders.csv"]).splitlines()
+    assert made[3] == (
+        "| colours, steady light | embedded encoder | 0.875 [0.50, 1.00] | 0.500 | 1.000 | 0.900 | 0.800 | 25 % | 7.5 |"
+    )
+    assert made[-1] == "| colours, steady light | embedded encoder - average pooling | +0.700 [+0.40, +0.80] |"
+
+
+def test_a_table_of_panoramas_pairs_videos(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stretches a video; a stretch without a judgement is left out."""
+    lines = ["memory,prompt,seed,from_second,to_second,color,identity,returns,background,tint,visible"]
+    for memory, identity in (("native window", 0.25), ("random", 0.25), ("successor, encoder", 0.5)):
+        for prompt in range(10):
+            for start, extra in ((20, 0.1), (30, -0.1)):
+                lines.append(f'"{memory}",{prompt},0,{start},{start + 10},0.5,{identity + extra},,1,0.05,1')
+    (tmp_path / "videos.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    made = tables.made(["panoramas", "videos.csv"]).splitlines()
+    assert made[4] == (
+        "| successor, encoder | 0.500 [0.500, 0.500] | 0.500 [0.500, 0.500] | - | 0.050 [0.050, 0.050] |"
+    )
+    rows = [line.split(" | ") for line in made[8:]]
+    assert [row[0] for row in rows] == [
+        "| random - native window", "| successor, encoder - native window", "| successor, encoder - random",
+    ]  # fmt: skip
+    assert [row[2] for row in rows] == ["+0.000 [+0.000, +0.000]", *["+0.250 [+0.250, +0.250]"] * 2]

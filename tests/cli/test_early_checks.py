@@ -11,7 +11,10 @@ from conftest import Llrag
 from forked import Outcome, run_each
 from llrag_cli.cli.options import parse_seconds
 from llrag_cli.errors import UsageError
+from llrag_cli.evaluation.leave_return import plan as leave_return
+from llrag_cli.evaluation.returning import plan as returning
 from llrag_cli.files.prompts import read_prompt_file
+from llrag_cli.presets import load_config
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what its message contains
     "existing folder": (("generate", "x", "--out", "used"), "`used` already contains a run"),
@@ -109,6 +112,33 @@ def test_an_invalid_request_is_refused_before_torch_is_imported(outcomes: dict[s
     assert REFUSED[name][1] in outcome.stderr
     assert outcome.stderr.startswith("error: ") and "\n\nhint: " in outcome.stderr
     assert not outcome.imported_torch
+
+
+def test_a_dry_run_of_a_finished_study_imports_no_torch(tmp_path: Path) -> None:
+    config = load_config("tiny")
+    plans: dict[str, leave_return.Plan | returning.Plan] = {
+        "leave-and-return": leave_return.Plan("search", 1, 1, config),
+        "returning": returning.Plan("search", 1, 1, 60.0, ("native", "nearest"), config),
+    }
+    for name, plan in plans.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps(plan.settings))
+        rows = [dict(zip(("scene", "seed", "shot"), key, strict=True)) for key in plan.row_keys()]
+        (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"scene": 1, "se')
+    conditions = ("--condition", "native", "--condition", "nearest")
+    commands = {
+        "leave-and-return": ("leave-and-return", "--scenes", "1", "--seeds", "1"),
+        "returning": ("returning", "--scenes", "1", *conditions),
+        "other": ("returning", "--scenes", "2", *conditions),
+    }
+    done = run_each(tmp_path, {name: ("bench", *words, "--dry-run") for name, words in commands.items()})
+    for name in plans:
+        assert (done[name].code, done[name].stdout) == (0, f"nothing is missing in {name}\n"), done[name].stderr
+        assert ": 0 missing, " in done[name].stderr
+    assert done["other"].code == 2
+    assert "`returning` was begun with other settings: `scenes` differ" in done["other"].stderr
+    assert not any(each.imported_torch for each in done.values())
 
 
 def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> None:

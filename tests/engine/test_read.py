@@ -12,6 +12,7 @@ from torch import Tensor
 
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
 from llrag_cli.cache.kv import WanKVLayerCache
+from llrag_cli.cache.pages import Layout
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.rollout import Block, rollout
@@ -26,6 +27,7 @@ from llrag_cli.sampling.schedule import FlowMatchSchedule
 
 RETRIEVING = Nearest(window=8, sink=1, retrieved=3, guard=1)
 LAYERS, STEPS = 2, 2  # of the small backbone, and of its videos
+FRAMES = 30
 TOKENS = SHAPE[1] * SHAPE[2] // 4
 PROMPTS = torch.randn(3, 1, 5, 8, generator=torch.Generator().manual_seed(1))
 
@@ -73,25 +75,53 @@ def frames_read(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     return seen
 
 
-@pytest.mark.parametrize("commit", ["full", "self"])
-@pytest.mark.parametrize("layers", [None, 1, 2])
-@pytest.mark.parametrize("steps", [None, 1, 2])
-def test_retrieved_frames_are_read_in_the_last_steps_and_layers(
-    write: Write, frames_read: dict[int, list[int]], steps: int | None, layers: int | None, commit: str
+@pytest.mark.parametrize("times", ["collapsed", "ordered", "interpolated"])
+@pytest.mark.parametrize("commit", ["full", "recent", "self"])
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("steps", [None, 1])
+def test_every_rule_reads_archives_and_resumes_as_it_says(
+    backbone: WatchedBackbone,
+    frames_read: dict[int, list[int]],
+    steps: int | None,
+    layers: int | None,
+    commit: str,
+    times: str,
 ) -> None:
-    blocks = write(reading(read_steps=steps, read_layers=layers, commit=commit), frames=30)
-    shared = [len({*range(min(1, block.start)), *range(max(0, block.start - 1), block.start)}) for block in blocks]
+    """All combinations of what the clean pass reads, of steps and layers, and of rotary times."""
+    memory = reading(read_steps=steps, read_layers=layers, commit=commit, times=times, archive="host")
+
+    def video(**more: Any) -> list[Block]:
+        schedule = FlowMatchSchedule(steps=[1000, 500], shift=5.0)
+        history = History(average_pool)
+        settings: dict[str, Any] = {"shape": SHAPE, "block": 3, "schedule": schedule, "history": history} | more
+        return list(rollout(backbone, PROMPTS[0], frames=FRAMES, memory=memory, noise=AddressedNoise(0), **settings))
+
+    archives: list[int] = []
+
+    def keep(latents: Tensor) -> Tensor:
+        cache = backbone.sessions[-1].cache
+        archives[:] = [cache.archive.pool_bytes if cache.archive else 0]
+        return average_pool(latents)
+
+    blocks = video(history=History(keep))
     expected: dict[int, list[int]] = {layer: [] for layer in range(LAYERS)}
-    for block, plain in zip(blocks, shared, strict=True):
+    for block in blocks:
+        plain = len({*range(min(1, block.start)), *range(max(0, block.start - 1), block.start)})
         chosen = len(block.retrieved[0]) if block.retrieved else 0
         for layer in range(LAYERS):
             in_layer = layers is None or layer >= LAYERS - layers
             for step in range(STEPS):
                 in_step = steps is None or step >= STEPS - steps
                 expected[layer].append(plain + (chosen if in_layer and in_step else 0))
-            expected[layer].append(0 if commit == "self" else plain + (chosen if in_layer else 0))
+            clean = {"full": plain + (chosen if in_layer else 0), "recent": min(block.start, 5), "self": 0}
+            expected[layer].append(clean[commit])
     assert any(block.retrieved for block in blocks)
     assert frames_read == expected
+    page = Layout.of((TOKENS, 2, 16), torch.float32, eight_bit=False).bytes
+    assert archives == [FRAMES * (layers or LAYERS) * page]
+    whole = latents_of(blocks)
+    assert bool(whole.isfinite().all())
+    assert torch.equal(latents_of(video(initial_latents=whole[:, :18])), whole)
 
 
 def test_reading_everywhere_is_the_default(write: Write) -> None:

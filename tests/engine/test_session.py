@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli import LlragError, Pipeline, load_config
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
+from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.models.wan.transformer import WanSession, _bound
 
 FEW = ["sampler.steps=[1000, 500]", "memory.window=6", "memory.retrieved=2", "memory.guard=0"]
@@ -175,6 +178,39 @@ def test_every_ending_frees_what_a_session_held(
     backbone = pipeline.backbone
     assert _bound.current is None
     assert all(cross.keys is cross.values is None for cross in backbone._cross_attention)
+
+
+def own_encoder(file: Path, *, side: int = 8) -> Path:
+    """Write a random retrieval encoder for latent frames of ``side`` x ``side``."""
+    torch.manual_seed(0)
+    sizes = EncoderConfig(in_channels=8, spatial_h=side, spatial_w=side, latent_dim=4, hidden_dims=(4,))
+    encoder = LatentAutoencoder(sizes)
+    save_file(encoder.state_dict(), file, metadata={"config": sizes.model_dump_json()})
+    return file
+
+
+def test_a_memory_with_another_encoder_looks_frames_up_with_it(pipeline: Pipeline, tmp_path: Path) -> None:
+    """As if the weights had been loaded with it; and the other way round, back to the first one."""
+    file = json.dumps(str(own_encoder(tmp_path / "own.safetensors")))
+    average = under(pipeline, "memory.archive=device", "memory.keys=average")
+    other = average.with_memory(under(pipeline, "memory.archive=device", f"memory.encoder={file}").config)
+    pipelines = {
+        "first": pipeline,
+        "other": other,
+        "loaded": Pipeline.load(other.config, device="cpu"),
+        "back": other.with_memory(pipeline.config),
+    }
+    videos = {name: list(each.start(PROMPTS[0], seconds=4.5)) for name, each in pipelines.items()}
+    found = {name: [block.similarities for block in blocks if block.retrieved] for name, blocks in videos.items()}
+    assert found["other"] == found["loaded"] != found["first"] == found["back"]
+    for one, same in (("other", "loaded"), ("first", "back")):
+        assert torch.equal(*(torch.cat([block.latents for block in videos[name]], dim=1) for name in (one, same)))
+
+
+def test_an_encoder_of_another_size_is_refused_with_its_memory(pipeline: Pipeline, tmp_path: Path) -> None:
+    file = json.dumps(str(own_encoder(tmp_path / "own.safetensors", side=4)))
+    with pytest.raises(LlragError, match="made for latents of 8x4x4, `tiny` writes 8x8x8"):
+        under(pipeline, f"memory.encoder={file}")
 
 
 def test_a_closed_session_ends(pipeline: Pipeline) -> None:

@@ -22,7 +22,7 @@ from llrag_cli.evaluation.grid import Case, Grid, encoder_variant, parse_variant
 from llrag_cli.evaluation.metrics.registry import METRICS, ranked_metrics
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.report import overview, table
-from llrag_cli.evaluation.results import compare, verdict
+from llrag_cli.evaluation.results import compare, prompts_needed, verdict
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.memory.strategies import Random
 from llrag_cli.presets import load_config
@@ -222,8 +222,8 @@ def test_a_significant_gain_is_reported_and_chance_is_not() -> None:
     assert result["memories"]["a"]["differences"]["first_to_last"]["wins"] == 1
     assert result["memories"]["b"]["differences"]["first_to_last"]["wins"] == 0.5
     assert verdict(result, baseline="none").lines == [  # 12 prompts that all gain stand the correction
-        "a against none: drift better in similarity of first and last clip; VBench no significant difference",
-        "b against none: drift no significant difference; VBench no significant difference",
+        "a against none. Drift: better in similarity of first and last clip; VBench: no significant difference",
+        "b against none. Drift: no significant difference; VBench: no significant difference",
     ]
     assert {entry["average_rank"] for entry in result["memories"].values()} == {2}
 
@@ -233,7 +233,7 @@ def test_less_is_better_where_it_is() -> None:
     noisy = [value + 0.5 + 0.01 * (number % 3) for number, value in enumerate(base)]
     both = scored("none", base, "chroma_noise_growth") + scored("a", noisy, "chroma_noise_growth")
     (result,) = compare(both, baseline="none", ranked=RANKED)
-    assert "drift worse in growth of chroma noise" in str(verdict(result, baseline="none"))
+    assert "Drift: worse in growth of chroma noise" in str(verdict(result, baseline="none"))
     assert result["memories"]["a"]["differences"]["chroma_noise_growth"]["wins"] == 0
 
 
@@ -286,7 +286,7 @@ def test_several_backbones_and_horizons_at_a_glance() -> None:
     results = compare(videos, baseline="none", ranked=RANKED)
     table = overview(results)
     assert table is not None and overview(results[:1]) is None
-    assert table.columns[2] == "objects kept, 30 s" and len(table.columns) == 6
+    assert table.columns[2] == "objects kept, 30\u00a0s" and len(table.columns) == 6
     rows = {row.heading: ["; ".join((cell.text, *cell.below)) for cell in row.cells] for row in table.rows}
     assert rows == {
         "tiny, none (sliding window)": ["1.50", "1.62", "0.5000", "1.50", "1.50", "0.2500"],
@@ -323,6 +323,12 @@ def test_cases_of_one_pipeline_follow_each_other() -> None:
     assert grid.seconds == 60
 
 
+@pytest.mark.parametrize(("tests", "prompts"), [(0, 6), (1, 6), (5, 8), (13, 10), (48, 11)])
+def test_enough_prompts_for_the_correction(tests: int, prompts: int) -> None:
+    """If all prompts gain, the p-value is 2 in 2^n, which Holm's correction multiplies by the number of tests."""
+    assert prompts_needed(tests) == prompts
+
+
 def test_a_gain_that_does_not_stand_the_correction_is_marked() -> None:
     base = [0.5 + 0.01 * number for number in range(6)]
     sure = [value + 0.1 + 0.01 * (-1) ** number for number, value in enumerate(base)]
@@ -333,8 +339,9 @@ def test_a_gain_that_does_not_stand_the_correction_is_marked() -> None:
     assert result["tests"] == tests and gap["p_corrected"] == pytest.approx(tests * 2 / 2**6)
     said = verdict(result, baseline="none")
     assert said.lines == [
-        "a against none: drift better in similarity of first and last clip†; VBench no significant difference",
-        f"† not significant after Holm's correction for {tests} tests",
+        "a against none. Drift: better in similarity of first and last clip†; VBench: no significant difference",
+        f"† by its interval alone, not after Holm's correction for {tests} tests",
+        "no difference can stand the correction with 6 prompts; that takes at least 8",
     ]
     cells = {row.heading: row.cells for row in table(result, baseline="none").rows}
     assert cells["similarity of first and last clip ↑"][1].below[0] == "+0.1000†, 100 % won"
@@ -348,6 +355,7 @@ def test_a_variant_has_settings_of_its_own() -> None:
     assert (memory.strategy, memory.commit) == ("successor", "recent")
     assert memory.model_dump()["guard"] == 3  # shared settings apply, as far as its strategy has them
     assert parse_variant("k2=memory.guard=1").config("tiny", ["memory.guard=3"]).memory.model_dump()["guard"] == 1
+    assert parse_variant("successor=memory.strategy=successor memory.commit=recent").name == "successor"
     quoted = parse_variant("one='sampler.steps=[1000, 500]'").config("tiny")
     assert quoted.sampler.steps == (1000, 500)
 
@@ -359,6 +367,7 @@ def test_a_variant_has_settings_of_its_own() -> None:
         ("=memory.retrieved=2", "a variant cannot be named ``"),
         ("a/b=memory.retrieved=2", "a variant cannot be named `a/b`"),
         ("nearest=memory.retrieved=2", "a variant cannot be named `nearest`"),
+        ("nearest=memory.strategy=successor", "a variant cannot be named `nearest`"),
         ("k='memory.retrieved=2", "the settings of the variant `k` cannot be read"),
     ],
 )

@@ -18,9 +18,10 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
 from llrag_cli.evaluation.leave_return.picture import ABOUT, sheet
+from llrag_cli.evaluation.leave_return.plan import CONDITIONS, GIVEN, Plan
 from llrag_cli.evaluation.leave_return.report import SHOTS, rows_csv, summary
-from llrag_cli.evaluation.leave_return.study import GIVEN, Plan, Row, Study, first_shots, return_shot
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, trips
+from llrag_cli.evaluation.leave_return.study import Row, Study, first_shots, return_shot
+from llrag_cli.evaluation.leave_return.trips import trips
 from llrag_cli.evaluation.places import full_prompt
 from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS
 from llrag_cli.models.embedded.vocabulary import tokenize
@@ -76,6 +77,20 @@ def test_the_return_may_retrieve_what_its_condition_says() -> None:
         "wrong": ("B", "C"),
         "none": ("C",),
     }
+
+
+def test_the_steps_are_what_a_study_has_still_to_make() -> None:
+    plan = Plan("search", 3, 2, load_config("tiny"))
+    blocks = [len(shot.blocks) for shot in trips("search")[0].timeline(plan.config, "none").shots]
+    first, second, last = (plan.config.backbone.frames_per_block * count for count in blocks)
+    steps = {step.name: step for step in plan.steps([*plan.row_keys()])}
+    assert [*steps] == list(SHOTS)
+    assert {step.videos for step in steps.values()} == {step.pictures for step in steps.values()} == {6}
+    assert [steps[name].generated for name in ("A", "B", "all")] == [6 * first, 6 * second, 6 * last]
+    assert [steps[name].replayed for name in ("A", "B", "all")] == [0, 0, 6 * (first + second)]
+    left = plan.steps([(2, 1, "none")])
+    assert [(step.name, step.videos, step.pictures) for step in left] == [("A", 1, 0), ("B", 1, 0), ("none", 1, 1)]
+    assert plan.steps([]) == []
 
 
 def test_the_judge_knows_the_place_from_the_other() -> None:
@@ -221,6 +236,7 @@ def test_the_command_writes_table_and_picture(llrag: Llrag, tmp_path: Path) -> N
         "sheet.png",
     }
     assert "memory minus none" in llrag(*arguments).stdout
+    assert llrag(*arguments, "--dry-run").stdout == "nothing is missing in out\n"
 
 
 @pytest.mark.parametrize(

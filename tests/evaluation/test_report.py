@@ -205,7 +205,9 @@ def test_a_flat_curve_is_drawn(value: float) -> None:
 
 
 def test_curves_stay_inside_the_axes_and_higher_is_up() -> None:
-    chart = line_chart("two", [Curve("a", [1, 2], [1, 9], [0, 8], [2, 10]), Curve("b", [1, 2], [5, 5], [5, 5], [5, 5])])
+    chart = line_chart(
+        "two", [Curve("a", [1, 2], [1, 9], [0, 8], [2, 10]), Curve("b", [1, 2], [5, -3], [5, 5], [5, 5])]
+    )
     for line in chart.lines:
         for point in [*line.path.split(), *line.band.split()]:
             x, y = map(float, point.split(","))

@@ -86,6 +86,21 @@ def test_the_caption_leaves_most_out() -> None:
     assert 0 < named < 0.6 * total
 
 
+def test_the_steps_are_what_a_study_has_still_to_make() -> None:
+    plan = plan_of(load_config("tiny"), "native", "nearest", scenes=3, seeds=2, seconds=10.0)
+    keys = [*plan.row_keys()]
+    given, native, nearest = plan.steps(keys)
+    frames = sum(map(len, plan.given.values()))
+    assert (given.videos, given.generated, given.replayed, given.pictures) == (6, 6 * frames, 0, 6 * len(GIVEN))
+    assert native == replace(nearest, name="native", about=native.about)
+    assert (native.videos, native.generated, native.replayed) == (6, 6 * plan.latent_frames(10), 6 * frames)
+    assert native.pictures == 6 * (len(GIVEN) + MOMENTS)
+    given, nearest = plan.steps([key for key in keys if key[0] == 3 and key[2] == "nearest"])
+    assert (given.videos, given.generated, given.pictures) == (2, 2 * frames, 0)  # made again for what is missing
+    assert (nearest.name, nearest.videos) == ("nearest", 2)
+    assert plan.steps([]) == []
+
+
 def test_conditions_differ_as_they_say() -> None:
     config = load_config("tiny")
     memories = {name: condition.applied(config).memory for name, condition in CONDITIONS.items()}
@@ -409,6 +424,16 @@ def test_the_command_writes_table_and_picture(llrag: Llrag, tmp_path: Path) -> N
         config = load_config("tiny")
         assert picture.size == (config.width * (len(GIVEN) + MOMENTS), config.height)
     assert "nearest minus random" in llrag(*arguments).stdout
+    told = json.loads(llrag(*arguments, "--dry-run", "--json").stdout)
+    assert told == {"folder": "out", "shots": [], "seconds_of_work": 0.0, "bytes": 0}
+    lines = (tmp_path / "out/rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out/rows.jsonl").write_text("".join(lines[:3]))
+    planned = llrag(*arguments, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "6 rows in out: 3 missing, 3 finished" in planned.stderr
+    table = [line.split(":")[0] for line in planned.stdout.splitlines()]
+    assert table[1:-1] == ["given", "random", "first", "times"] and table[-1].startswith("about ")
+    assert len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 3  # nothing is made
     refused = llrag(*arguments, "--condition", "native")
     assert refused.returncode == 2
     assert "`out` was begun with other settings: `conditions` differ" in refused.stderr

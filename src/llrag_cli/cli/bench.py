@@ -291,12 +291,14 @@ def _show_plan(
         seconds = len(wanted) * benchmark.grid.seconds
         work = seconds * sum(rate[0] for rate in finished) / len(finished) if finished else None
         size = seconds * sum(rate[1] for rate in finished) / len(finished) if finished else None
-        scoring = None
-        if wanted and family_of(benchmark.config(wanted[0])).bundled:
+        unscored = [case for case in cases if not benchmark.is_scored(case, models)]
+        scoring = None if unscored else 0.0
+        if unscored and family_of(benchmark.config(unscored[0])).bundled:
             with console.working(f"timing a few blocks of {backbone}"):
-                rates = trial(benchmark.config(wanted[-1]), wanted[-1].prompt, models, device=device, dtype=dtype)
+                rates = trial(benchmark.config(unscored[-1]), unscored[-1].prompt, models, device=device, dtype=dtype)
             work = seconds * rates.generating if work is None else work
-            scoring = seconds * rates.scoring
+            size = seconds * rates.bytes if size is None else size
+            scoring = len(unscored) * sum(benchmark.grid.horizons) * rates.scoring  # each horizon is scored on its own
         rows.append(
             {
                 "backbone": backbone,
@@ -307,7 +309,7 @@ def _show_plan(
                 "bytes": size if size is None else round(size),
             }
         )
-        unknown = "known after the first video" if wanted else "-"
+        unknown = "known after the first video"
         table.add_row(
             backbone,
             str(len(wanted)),

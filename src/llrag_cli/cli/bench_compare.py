@@ -120,7 +120,7 @@ def _show(result: Mapping[str, Any], *, baseline: str) -> None:
     from llrag_cli.cli import console
     from llrag_cli.evaluation.grid import memory_title
     from llrag_cli.evaluation.metrics.registry import METRICS
-    from llrag_cli.evaluation.report import RANKS
+    from llrag_cli.evaluation.report import RANKS, rank_text
     from llrag_cli.evaluation.results import verdict
     from llrag_cli.formatting import counted
 
@@ -146,7 +146,7 @@ def _show(result: Mapping[str, Any], *, baseline: str) -> None:
         if any(cell != "-" for cell in row[1:]):
             table.add_row(*row)
     for name, heading in RANKS.items():
-        table.add_row(heading, *(console.number(entry[name]) for entry in memories.values()))
+        table.add_row(heading, *(rank_text(entry[name]) for entry in memories.values()))
     console.result_table(table)
     if result["not_ranked"]:
         console.result(f"not ranked: {result['not_ranked']}")
@@ -168,4 +168,4 @@ def _show_overview(overview: Overview) -> None:
 
 
 def _interval(gap: Mapping[str, float]) -> str:
-    return f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+    return f"{gap['mean']:+.4f}\n[{gap['low']:+.4f}, {gap['high']:+.4f}]"

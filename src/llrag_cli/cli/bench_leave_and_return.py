@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from llrag_cli.cli.options import Json, Set
 from llrag_cli.cli.studies import (
+    DryRun,
     Out,
     PoolName,
     Scenes,
     Seeds,
     difference,
+    missing_rows,
     run_study,
     share,
+    show_cost,
     show_study,
     study_table,
     write_results,
@@ -29,6 +32,7 @@ def bench_leave_and_return(
     seeds: Seeds = 2,
     pool: PoolName = "search",
     out: Out = Path("leave-and-return"),
+    dry_run: DryRun = False,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -42,20 +46,23 @@ def bench_leave_and_return(
     from dataclasses import asdict
 
     from llrag_cli.cli import console
-    from llrag_cli.evaluation.study_plan import require_counts, require_pool
+    from llrag_cli.evaluation.leave_return.plan import Plan
+    from llrag_cli.evaluation.study_plan import require_pool
     from llrag_cli.presets import load_config
     from llrag_cli.runs.folder import RunFolder
 
     config = load_config("tiny", settings=settings or ())
-    known = require_pool(pool)
-    require_counts(scenes, seeds)
+    plan = Plan(require_pool(pool), scenes, seeds, config)
     RunFolder(out).require_writable()
+    missing = missing_rows(plan, out)
+    if dry_run:
+        show_cost(plan.steps(missing), config, out=out, batch=seeds, as_json=as_json)
+        return
     with console.working("loading"):
         from llrag_cli.evaluation.leave_return.picture import sheet
         from llrag_cli.evaluation.leave_return.report import rows_csv, summary
-        from llrag_cli.evaluation.leave_return.study import Plan, Study
+        from llrag_cli.evaluation.leave_return.study import Study
 
-        plan = Plan(known, scenes, seeds, config)
         study = Study(out, plan)
     run_study(study, config)
     results = summary(study.rows, plan.settings)

@@ -10,12 +10,15 @@ import typer
 
 from llrag_cli.cli.options import BackboneName, Json, Seconds, Set, Variants
 from llrag_cli.cli.studies import (
+    DryRun,
     Out,
     Scenes,
     Seeds,
     difference,
+    missing_rows,
     run_study,
     share,
+    show_cost,
     show_study,
     study_table,
     write_results,
@@ -49,6 +52,7 @@ def bench_returning(
         int, typer.Option(min=0, help="Keep the continuations of the first N scenes as videos, for `bench score`")
     ] = 0,
     out: Out = Path("returning"),
+    dry_run: DryRun = False,
     backbone: BackboneName = None,
     settings: Set = None,
     as_json: Json = False,
@@ -66,7 +70,7 @@ def bench_returning(
     from llrag_cli.cli import console
     from llrag_cli.cli.options import configuration
     from llrag_cli.evaluation.grid import parse_variant
-    from llrag_cli.evaluation.returning.plan import CONDITIONS, Plan
+    from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, SCENES_AT_ONCE, Plan
     from llrag_cli.evaluation.study_plan import RETURN_POOLS, require_pool
     from llrag_cli.runs.folder import RunFolder
 
@@ -74,6 +78,12 @@ def bench_returning(
     more = tuple(parse_variant(text) for text in variants or ())
     plan = Plan(require_pool(pool, RETURN_POOLS), scenes, seeds, seconds, tuple(condition or CONDITIONS), config, more)
     RunFolder(out).require_writable()
+    missing = missing_rows(plan, out)
+    if dry_run:
+        kept = sum(scene <= videos and shot != AGAIN for scene, _, shot in missing) * plan.latent_frames(seconds)
+        batch = min(SCENES_AT_ONCE * seeds, len({key[:2] for key in missing}))
+        show_cost(plan.steps(missing), config, out=out, batch=batch, kept=kept, as_json=as_json)
+        return
     with console.working("loading"):
         from llrag_cli.evaluation.returning.picture import sheet
         from llrag_cli.evaluation.returning.report import rows_csv, summary

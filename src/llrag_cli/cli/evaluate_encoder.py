@@ -24,7 +24,7 @@ def evaluate_encoder(
     latents: Annotated[
         Path | None, typer.Option(help="Evaluate on these latents, without ground truth; default: the sprite world")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table (JSON) and the figure")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables (JSON, CSV) and the figure")] = None,
     videos: Annotated[int, typer.Option(help="Videos to evaluate on")] = 24,
     seconds: Annotated[float, typer.Option(help="Length of each, in the sprite world", **Seconds)] = 160.0,
     count: Annotated[int, typer.Option(help="K: frames retrieved for each query")] = 6,
@@ -51,6 +51,7 @@ def evaluate_encoder(
         from llrag_cli.evaluation.encoder.descriptors import encoder_descriptor, plain_descriptors
         from llrag_cli.evaluation.encoder.figure import encoder_comparison
         from llrag_cli.evaluation.encoder.quality import Geometry, quality
+        from llrag_cli.evaluation.encoder.rows import as_csv
         from llrag_cli.models.embedded.family import FAMILY as EMBEDDED
 
         sets = _sprite_sets(videos, seconds, seed) if latents is None else _latent_sets(latents, videos)
@@ -74,6 +75,7 @@ def evaluate_encoder(
         try:
             out.mkdir(parents=True, exist_ok=True)
             replace_text(out / "encoders.json", json.dumps(content, indent=1) + "\n")
+            replace_text(out / "encoders.csv", as_csv(tables))
             replace_bytes(out / "encoders.png", encoder_comparison(tables, count))
         except OSError as error:
             raise UnwritableError(out, (error.strerror or str(error)).lower()) from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -13,11 +13,40 @@ if TYPE_CHECKING:
 
     from llrag_cli.config import RunConfig
     from llrag_cli.evaluation.study import RowT, StudyFolder
+    from llrag_cli.evaluation.study_plan import Key, Step
 
 Scenes = Annotated[int, typer.Option(help="Number of scenes: the first ones of the pool, at most 48")]
 Seeds = Annotated[int, typer.Option(help="Videos of each scene")]
 PoolName = Annotated[str, typer.Option(help="Scenes: `search` to try things out, `confirm` only for final numbers")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what is missing, how long it takes and how much disk it needs, then stop"),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the results; the same command continues an interrupted run")]
+
+
+class StudyPlan(Protocol):
+    """What a study makes."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What has to agree with those of the folder."""
+
+    def row_keys(self) -> Iterator[Key]:
+        """All rows."""
+
+
+def missing_rows(plan: StudyPlan, out: Path) -> list[Key]:
+    """The rows that the folder lacks, counted on stderr; raises as ``finished_keys``, before torch is imported."""
+    from llrag_cli.cli import console
+    from llrag_cli.evaluation.study_plan import finished_keys
+    from llrag_cli.formatting import counted
+
+    keys = [*plan.row_keys()]
+    done = finished_keys(out, plan.settings)
+    missing = [key for key in keys if key not in done]
+    console.note(f"{counted(len(keys), 'row')} in {out}: {len(missing)} missing, {len(keys) - len(missing)} finished")
+    return missing
 
 
 def run_study(study: StudyFolder[RowT], config: RunConfig) -> None:
@@ -36,6 +65,54 @@ def run_study(study: StudyFolder[RowT], config: RunConfig) -> None:
             advance(1, f"scene {row.scene}, {row.shot}")
 
         study.run(pipeline, on_row)
+
+
+def show_cost(
+    steps: Sequence[Step], config: RunConfig, *, out: Path, batch: int, kept: int = 0, as_json: bool = False
+) -> None:
+    """What is missing of a study, how long it takes and how much disk it needs, from a trial of a few blocks.
+
+    ``batch`` videos are generated together; ``kept`` latent frames are kept as videos. Where nothing is missing, there
+    is no trial, and torch is not imported.
+    """
+    from rich.table import Table
+
+    from llrag_cli.cli import console
+    from llrag_cli.formatting import human
+
+    rates = None
+    if steps:
+        with console.working("timing a few blocks"):
+            from llrag_cli.engine.pipeline import Pipeline
+            from llrag_cli.evaluation.study_trial import trial
+
+            rates = trial(Pipeline.load(config), videos=batch)
+    table = Table("shot", "videos", "generated", "replayed", "time", box=None, pad_edge=False)
+    rows = []
+    for step in steps:
+        generated, replayed = (config.second_of(count) for count in (step.generated, step.replayed))
+        seconds = 0.0 if rates is None else rates.seconds([step])
+        rows.append(
+            {
+                "shot": step.name,
+                "videos": step.videos,
+                "seconds_of_video": generated,
+                "seconds_replayed": replayed,
+                "seconds_of_work": round(seconds, 1),
+            }
+        )
+        minutes = f"{seconds / 60:.1f} min"
+        table.add_row(
+            f"{step.name}: {step.about}", str(step.videos), f"{generated:.0f} s", f"{replayed:.0f} s", minutes
+        )
+    work = 0.0 if rates is None else rates.seconds(steps)
+    size = 0 if rates is None else round(rates.picture * sum(step.pictures for step in steps) + rates.video * kept)
+    if as_json:
+        console.result_json({"folder": str(out), "shots": rows, "seconds_of_work": round(work, 1), "bytes": size})
+        return
+    if steps:
+        console.result_table(table)
+    console.result(f"about {work / 60:.1f} min and {human(size)} in {out}" if steps else f"nothing is missing in {out}")
 
 
 def write_results(out: Path, content: Mapping[str, Any], *, rows: str, picture: bytes) -> None:

@@ -56,6 +56,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
+    opacity: float = 0.14  # of the bands
     width: int = 400
     height: int = 230
     left: int = 48
@@ -78,8 +79,8 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Chart:
     """A chart of curves with their bands; every curve has at least one point."""
     frame = Chart(title, (), (), ())
     end = max(curve.x[-1] for curve in curves)
-    low = min(min(curve.low) for curve in curves)
-    high = max(max(curve.high) for curve in curves)
+    low = min(min(*curve.low, *curve.y) for curve in curves)  # a mean may be outside the middle half
+    high = max(max(*curve.high, *curve.y) for curve in curves)
     margin = 0.05 * (high - low) or 0.01 * max(1.0, abs(high))
     low, high = low - margin, high + margin
 
@@ -106,4 +107,4 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Chart:
     ]
     x_ticks = tuple(Tick(column(x), f"{x:g}") for x in ticks(0, end, count=6))
     y_ticks = tuple(Tick(row(y), f"{round(y, 10):g}") for y in ticks(low, high))
-    return Chart(title, x_ticks, y_ticks, tuple(lines))
+    return Chart(title, x_ticks, y_ticks, tuple(lines), opacity=round(min(0.14, 0.35 / len(lines)), 3))

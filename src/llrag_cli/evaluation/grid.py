@@ -42,8 +42,7 @@ class Variant:
         Of the ``settings`` that all variants share, those that only some strategies have, such as
         ``memory.retrieved``, apply to those; the variant's own come after them.
         """
-        named = [value for key, _, value in map(_parted, self.settings) if key == "memory.strategy"]
-        strategy = named[-1] if named else self.strategy
+        strategy = _named_strategy(self.settings) or self.strategy
         kind = type(load_config(backbone, memory=strategy).memory)
         others = {f"memory.{name}" for each in STRATEGIES.values() for name in each.model_fields} - {
             f"memory.{name}" for name in kind.model_fields
@@ -57,6 +56,12 @@ def _parted(setting: str) -> tuple[str, str, str]:
     return key.strip(), equals, value.strip()
 
 
+def _named_strategy(settings: Sequence[str]) -> str | None:
+    """The strategy that settings choose; None if they choose none."""
+    named = [value for key, _, value in map(_parted, settings) if key == "memory.strategy"]
+    return named[-1] if named else None
+
+
 def strategy_variant(memory: str) -> Variant:
     """A memory strategy as it is, by its name; raises ``UsageError`` if there is none."""
     require_strategy(memory)
@@ -64,12 +69,11 @@ def strategy_variant(memory: str) -> Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """``NAME=KEY=VALUE KEY=VALUE ...`` as a variant; raises ``UsageError``."""
+    """``NAME=KEY=VALUE KEY=VALUE ...`` as a variant; raises ``UsageError``.
+
+    It may have the name of the strategy that it uses, and of no other.
+    """
     name, _, rest = text.partition("=")
-    if name.strip() in STRATEGIES:
-        raise UsageError(
-            f"a variant cannot be named `{name.strip()}`", hint="that is a memory strategy as it is; take another name"
-        )
     if not NAME.fullmatch(name := name.strip()):
         raise UsageError(
             f"a variant cannot be named `{shortened(name, 60)}`",
@@ -83,6 +87,10 @@ def parse_variant(text: str) -> Variant:
         ) from None
     if not settings:
         raise UsageError(f"the variant `{name}` has no settings", hint='for example `k2="memory.retrieved=2"`')
+    if name in STRATEGIES and _named_strategy(settings) != name:
+        raise UsageError(
+            f"a variant cannot be named `{name}`", hint="that is a memory strategy, and not its own; take another name"
+        )
     return Variant(name, settings=tuple(settings))
 
 

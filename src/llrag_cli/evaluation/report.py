@@ -122,6 +122,7 @@ def report(
     }
     return render(
         "report.html",
+        question="Does this memory help?" if len(grid.memories) == 2 else "Do these memories help?",
         summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
         f"{', '.join(memory_title(memory.name) for memory in grid.memories)}; {backend.name}",
         variants={memory.name: " ".join(memory.settings) for memory in grid.memories if memory.settings},
@@ -195,7 +196,9 @@ def table(result: Mapping[str, Any], *, baseline: str) -> Table:
         arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
         ranked = " (ranked)" if name in result["ranked_by"] else " (drift)" if name in result["drift_ranked_by"] else ""
         rows.append(Row(f"{metric.heading}{arrow}{ranked}", cells))
-    rows += [Row(heading, [Cell(_rank(entry[name])) for entry in memories.values()]) for name, heading in RANKS.items()]
+    rows += [
+        Row(heading, [Cell(rank_text(entry[name])) for entry in memories.values()]) for name, heading in RANKS.items()
+    ]
     return Table(f"{result['backbone']}, {result['seconds']:g} s", columns, rows, result["not_ranked"])
 
 
@@ -228,10 +231,10 @@ def overview(results: Sequence[Mapping[str, Any]]) -> Table | None:
             for seconds in horizons:
                 result = by_key.get((backbone, seconds), {})
                 entry = result.get("memories", {}).get(memory)
-                cells += [Cell(_rank(entry and entry[name])) for name in RANKS]
+                cells += [Cell(rank_text(entry and entry[name])) for name in RANKS]
                 cells += [_objects_cell(entry, prompts=result.get("prompts", 0))] if sprites else []
             rows.append(Row(f"{backbone}, {memory_title(memory)}", cells))
-    columns = [f"{figure}, {seconds:g} s" for seconds in horizons for figure in figures]
+    columns = [f"{figure}, {seconds:g}\u00a0s" for seconds in horizons for figure in figures]
     return Table("All at a glance", columns, rows, corner="backbone, memory")
 
 
@@ -245,7 +248,8 @@ def _objects_cell(entry: Mapping[str, Any] | None, *, prompts: int) -> Cell:
     return _compared(_objects(entry), gap, better="higher", prompts=prompts)
 
 
-def _rank(rank: float | None) -> str:
+def rank_text(rank: float | None) -> str:
+    """An average rank, 1 for the best."""
     return "–" if rank is None else f"{rank:.2f}"
 
 
@@ -257,7 +261,8 @@ def _compared(value: float | None, gap: Mapping[str, float] | None, *, better: s
     if better != "neither" and prompts >= MIN_PROMPTS and is_significant(gap):
         tone = "good" if (gap["mean"] > 0) == (better == "higher") else "bad"
         mark = "" if stands_correction(gap) else UNCORRECTED
-    difference = f"{_signed(gap['mean'])}{mark}, {100 * gap['wins']:.0f} % won"
+    won = "" if better == "neither" else f", {100 * gap['wins']:.0f} % won"
+    difference = f"{_signed(gap['mean'])}{mark}{won}"
     return Cell(_number(value), tone, (difference, f"[{_signed(gap['low'])}, {_signed(gap['high'])}]"))
 
 

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 from typing import Any
 
 from llrag_cli.errors import LlragError
@@ -168,10 +169,24 @@ def verdict(result: Mapping[str, Any], *, baseline: str) -> Verdict:
     for memory, entry in result["memories"].items():
         if "differences" in entry:
             clauses = [_clause(group, entry["differences"]) for group in GROUPS]
-            lines.append(f"{memory} against {baseline}: {'; '.join(filter(None, clauses))}")
+            said = "; ".join(filter(None, clauses))
+            lines.append(f"{memory} against {baseline}. {said[:1].upper()}{said[1:]}")
     if any(UNCORRECTED in line for line in lines):
-        lines.append(f"{UNCORRECTED} not significant after Holm's correction for {result['tests']} tests")
+        lines.append(f"{UNCORRECTED} by its interval alone, not after Holm's correction for {result['tests']} tests")
+    least = prompts_needed(result["tests"])
+    if lines and result["prompts"] < least:
+        lines.append(
+            f"no difference can stand the correction with {result['prompts']} prompts; that takes at least {least}"
+        )
     return Verdict(subject, lines or ["nothing to compare with"])
+
+
+def prompts_needed(tests: int) -> int:
+    """The fewest prompts of which a difference can be significant after the correction for so many tests.
+
+    The least p-value of a sign-flip test over n prompts is 2 in 2^n.
+    """
+    return next(count for count in count_from(1) if max(1, tests) * 2 / 2**count < LEVEL)
 
 
 def _clause(group: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
@@ -188,7 +203,7 @@ def _clause(group: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
             direction = "better" if (gap["mean"] > 0) == (metric.better == "higher") else "worse"
             named[direction].append(metric.heading.removeprefix("sprites: ") + mark)
     parts = [f"{word} in {listed(names)}" for word, names in named.items() if names]
-    return f"{group} {', '.join(parts) or 'no significant difference'}" if known else ""
+    return f"{group}: {', '.join(parts) or 'no significant difference'}" if known else ""
 
 
 COLUMNS = ("backbone", "memory", "seconds", "prompt_number", "seed", "prompt", "backend")  # before the metrics

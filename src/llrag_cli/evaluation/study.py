@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.errors import LlragError, UnwritableError, UsageError
+from llrag_cli.errors import UnwritableError
 from llrag_cli.evaluation.statistics import interval
-from llrag_cli.evaluation.study_plan import Key
-from llrag_cli.files.durable import AppendFile, replace_text, replacing, require_own
-from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
+from llrag_cli.evaluation.study_plan import Key, complete_lines, finished_rows, not_continued
+from llrag_cli.files.durable import AppendFile, replace_text, replacing
+from llrag_cli.files.guarded import UnreadableError
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ class StudyRow(ABC):
 
 RowT = TypeVar("RowT", bound=StudyRow)
 
-FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures", "videos")  # of a folder
-
 
 class StudyFolder(ABC, Generic[RowT]):
     """A folder with ``settings.json``, ``rows.jsonl`` and a picture of each row, which it continues.
@@ -69,29 +67,11 @@ class StudyFolder(ABC, Generic[RowT]):
 
     def _read(self) -> list[RowT]:
         """The finished rows of the folder; raises if it was begun under other settings."""
-        file = reading = self.root / "settings.json"
-        for name in FILES:
-            require_own(self.root / name)
-        if not file.exists():
-            if self.root.is_dir() and any(not path.name.startswith(FILES) for path in self.root.iterdir()):
-                raise UsageError(f"`{self.root}` exists and is not empty", hint="choose another folder")
-            return []
+        lines = finished_rows(self.root, self._settings)
         try:
-            found = parse_json(read_bytes(file))
-            if not isinstance(found, dict):
-                raise UnreadableError("it is not an object")
-            reading = self._file
-            rows = [self._row.parse(line.decode(errors="replace")) for line in self._lines()]
-        except (OSError, UnreadableError) as error:
-            problem = f"`{self.root}` cannot be continued: `{reading.name}`: {reason_of(error)}"
-            raise LlragError(problem, hint="choose another folder") from None
-        wanted = self._settings
-        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
-            raise UsageError(
-                f"`{self.root}` was begun with other settings: {', '.join(f'`{name}`' for name in differing)} differ",
-                hint="choose another folder, or the settings in its settings.json",
-            )
-        return rows
+            return [self._row.parse(line.decode(errors="replace")) for line in lines]
+        except UnreadableError as error:
+            raise not_continued(self._file, error) from None
 
     @property
     def _file(self) -> Path:
@@ -116,7 +96,7 @@ class StudyFolder(ABC, Generic[RowT]):
         except OSError as error:
             raise UnwritableError(self.root, (error.strerror or str(error)).lower()) from error
         replace_text(self.root / "settings.json", json.dumps(self._settings, indent=1) + "\n")
-        whole = sum(len(line) for line in self._lines())  # what a crash has left of a line is dropped
+        whole = sum(len(line) for line in complete_lines(self._file))  # what a crash has left of a line is dropped
         with AppendFile(self._file, length=whole) as file:
             scenes = [*dict.fromkeys(scene for scene, _, _ in missing)]
             for first in range(0, len(scenes), self.scenes_at_once):
@@ -128,10 +108,6 @@ class StudyFolder(ABC, Generic[RowT]):
                     self.rows.append(row)
                     on_row(row)
         return self.rows
-
-    def _lines(self) -> list[bytes]:
-        content = read_bytes(self._file, limit=16 * MEGABYTE) if self._file.exists() else b""
-        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
 def unit_range(parts: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from conftest import Llrag
 from llrag_cli.evaluation.encoder.descriptors import random_projection
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
+from llrag_cli.evaluation.encoder.rows import as_csv
 from llrag_cli.models.embedded.model import load_embedded
 from llrag_cli.world.panorama import WORLDS, World, make_panorama
 
@@ -51,6 +53,7 @@ def test_without_labels_nothing_is_claimed() -> None:
     found = quality([torch.randn(60, 5)], GEOMETRY)
     assert found.recall is found.reciprocal_rank is found.unguarded_recall is None
     assert found.queries == 0
+    assert as_csv({"noise": {"random": found}}).splitlines()[1].split(",")[5:9] == ["0", "", "", ""]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -89,6 +92,18 @@ def test_the_table_compares_what_is_asked_for(llrag: Llrag, tmp_path: Path) -> N
             assert encoder["recall"] > 1.3 * pooling["recall"]  # 1.5 and more on the videos of the docs
     assert (tmp_path / "report/encoders.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "report/encoders.json").read_text()) == told
+    with (tmp_path / "report/encoders.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3 * 2  # sets, kinds of keys, videos
+    for title, table in told.items():
+        for name, found in table.items():
+            own = [row for row in rows if (row["set"], row["keys"]) == (title, name)]
+            for value, weight in (("recall", "queries"), ("reciprocal_rank", "queries"), ("near_guard", "blocks")):
+                total = sum(int(row[weight]) for row in own)
+                mean = sum(float(row[value]) * int(row[weight]) for row in own) / total
+                assert mean == pytest.approx(found[value], abs=1e-5)
+            curve = [float(row["similarity_8"]) for row in own]
+            assert sum(curve) / len(curve) == pytest.approx(found["similarity"]["8"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,19 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class VideoQuality:
+    """The part of one video; accuracies are None if it has no query with an answer."""
+
+    similarity: dict[int, float]
+    near_guard: float
+    blocks: int  # that retrieve
+    queries: int = 0
+    recall: float | None = None
+    unguarded_recall: float | None = None
+    reciprocal_rank: float | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """Means over videos, and over queries that have an answer; without labels, accuracies are None."""
 
@@ -47,6 +60,7 @@ class Quality:
     unguarded_recall: float | None = None  # the same with every past frame a candidate; neighbours are no answers
     reciprocal_rank: float | None = None
     queries: int = 0
+    videos: tuple[VideoQuality, ...] = ()
 
 
 def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor] | None = None) -> Quality:
@@ -56,6 +70,7 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
     no candidates. Answers are candidates that show the object of the query from an earlier time it was in view.
     """
     near: list[float] = []
+    near_videos: list[int] = []
     scores: list[tuple[float, float, float]] = []
     videos: list[int] = []  # which video each score is of
     for number, video in enumerate(keys):
@@ -70,6 +85,7 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
             everything = cosines.argsort(descending=True)
             order = everything[(everything >= candidates.start) & (everything < candidates.stop)]
             near.append(share_near(order[: geometry.count].tolist(), candidates[-1]))
+            near_videos.append(number)
             if shows is None or view is None or shows[start - 1] < 0:
                 continue
             answer = (shows == shows[start - 1]) & (view != view[start - 1])
@@ -85,19 +101,42 @@ def quality(keys: Sequence[Tensor], geometry: Geometry, labels: Sequence[Tensor]
                         float(reciprocal_rank(guarded)),
                     )
                 )
-    curve = torch.stack([similarity_by_lag(video, LAGS) for video in keys]).nanmean(0).tolist()
+    curves = [similarity_by_lag(video, LAGS) for video in keys]
     among = interval([score[0] for score in scores], clusters=videos) if scores else None
-    recall, free_recall, rank = torch.tensor(scores).mean(0).tolist() if scores else (None, None, None)
+    recall, free_recall, rank = _means(scores)
+    parts = []
+    for number, curve in enumerate(curves):
+        own = [score for score, video in zip(scores, videos, strict=True) if video == number]
+        spans = [share for share, video in zip(near, near_videos, strict=True) if video == number]
+        parts.append(VideoQuality(_known(curve), _mean(spans), len(spans), len(own), *_means(own)))
     return Quality(
-        similarity={lag: value for lag, value in zip(LAGS, curve, strict=True) if not math.isnan(value)},
+        similarity=_known(torch.stack(curves).nanmean(0)),
         effective_rank=effective_rank(torch.cat(list(keys))),
-        near_guard=sum(near) / len(near) if near else math.nan,
+        near_guard=_mean(near),
         recall=recall,
         recall_interval=None if among is None else among[1:],
         unguarded_recall=free_recall,
         reciprocal_rank=rank,
         queries=len(scores),
+        videos=tuple(parts),
     )
+
+
+def _known(curve: Tensor) -> dict[int, float]:
+    """Mean cosines by lag, without lags that are longer than the video."""
+    return {lag: value for lag, value in zip(LAGS, curve.tolist(), strict=True) if not math.isnan(value)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _means(scores: Sequence[tuple[float, float, float]]) -> tuple[float | None, float | None, float | None]:
+    """Means of recall, recall without a guard, and reciprocal rank."""
+    if not scores:
+        return None, None, None
+    recall, free_recall, rank = map(_mean, zip(*scores, strict=True))
+    return recall, free_recall, rank
 
 
 def times_in_view(shows: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llrag_cli.evaluation.canvas import Canvas, Style, wrap
+from llrag_cli.evaluation.leave_return.plan import CONDITIONS
 from llrag_cli.evaluation.leave_return.study import Study
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS
 from llrag_cli.evaluation.places import full_prompt
 from llrag_cli.files.image import open_image
 
@@ -20,7 +20,7 @@ ABOUT = {
 
 def sheet(study: Study) -> bytes:
     """A PNG: a row for each scene, with the middle frame of each shot."""
-    trips = study.plan.trips[:SCENES]
+    trips = study.trips[:SCENES]
     captions = {shot: wrap(about, SMALL, width=CELL, lines=4) for shot, about in ABOUT.items()}
     head = NAME.leading + SMALL.leading * max(map(len, captions.values())) + GAP
     width = MARGIN + LABEL + len(ABOUT) * (CELL + GAP) + MARGIN

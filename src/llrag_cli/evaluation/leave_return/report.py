@@ -7,8 +7,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llrag_cli.evaluation.leave_return.study import SCHEMA, Row
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS
+from llrag_cli.evaluation.leave_return.plan import CONDITIONS, SCHEMA
+from llrag_cli.evaluation.leave_return.study import Row
 from llrag_cli.evaluation.results import MIN_PROMPTS, is_significant
 from llrag_cli.evaluation.study import estimate
 from llrag_cli.formatting import counted, listed

@@ -6,32 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.leave_return.judge import Shares, looked_at, shares_of
-from llrag_cli.evaluation.leave_return.trips import CONDITIONS, SECONDS, Condition, Trip, trips
+from llrag_cli.evaluation.leave_return.plan import CONDITIONS, GIVEN, Condition, Plan
+from llrag_cli.evaluation.leave_return.trips import Trip, trips
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
-from llrag_cli.evaluation.study_plan import (
-    POOL_SIZE,
-    SEED_STRIDE,
-    Key,
-    Pool,
-    require_counts,
-    require_memory_of_sprites,
-    weights_digests,
-)
+from llrag_cli.evaluation.study_plan import POOL_SIZE, SEED_STRIDE, Key
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.presets import with_settings
-
-SCHEMA = 1
-GIVEN = ("A", "B")  # shots that all conditions share, and that are judged as well
 
 
 @dataclass(frozen=True)
@@ -79,55 +68,17 @@ class Made(NamedTuple):
     of_a: list[list[bool]]  # [B][n]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study makes; it is written down, and a study continues only under the same plan."""
-
-    pool: Pool
-    scenes: int
-    seeds: int
-    config: RunConfig
-
-    def __post_init__(self) -> None:
-        require_counts(self.scenes, self.seeds)
-        require_memory_of_sprites(self.config, judged="leaving and returning is")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What has to agree; the weights of the model are part of it."""
-        return {
-            "schema": SCHEMA,
-            "pool": self.pool,
-            "scenes": self.scenes,
-            "seeds": self.seeds,
-            "seconds": list(SECONDS),
-            "config": self.config.model_dump(mode="json"),
-            "weights": weights_digests(self.config),
-        }
-
-    @property
-    def trips(self) -> tuple[Trip, ...]:
-        """The scenes: the first ones of the pool."""
-        return trips(self.pool)[: self.scenes]
-
-    def row_keys(self) -> Iterator[Key]:
-        """All rows."""
-        for scene in range(1, self.scenes + 1):
-            for shot in (*GIVEN, *CONDITIONS):
-                for seed in range(self.seeds):
-                    yield scene, seed, shot
-
-
 class Study(StudyFolder[Row]):
     """The folder of a plan, with a picture of the middle frame of each shot."""
 
     def __init__(self, root: Path, plan: Plan) -> None:
         self.plan = plan
+        self.trips = trips(plan.pool)[: plan.scenes]
         super().__init__(root, Row, settings=plan.settings, keys=[*plan.row_keys()])
 
     def make(self, pipeline: Pipeline, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:
         """As ``StudyFolder.make``."""
-        return rows_of(pipeline, self.plan.trips[keys[0][0] - 1], keys)
+        return rows_of(pipeline, self.trips[keys[0][0] - 1], keys)
 
 
 def rows_of(pipeline: Pipeline, trip: Trip, keys: Sequence[Key]) -> Iterator[tuple[Row, Image.Image]]:

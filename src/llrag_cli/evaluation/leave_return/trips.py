@@ -9,38 +9,15 @@ from functools import cache
 from itertools import islice
 
 from llrag_cli.config import RunConfig
+from llrag_cli.evaluation.leave_return.plan import timeline
 from llrag_cli.evaluation.places import full_prompt, new_places, place_of, unlike
 from llrag_cli.evaluation.study_plan import POOL_SIZE, POOLS, Pool
-from llrag_cli.scenes.schema import Remember, Shot
-from llrag_cli.scenes.schema import Scene as ShotList
-from llrag_cli.scenes.timeline import Timeline, plan_timeline
+from llrag_cli.scenes.schema import Remember
+from llrag_cli.scenes.timeline import Timeline
 from llrag_cli.world.sprites import Scene
 
 SEEDS: Mapping[Pool, int] = {"search": 20261, "confirm": 20262}
-SECONDS = (8.0, 4.0, 5.0)  # of A, B and C
 RETURN_PROMPTS = {1: "a shape in front of a wall", 2: "two shapes in front of a wall"}  # by the number of objects
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What shot C may remember."""
-
-    name: str
-    remember: Remember
-    about: str
-    strategy: str | None = None  # instead of the configuration's
-
-
-CONDITIONS: Mapping[str, Condition] = {
-    condition.name: condition
-    for condition in (
-        Condition("memory", ("A",), "frames of A, by the memory strategy"),
-        Condition("random", ("A",), "random frames of A", "random"),
-        Condition("all", "all", "frames of A and B, by the memory strategy"),
-        Condition("wrong", ("B",), "frames of B, the wrong place"),
-        Condition("none", "none", "nothing"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -57,26 +34,8 @@ class Trip:
 
     def timeline(self, config: RunConfig, remember: Remember) -> Timeline:
         """The three shots, of which the last may remember the shots named; both cuts drop the sink."""
-        shots = (
-            Shot(name="A", prompt=full_prompt(self.first), seconds=SECONDS[0]),
-            Shot(
-                name="B",
-                prompt=full_prompt(self.second),
-                seconds=SECONDS[1],
-                cut=True,
-                remember="none",
-                sink="drop",
-            ),
-            Shot(
-                name="C",
-                prompt=self.return_prompt,
-                seconds=SECONDS[2],
-                cut=True,
-                remember=remember,
-                sink="drop",
-            ),
-        )
-        return plan_timeline(ShotList(shots=shots), config)
+        prompts = full_prompt(self.first), full_prompt(self.second), self.return_prompt
+        return timeline(config, prompts, remember=remember)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -11,7 +11,14 @@ from typing import Any
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.evaluation.grid import Variant
-from llrag_cli.evaluation.study_plan import Key, Pool, require_counts, require_memory_of_sprites, weights_digests
+from llrag_cli.evaluation.study_plan import (
+    Key,
+    Pool,
+    Step,
+    require_counts,
+    require_memory_of_sprites,
+    weights_digests,
+)
 from llrag_cli.presets import with_settings
 
 SCHEMA = 2
@@ -19,6 +26,7 @@ GIVEN: Mapping[str, float] = {"C": 9.0, "A": 18.0, "B": 27.0, "again": 6.0}  # s
 AGAIN = "again"  # A's given return, which the model made with A in its window; judged as well
 LONGEST = 3600.0  # seconds
 WINDOW = 10.0  # seconds of the parts that are also judged on their own
+SCENES_AT_ONCE = 4  # which are generated as one batch
 MOMENTS = 6  # pictures of a continuation, at equal distances, the last one at its end
 
 
@@ -131,6 +139,21 @@ class Plan:
             for shot in (AGAIN, *self.measured):
                 for seed in range(self.seeds):
                     yield scene, seed, shot
+
+    def steps(self, missing: Collection[Key]) -> list[Step]:
+        """What rows take that are missing. The given shots are needed for all, also if A's return has its row."""
+        videos = len({key[:2] for key in missing})
+        spans = self.given
+        given, count = sum(map(len, spans.values())), self.latent_frames(self.seconds)
+        rows = {shot: sum(key[2] == shot for key in missing) for shot in (AGAIN, *self.measured)}
+        shared = Step("given", "scenes C, A and B, and A again", videos, videos * given, 0, rows[AGAIN] * len(spans))
+        pictures = len(spans) + MOMENTS
+        steps = [
+            Step(name, condition.about, videos, videos * count, videos * given, videos * pictures)
+            for name, condition in self.measured.items()
+            if (videos := rows[name])
+        ]
+        return [shared, *steps] if missing else []
 
     def latent_frames(self, seconds: float) -> int:
         """The latent frames of the whole blocks that come closest to a length, at least one block."""

@@ -16,7 +16,14 @@ from torch import Tensor
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.evaluation.grid import NAME
 from llrag_cli.evaluation.returning.judge import Measures, Reference, looked_at, measured, reference_of
-from llrag_cli.evaluation.returning.plan import AGAIN, CONDITIONS, MOMENTS, Plan, windows
+from llrag_cli.evaluation.returning.plan import (
+    AGAIN,
+    CONDITIONS,
+    MOMENTS,
+    SCENES_AT_ONCE,
+    Plan,
+    windows,
+)
 from llrag_cli.evaluation.returning.returns import Return, returns
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
 from llrag_cli.evaluation.study_plan import POOL_SIZE, SEED_STRIDE, Key
@@ -71,7 +78,7 @@ class _RowRecord(Record):
 class Study(StudyFolder[Row]):
     """The folder of a plan, with a strip of frames for each row: C, A, B, A again, and moments of the continuation."""
 
-    scenes_at_once = 4
+    scenes_at_once = SCENES_AT_ONCE
 
     def __init__(self, root: Path, plan: Plan, *, videos: int = 0) -> None:
         """The continuations of the first so many scenes are kept as ``videos``."""
