@@ -26,6 +26,7 @@ FREE = {  # modules that may write by themselves, and why
 ENCODERS = (
     "runs.video",
     "evaluation.speed",
+    "evaluation.trial",
 )  # they write a segment that is appended later, or a file in a temporary folder
 FFMPEG = (
     "runs.video",

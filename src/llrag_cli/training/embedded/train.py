@@ -139,9 +139,9 @@ def backbone(
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
     if match_states and (teacher is None or guidance != 1):
-        raise typer.BadParameter("tokens are those of a --teacher without guidance (--guidance 1)")
+        raise typer.BadParameter("states are those of a teacher without guidance")
     if keep_text and teacher is None:
-        raise typer.BadParameter("a text encoder is taken of a --teacher")
+        raise typer.BadParameter("the text encoder is that of a teacher, and none is named")
     named = () if not scenes else SWITCHES if native else SWITCHES_AND_CUTS
     train_backbone(
         _lessons(out, scenes=named, batch=batch, seed=seed, native=native),
