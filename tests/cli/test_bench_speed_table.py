@@ -65,7 +65,7 @@ def test_choices_are_words() -> None:
     assert Choice.parse("full") == Choice() and Choice().name == "eager"
     for choice in all_choices():
         assert Choice.parse(choice.name) == choice
-    assert len({choice.name for choice in all_choices()}) == 12
+    assert len({choice.name for choice in all_choices()}) == 24
     assert Choice.parse("tiny+fp8").settings == ("video.decoder=tiny", "backbone.quantize=fp8")
     with pytest.raises(UsageError, match="`int8\\+fp8` says twice how it differs"):
         Choice.parse("int8+fp8")
@@ -136,6 +136,9 @@ def test_all_are_the_choices_that_the_backbone_has(llrag: Llrag, monkeypatch: py
     gpu = llrag("bench", "speed", *LARGER, "--device", "cuda", "--all", "--dry-run").stdout
     assert [line.count("int8") for line in gpu.splitlines()].count(1) == 2  # compiled ones, with each decoder
     assert gpu.count("quantize=fp8") == 4 and gpu.startswith("llrag verify --device cuda --dtype float32")
+    assert "graphs" not in gpu  # of little use where a block has three frames
+    framewise = [*LARGER[2:], "--backbone", "causal-forcing-framewise", "--device", "cuda", "--all", "--dry-run"]
+    assert llrag("bench", "speed", *framewise).stdout.count("--cuda-graphs") == 10
     embedded = llrag("bench", "speed", "--device", "cpu", "--all", "--dry-run", "--memory", "none").stdout
     assert "tiny" not in embedded.replace("--backbone tiny", "") and "fp8" not in embedded
     assert embedded.count("--memory none --blocks 20") == 4

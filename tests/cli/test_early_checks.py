@@ -38,6 +38,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {  # a command line, and what 
     ),
     "choices twice": (("bench", "speed", "--choice", "eager", "--all"), "`--all` and `--choice` cannot be combined"),
     "compiled choice": (("bench", "speed", "--all", "--compile"), "`--compile` cannot be combined with `--choice`"),
+    "graphs on a CPU": (("generate", "x", "--cuda-graphs", "--device", "cpu"), "`--cuda-graphs` needs a GPU"),
+    "graphs and offloading": (
+        ("generate", "x", "--cuda-graphs", "--offload"),
+        "`--cuda-graphs` and `--offload` cannot be combined",
+    ),
     "page without a table": (("bench", "speed", "--markdown"), "`--markdown` applies to a table"),
     "backbone of bench speed": (("bench", "speed", "--backbone", "tinny"), "unknown preset `tinny`"),
     "backbone of collect": (("collect", "prompts.txt", "--out", "o", "--backbone", "tinny"), "unknown preset `tinny`"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Json, Set
+from llrag_cli.cli.options import Attention, Compile, CudaGraphs, Device, Dtype, Fast, Json, Set, require_recordable
 
 if TYPE_CHECKING:
     from llrag_cli.config import ModelShape, RunConfig
@@ -54,14 +54,15 @@ def bench_speed(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     fast: Fast = False,
     choices: Annotated[
         list[str] | None,
         typer.Option(
             "--choice",
             metavar="WORDS",
-            help="A row of a table of speed and memory: eager or compiled, with +tiny for the tiny decoder and "
-            "+int8 or +fp8 for eight-bit layers, such as compiled+tiny; repeatable",
+            help="A row of a table of speed and memory: eager or compiled, with +graphs for CUDA graphs, +tiny "
+            "for the tiny decoder, +int8 or +fp8 for eight-bit layers, such as compiled+tiny; repeatable",
             **TABLE,
         ),
     ] = None,
@@ -103,11 +104,14 @@ def bench_speed(
             "the embedded model has one size and comes with its weights",
             hint="leave out `--random-weights` and `--config`, or choose another `--backbone`",
         )
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=False, one_buffer=False)
     if choices or every:
-        if compile_:
-            raise UsageError(
-                "`--compile` cannot be combined with `--choice` and `--all`", hint="`--choice compiled` is compiled"
-            )
+        for option, is_given in (("compile", compile_), ("cuda-graphs", cuda_graphs)):
+            if is_given:
+                raise UsageError(
+                    f"`--{option}` cannot be combined with `--choice` and `--all`",
+                    hint="choices say it themselves, such as `--choice compiled+graphs`",
+                )
         from llrag_cli.cli.bench_speed_table import Request, chosen, measure_table, show_plan
 
         if shape is None:
@@ -160,11 +164,22 @@ def bench_speed(
             console.warn(f"block times are stable only after {steady} blocks; the warm-up has {warmup}")
         seconds = seconds_of(config, blocks=blocks, warmup=warmup)
         plans = {
-            memory: plan(wanted, weights_folder(), device=where, dtype=kind, seconds=seconds, shape=shape, prompts=())
+            memory: plan(
+                wanted,
+                weights_folder(),
+                device=where,
+                dtype=kind,
+                seconds=seconds,
+                shape=shape,
+                prompts=(),
+                cuda_graphs=cuda_graphs,
+            )
             for memory, wanted in configs.items()
         }
         configs = {memory: planned.config for memory, planned in plans.items()}
-        budget = memory_needed([*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind)
+        budget = memory_needed(
+            [*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind, cuda_graphs=cuda_graphs
+        )
         console.note(budget.sentence())
         try:
             budget.require()
@@ -172,7 +187,7 @@ def bench_speed(
             raise LlragError(
                 error.problem, hint="one `--memory`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"
             ) from None
-        how = Execution(attention=attention, compile=compile_, fast=fast)
+        how = Execution(attention=attention, compile=compile_, cuda_graphs=cuda_graphs, fast=fast)
         pipelines = load(configs, shape=shape, device=device, dtype=dtype, how=how)
         meter = Meter(pipelines)
     total = len(configs) * (warmup + 2 * blocks)
@@ -191,6 +206,7 @@ def bench_speed(
         **_about(config, pipelines, random_weights=shape is not None),
         "attention": next(iter(pipelines.values())).backbone.attention,
         "compile": compile_,
+        "cuda_graphs": cuda_graphs,
         "fast": fast,
         "blocks": blocks,
         "warmup": warmup,

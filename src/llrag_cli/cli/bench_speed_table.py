@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from llrag_cli.cli.options import require_recordable
 from llrag_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Request:
 
     def arguments(self, choice: Choice) -> list[str]:
         """The command that measures a choice, without `llrag`."""
-        compiled = ["--compile"] if choice.compiled else []
+        flags = [*(["--compile"] if choice.compiled else []), *(["--cuda-graphs"] if choice.graphs else [])]
         settings = [part for setting in choice.settings for part in ("--set", setting)]
         where = ["--device", self.device, "--dtype", self.dtype]
-        return ["bench", "speed", *self.common, *compiled, *settings, *where, "--json"]
+        return ["bench", "speed", *self.common, *flags, *settings, *where, "--json"]
 
     def check(self, dtype: str) -> list[str]:
         """The command that replays recorded vectors there, without `llrag`."""
@@ -61,7 +62,10 @@ def chosen(texts: Sequence[str], *, every: bool, configs: Sequence[RunConfig], d
             _require_possible(choice, configs, device=device)
         return named
     possible = []
+    framewise = all(config.backbone.frames_per_block == 1 for config in configs)
     for choice in all_choices():
+        if choice.graphs and not framewise:
+            continue  # of little use
         try:
             _require_possible(choice, configs, device=device)
         except UsageError:
@@ -78,6 +82,7 @@ def _require_possible(choice: Choice, configs: Sequence[RunConfig], *, device: s
     for config in configs:
         changed = with_settings(config, choice.settings)
         family_of(changed).require_settings(changed)
+    require_recordable(device, cuda_graphs=choice.graphs, offload=False, one_buffer=False)
     if choice.quantize == "fp8" and device == "cpu":
         raise UsageError("`fp8` needs a GPU of compute capability 8.9 or more", hint="choose `int8`")
     if choice.quantize == "int8" and not choice.compiled and device.startswith("cuda"):

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from llrag_cli.config import ModelShape, RunConfig
-from llrag_cli.engine.execution import Execution, new_backbone
+from llrag_cli.engine.execution import Execution, new_backbone, require_graphs
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
 from llrag_cli.files.paths import weights_folder
@@ -46,6 +46,7 @@ def random_pipeline(
             f"latent frames of {height}x{width} cannot be cut into tokens of {rows}x{columns}",
             hint="change `backbone.height`, `backbone.width` or `patch_size`",
         )
+    require_graphs(how, device)
     kind = config.backbone.quantize
     require_eight_bit(kind, device=device, dtype=dtype, compiled=how.compile, offload=how.offload)
     torch.manual_seed(0)

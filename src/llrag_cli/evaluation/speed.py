@@ -95,10 +95,20 @@ def memory_needed(
     shape: ModelShape | None,
     device: torch.device,
     dtype: torch.dtype,
+    cuda_graphs: bool = False,
 ) -> Budget:
     """The memory that all need together: the weights once, and each its own cache, archive and history."""
     plans = [
-        plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape, prompts=())
+        plan(
+            config,
+            weights_folder(),
+            device=device,
+            dtype=dtype,
+            seconds=seconds,
+            shape=shape,
+            prompts=(),
+            cuda_graphs=cuda_graphs,
+        )
         for config in configs
     ]
     own_parts = ("K/V", "archive", "history")

@@ -28,6 +28,7 @@ Decoder = Literal["full", "tiny"]
 WORDS: Mapping[str, tuple[str, Any]] = {  # of a choice: the field that a word sets, and its value
     "eager": ("compiled", False),
     "compiled": ("compiled", True),
+    "graphs": ("graphs", True),
     "full": ("decoder", "full"),
     "tiny": ("decoder", "tiny"),
     "int8": ("quantize", "int8"),
@@ -40,6 +41,7 @@ class Choice:
     """A way to run a backbone."""
 
     compiled: bool = False
+    graphs: bool = False  # CUDA graphs
     decoder: Decoder = "full"
     quantize: EightBit | None = None
 
@@ -59,8 +61,13 @@ class Choice:
     @property
     def name(self) -> str:
         """Its words; the full decoder and full precision are not named."""
-        words = ["compiled" if self.compiled else "eager", *(["tiny"] if self.decoder == "tiny" else [])]
-        return "+".join([*words, *([] if self.quantize is None else [self.quantize])])
+        words = [
+            "compiled" if self.compiled else "eager",
+            "graphs" if self.graphs else "",
+            "tiny" if self.decoder == "tiny" else "",
+            self.quantize or "",
+        ]
+        return "+".join(filter(None, words))
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -76,7 +83,7 @@ def _words_of(field: str) -> str:
 def all_choices() -> list[Choice]:
     """Every way to run a backbone; some are refused by some backbones and machines."""
     kinds: tuple[EightBit | None, ...] = (None, *get_args(EightBit))
-    return [Choice(*each) for each in product((False, True), get_args(Decoder), kinds)]
+    return [Choice(*each) for each in product((False, True), (False, True), get_args(Decoder), kinds)]
 
 
 class Measured(Record):
