@@ -219,6 +219,7 @@ def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -
     file = tmp_path / "run/run.json"
     record = json.loads(file.read_text())
     assert record["attention"] == "native"
+    assert (record["compiled"], record["cuda_graphs"]) == (False, False)
 
     file.write_text(json.dumps(record | {"attention": "flash"}))
     refused = llrag("generate", "--resume", "run", "--seconds", "4")
@@ -233,9 +234,12 @@ def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -
     assert "`run` was begun with the attention backend `flash`, and continues with `native`" in said
     assert json.loads(file.read_text())["attention"] == "native"
 
-    file.write_text(json.dumps({**json.loads(file.read_text()), "attention": "_native_math"}))
-    assert llrag("extend", "run", "--seconds", "2").returncode == 0
-    assert json.loads(file.read_text())["attention"] == "_native_math"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention": "_native_math", "compiled": True}))
+    extended = llrag("extend", "run", "--seconds", "2")
+    assert extended.returncode == 0
+    assert "`run` was begun compiled, and continues not compiled: it may differ" in " ".join(extended.stderr.split())
+    record = json.loads(file.read_text())
+    assert (record["attention"], record["compiled"]) == ("_native_math", False)
 
 
 def test_doctor_shows_what_was_found(gpu: FakeGPU, trials: list[AttentionShape]) -> None:

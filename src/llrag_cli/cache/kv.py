@@ -133,6 +133,10 @@ class KVBuffer:
             self.parts = like.new_empty(shape), like.new_empty(shape)
         return self.parts
 
+    def free(self) -> None:
+        """Give the memory back at once; the layer that holds the buffer also refers to it."""
+        self.parts = self.holder = None
+
     @property
     def bytes(self) -> int:
         """Memory held."""
@@ -391,6 +395,8 @@ class WanKVCache:
         """Free what is held: window, buffers and archive."""
         if self.archive is not None:
             self.archive.close()  # first: it may still be copying from the pages of the window
+        for layer in self.layers:
+            layer.buffer.free()
         self.layers = []
 
     def move_sink(self, frame: int) -> None:

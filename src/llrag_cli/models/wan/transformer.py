@@ -527,6 +527,7 @@ class WanSession:
         own = table[0, : block * tokens][None]
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
+        common.free()
         fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
