@@ -178,6 +178,7 @@ def plan(
     scratch: Path | None = None,
     loaded: bool = False,
     one_buffer: bool = False,
+    cuda_graphs: bool = False,
     card: int | None = None,
 ) -> Budget:
     """What a configuration will hold at its peak; reads headers only.
@@ -188,8 +189,9 @@ def plan(
     ``shape``; if they are ``loaded`` they are not counted. Files of the archive will be in the folder ``scratch``.
     ``references`` counts the latent frames of references, of which some are ``pinned``. ``switches`` is whether the
     prompt may change without a cut. The text encoder is counted unless the embeddings of all ``prompts`` are known
-    (None: any prompt may come). With ``one_buffer``, all layers share the buffer of what a block attends to. ``card``
-    are the bytes of a GPU that is planned for though it is not here.
+    (None: any prompt may come). With ``one_buffer``, all layers share the buffer of what a block attends to. CUDA
+    graphs have memory of their own for a pass. ``card`` are the bytes of a GPU that is planned for though it is not
+    here.
     """
     family = family_of(config)
     sizes = family.transformer_sizes(config, folder, dtype, shape=shape)
@@ -197,6 +199,9 @@ def plan(
     frames = config.latent_frames(seconds) + references
     encoder = family.files(config, folder).get("memory.encoder")
     common = [_activations(config, sizes, frames=_at_once(config, frames, switches=switches), batch=batch)]
+    if cuda_graphs:
+        recorded = _activations(config, sizes, frames=config.backbone.frames_per_block, batch=batch)
+        common.append(dataclasses.replace(recorded, name="CUDA graphs"))
     if not loaded:
         common += _weights(sizes, offload=offload)
         common += [Part("VAE", decoder, "device"), Part("retrieval encoder", _encoder_bytes(config, encoder), "device")]

@@ -34,7 +34,7 @@ from llrag_cli.models.wan.transformer import WanBackbone
 from llrag_cli.presets import load_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
-SHAPE = AttentionShape(queries=6, keys=24, heads=2, head_dim=8, dtype="float32")
+SHAPE = AttentionShape(batch=2, queries=6, keys=24, heads=2, head_dim=8, dtype="float32")
 SMALL = ("backbone.height=8", "backbone.width=8", "memory.keys=average")
 
 
@@ -141,15 +141,16 @@ def test_the_trial_is_made_once_for_a_machine_and_shape(
 ) -> None:
     for _ in range(2):
         assert loaded().attention == "_native_cudnn"
-    assert trials == [AttentionShape(queries=48, keys=192, heads=2, head_dim=16, dtype="bfloat16")]
+    assert trials == [AttentionShape(batch=1, queries=48, keys=192, heads=2, head_dim=16, dtype="bfloat16")]
     loaded("memory.window=15")
     loaded(how=Execution(fast=True))
-    assert len(trials) == 3
+    loaded(how=Execution(batch=2))
+    assert [trial.batch for trial in trials] == [1, 1, 1, 2]
     machine = machine_of(GPU)
-    assert sorted(trial.shape["keys"] for trial in trials_of(machine)) == [192, 192, 240]
+    assert sorted(trial.shape["keys"] for trial in trials_of(machine)) == [192, 192, 192, 240]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
     loaded()
-    assert len(trials) == 4
+    assert len(trials) == 5
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"backend": "flash"}', "sage"])
@@ -184,9 +185,9 @@ def test_the_trial_has_the_shape_of_a_block_at_full_size() -> None:
     with torch.device("meta"):
         backbone = WanBackbone(_full_size())
     config = load_config("self-forcing", memory="nearest")
-    assert AttentionShape.of(config, backbone) == AttentionShape(4680, 18720, 12, 128, "bfloat16")
+    assert AttentionShape.of(config, backbone, batch=3) == AttentionShape(3, 4680, 18720, 12, 128, "bfloat16")
     frame = load_config("causal-forcing-framewise", memory="none")
-    assert AttentionShape.of(frame, backbone).queries == 1560
+    assert AttentionShape.of(frame, backbone, batch=1).queries == 1560
 
 
 def _full_size() -> Any:
@@ -202,7 +203,7 @@ def test_time_is_that_of_the_gpu(gpu: FakeGPU) -> None:
 
 
 def test_no_trial_on_a_cpu(backbone: WanBackbone, trials: list[AttentionShape]) -> None:
-    choose_attention(backbone, load_config("self-forcing"), repeatable=True)
+    choose_attention(backbone, load_config("self-forcing"), repeatable=True, batch=1)
     assert backbone.attention == "native" and trials == []
 
 
@@ -218,6 +219,7 @@ def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -
     file = tmp_path / "run/run.json"
     record = json.loads(file.read_text())
     assert record["attention"] == "native"
+    assert (record["compiled"], record["cuda_graphs"]) == (False, False)
 
     file.write_text(json.dumps(record | {"attention": "flash"}))
     refused = llrag("generate", "--resume", "run", "--seconds", "4")
@@ -232,16 +234,19 @@ def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -
     assert "`run` was begun with the attention backend `flash`, and continues with `native`" in said
     assert json.loads(file.read_text())["attention"] == "native"
 
-    file.write_text(json.dumps({**json.loads(file.read_text()), "attention": "_native_math"}))
-    assert llrag("extend", "run", "--seconds", "2").returncode == 0
-    assert json.loads(file.read_text())["attention"] == "_native_math"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention": "_native_math", "compiled": True}))
+    extended = llrag("extend", "run", "--seconds", "2")
+    assert extended.returncode == 0
+    assert "`run` was begun compiled, and continues not compiled: it may differ" in " ".join(extended.stderr.split())
+    record = json.loads(file.read_text())
+    assert (record["attention"], record["compiled"]) == ("_native_math", False)
 
 
 def test_doctor_shows_what_was_found(gpu: FakeGPU, trials: list[AttentionShape]) -> None:
     assert doctor._attention("cuda:0") == "chosen by trial when a backbone is loaded for the first time"
     loaded()
     shown = doctor._attention("cuda:0")
-    assert shown == "_native_cudnn for 48 tokens that attend to 192 (native 1 ms, _native_cudnn 0.7 ms)"
+    assert shown == "_native_cudnn for 1 x 48 tokens that attend to 192 (native 1 ms, _native_cudnn 0.7 ms)"
 
 
 def test_names_are_those_of_diffusers_which_is_not_imported_for_them() -> None:

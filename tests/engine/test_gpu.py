@@ -111,6 +111,13 @@ def test_the_peak_of_a_switch_is_what_was_planned(machine: Machine, native: Vide
     assert video.peak > 1.2 * native.peak
 
 
+def test_the_peak_of_recomputing_is_what_was_planned(machine: Machine, tmp_path: Path) -> None:
+    """One old block is computed after the other; nothing of one is held while the next one is computed."""
+    video = machine.make("memory.archive=recompute", blocks=9, scratch=tmp_path)
+    plan = planned(machine, "nearest", ["memory.archive=recompute"])[0]
+    assert plan == pytest.approx(video.peak, rel=0.03)
+
+
 def test_the_second_video_is_planned_like_the_first(machine: Machine) -> None:
     """What the first one held is free again, and what torch keeps for later counts as free."""
     settings = (*SMALL, "memory.archive=auto")

@@ -166,6 +166,28 @@ def test_memories_share_their_weights_and_nothing_else(small: Path) -> None:
     assert not torch.equal(alone["none"], alone["nearest"])
 
 
+def test_memory_is_that_of_each_video_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that holds 100 of weights and an encoder of 12; videos hold 30 and 50, and 5 more at their peaks."""
+    held, highest = [112], [112]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: highest[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: highest.__setitem__(0, held[0]))
+    gpu, encoder = SimpleNamespace(device=torch.device("cuda")), torch.nn.Linear(3, 1, bias=False)
+    pipelines: Any = {
+        "none": SimpleNamespace(backbone=gpu, encode_key=print),
+        "nearest": SimpleNamespace(backbone=gpu, encode_key=encoder),
+    }
+    meter = speed.Meter(pipelines)
+    for name, size in (("none", 30), ("nearest", 50)):
+        with meter.of(name):
+            held[0] += size
+            highest[0] = held[0] + 5
+    assert meter.peaks == {"none": 100 + 30 + 5, "nearest": 112 + 50 + 5}
+    assert meter.together == 112 + 30 + 50 + 5
+    highest[0] = 7
+    assert meter.together == 112 + 30 + 5  # of what was taken when the second video began, and of what is now
+
+
 def test_turns_alternate() -> None:
     called: list[str] = []
 

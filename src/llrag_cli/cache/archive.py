@@ -361,13 +361,17 @@ class RecomputedArchive(Archive):
             block = self._blocks[frame]
             passes.setdefault((row, block, self._prompts[frame]), []).append((frame - block.start, slot))
         for (row, block, prompt), wanted in passes.items():
-            recomputed = recompute(row, block.start, self._latents(row, block), prompt)
-            for layer, fresh in enumerate(recomputed):
-                for offset, slot in wanted:
-                    for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
-                        page.copy_(part[offset])
+            self._fill(row, wanted, recompute(row, block.start, self._latents(row, block), prompt))
         self._pool.rest()
         self.moved += len(missing)
+
+    def _fill(self, row: int, wanted: Sequence[tuple[int, int]], recomputed: Sequence[LayerKV]) -> None:
+        """Copy frames of a block, by their offsets, to slots; no block is held while the next one is computed."""
+        assert self._pages is not None
+        for layer, fresh in enumerate(recomputed):
+            for offset, slot in wanted:
+                for part, page in zip(fresh, self._layout.parts(self._pages[row, slot, layer]), strict=True):
+                    page.copy_(part[offset])
 
     def _latents(self, row: int, block: range) -> Tensor:
         """Latents [1, T, C, H, W] of a block."""

@@ -133,6 +133,10 @@ class KVBuffer:
             self.parts = like.new_empty(shape), like.new_empty(shape)
         return self.parts
 
+    def free(self) -> None:
+        """Give the memory back at once; the layer that holds the buffer also refers to it."""
+        self.parts = self.holder = None
+
     @property
     def bytes(self) -> int:
         """Memory held."""
@@ -217,6 +221,20 @@ class WanKVLayerCache:
             self.pages.write(self.commits_to, *(part.unflatten(1, (-1, self._tokens)) for part in (keys, values)))
         seen = [[part[:, visible] for visible in self._visible] for part in buffer]  # views
         return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (cat(seen[0], 1), cat(seen[1], 1))
+
+    @property
+    def places(self) -> tuple[object, ...] | None:
+        """Where passes over the block read and write, so that they can be recorded and repeated.
+
+        None if that is not all that they do: if another layer uses the buffer, or Python is shown what they compute.
+        """
+        if self.shared or self.observer is not None or self.keeps_fresh or self.commits_to is not None:
+            return None
+        needed = max(self._block, self._all[-1].stop)
+        if self.buffer.parts is None or self.buffer.parts[0].shape[1] < needed:  # the next pass allocates it
+            return None
+        parts = tuple((part.data_ptr(), part.shape) for part in self.buffer.parts)
+        return parts, self._block, tuple((part.start, part.stop) for part in self._visible)
 
     def observe(self, query: Tensor, table: Tensor) -> None:
         """Show the observer the block's queries [B, L, heads, D], which the table [1, L, 1, D/2, 2] has rotated."""
@@ -377,6 +395,8 @@ class WanKVCache:
         """Free what is held: window, buffers and archive."""
         if self.archive is not None:
             self.archive.close()  # first: it may still be copying from the pages of the window
+        for layer in self.layers:
+            layer.buffer.free()
         self.layers = []
 
     def move_sink(self, frame: int) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Json, Set
+from llrag_cli.cli.options import Attention, Compile, CudaGraphs, Device, Dtype, Fast, Json, Set, require_recordable
 
 if TYPE_CHECKING:
     from llrag_cli.config import ModelShape, RunConfig
 
 SCHEMA = 2
+TABLE: Any = {"rich_help_panel": "A table"}
 
 
 def bench_speed(
@@ -53,12 +54,37 @@ def bench_speed(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     fast: Fast = False,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choice",
+            metavar="WORDS",
+            help="A row of a table of speed and memory: eager or compiled, with +graphs for CUDA graphs, +tiny "
+            "for the tiny decoder, +int8 or +fp8 for eight-bit layers, such as compiled+tiny; repeatable",
+            **TABLE,
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="A table of all choices that the backbone has; `llrag verify` first", **TABLE)
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the table; the same command measures only what is missing there", **TABLE),
+    ] = Path("bench-speed"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands that would fill the table, then stop", **TABLE)
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown", **TABLE)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure generation speed: frames per second, time to the first frames and of each part, ratios of memories.
 
     Memories take turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
+
+    --all or --choice fill a table, each row measured in a process of its own: one that crashes, or for which memory
+    runs out, is a row that says so.
     """
     from llrag_cli.cli import console
     from llrag_cli.errors import LlragError, UsageError
@@ -78,13 +104,54 @@ def bench_speed(
             "the embedded model has one size and comes with its weights",
             hint="leave out `--random-weights` and `--config`, or choose another `--backbone`",
         )
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=False, one_buffer=False)
+    if choices or every:
+        for option, is_given in (("compile", compile_), ("cuda-graphs", cuda_graphs)):
+            if is_given:
+                raise UsageError(
+                    f"`--{option}` cannot be combined with `--choice` and `--all`",
+                    hint="choices say it themselves, such as `--choice compiled+graphs`",
+                )
+        from llrag_cli.cli.bench_speed_table import Request, chosen, measure_table, show_plan
+
+        if shape is None:
+            for needed in configs.values():
+                _require_files(needed)
+        request = Request(
+            choices=chosen(choices or (), every=every, configs=[*configs.values()], device=device),
+            memories=tuple(configs),
+            common=_arguments(
+                source, [*configs], settings or (), shape_file, random_weights, blocks, warmup, attention, fast
+            ),
+            device=device,
+            dtype=dtype,
+            out=out,
+            as_json=as_json,
+            markdown=markdown,
+        )
+        if dry_run:
+            show_plan(request)
+        else:
+            measure_table(request, config)
+        return
+    for option, is_given in (("dry-run", dry_run), ("markdown", markdown)):
+        if is_given:
+            raise UsageError(f"`--{option}` applies to a table", hint="name rows with `--choice`, or use `--all`")
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device, find_dtype
         from llrag_cli.engine.execution import Execution
-        from llrag_cli.evaluation.speed import load, measure, memory_needed, seconds_of, steady_after, summary
+        from llrag_cli.evaluation.speed import (
+            Meter,
+            load,
+            measure,
+            memory_needed,
+            seconds_of,
+            steady_after,
+            summary,
+        )
         from llrag_cli.files.paths import weights_folder
         from llrag_cli.planning import plan
-        from llrag_cli.runs.statistics import peak_memory, versions
+        from llrag_cli.runs.statistics import versions
 
         where = find_device(device)
         kind = find_dtype(dtype, where, family=family_of(config))
@@ -96,11 +163,23 @@ def bench_speed(
         if warmup < steady:
             console.warn(f"block times are stable only after {steady} blocks; the warm-up has {warmup}")
         seconds = seconds_of(config, blocks=blocks, warmup=warmup)
-        configs = {
-            memory: plan(wanted, weights_folder(), device=where, dtype=kind, seconds=seconds, shape=shape).config
+        plans = {
+            memory: plan(
+                wanted,
+                weights_folder(),
+                device=where,
+                dtype=kind,
+                seconds=seconds,
+                shape=shape,
+                prompts=(),
+                cuda_graphs=cuda_graphs,
+            )
             for memory, wanted in configs.items()
         }
-        budget = memory_needed([*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind)
+        configs = {memory: planned.config for memory, planned in plans.items()}
+        budget = memory_needed(
+            [*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind, cuda_graphs=cuda_graphs
+        )
         console.note(budget.sentence())
         try:
             budget.require()
@@ -108,30 +187,61 @@ def bench_speed(
             raise LlragError(
                 error.problem, hint="one `--memory`, fewer `--blocks`, or smaller `--set backbone.height=` and `width`"
             ) from None
-        how = Execution(attention=attention, compile=compile_, fast=fast)
+        how = Execution(attention=attention, compile=compile_, cuda_graphs=cuda_graphs, fast=fast)
         pipelines = load(configs, shape=shape, device=device, dtype=dtype, how=how)
+        meter = Meter(pipelines)
     total = len(configs) * (warmup + 2 * blocks)
     with (
         tempfile.TemporaryDirectory() as folder,
         console.counting(f"timing {config.name}", total=total) as advance,
     ):
-        times = measure(pipelines, blocks=blocks, warmup=warmup, folder=Path(folder), on_block=lambda: advance(1))
+        times = measure(
+            pipelines, blocks=blocks, warmup=warmup, folder=Path(folder), on_block=lambda: advance(1), meter=meter
+        )
+    told = summary(config, times)
+    for memory, entry in told["memories"].items():
+        entry |= {"planned_bytes": plans[memory].total("device"), "peak_bytes": meter.peaks[memory]}
     result = {
         "schema": SCHEMA,
         **_about(config, pipelines, random_weights=shape is not None),
         "attention": next(iter(pipelines.values())).backbone.attention,
         "compile": compile_,
+        "cuda_graphs": cuda_graphs,
         "fast": fast,
         "blocks": blocks,
         "warmup": warmup,
-        **summary(config, times),
-        "peak_memory_bytes": peak_memory(where),
+        "decoder": config.video.decoder,
+        "quantize": config.backbone.quantize,
+        **told,
+        "planned_bytes": budget.total("device"),
+        "peak_memory_bytes": meter.together,
         "versions": versions(),
     }
     if as_json:
         console.result_json(result)
     else:
         _show(result)
+
+
+def _arguments(
+    source: str,
+    memories: Sequence[str],
+    settings: Sequence[str],
+    shape_file: Path | None,
+    random_weights: bool,
+    blocks: int,
+    warmup: int | None,
+    attention: str,
+    fast: bool,
+) -> tuple[str, ...]:
+    """The options that all rows of a table share, as they were given."""
+    pairs = [("--backbone", source), *(("--memory", memory) for memory in memories)]
+    pairs += [("--set", setting) for setting in settings]
+    if shape_file is not None:
+        pairs.append(("--config", str(shape_file)))
+    pairs += [("--blocks", str(blocks)), *([] if warmup is None else [("--warmup", str(warmup))])]
+    flags = [*(["--random-weights"] if random_weights else []), *(["--fast"] if fast else [])]
+    return (*(part for pair in pairs for part in pair), "--attention", attention, *flags)
 
 
 def _shape(file: Path | None, *, random_weights: bool) -> ModelShape | None:

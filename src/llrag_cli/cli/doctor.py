@@ -197,8 +197,8 @@ def _attention(device: str) -> str:
     if not device.startswith("cuda"):
         return "native, without a trial, on a CPU"
     found = [
-        f"{trial.backend} for {trial.shape['queries']} tokens that attend to {trial.shape['keys']} "
-        f"({', '.join(f'{name} {time:.3g} ms' for name, time in trial.milliseconds.items())})"
+        f"{trial.backend} for {trial.shape.get('batch', 1)} x {trial.shape['queries']} tokens that attend to "
+        f"{trial.shape['keys']} ({', '.join(f'{name} {time:.3g} ms' for name, time in trial.milliseconds.items())})"
         for trial in trials_of(machine_of(torch.device(device)))
     ]
     return "; ".join(found) or "chosen by trial when a backbone is loaded for the first time"

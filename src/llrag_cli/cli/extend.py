@@ -12,6 +12,7 @@ from llrag_cli.cli.options import (
     Archive,
     Attention,
     Compile,
+    CudaGraphs,
     Device,
     Fast,
     Json,
@@ -22,6 +23,7 @@ from llrag_cli.cli.options import (
     archive_settings,
     encoder_settings,
     note_fast,
+    require_recordable,
 )
 from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.errors import UsageError
@@ -41,6 +43,7 @@ def extend(
     one_buffer: OneBuffer = False,
     attention: Attention = "auto",
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     fast: Fast = False,
     as_json: Json = False,
 ) -> None:
@@ -61,6 +64,7 @@ def extend(
         one_buffer=one_buffer,
         attention=attention,
         compile_=compile_,
+        cuda_graphs=cuda_graphs,
         fast=fast,
         as_json=as_json,
     )
@@ -86,6 +90,7 @@ def continue_run(
     one_buffer: bool,
     attention: str,
     compile_: bool,
+    cuda_graphs: bool,
     fast: bool,
     as_json: bool,
 ) -> None:
@@ -101,6 +106,7 @@ def continue_run(
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length, require_same
 
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, one_buffer=one_buffer)
     for length in (seconds, added):
         if length is not None:
             require_length(length)
@@ -146,6 +152,7 @@ def continue_run(
                 prompts=prompts,
                 offload=offload,
                 one_buffer=one_buffer,
+                cuda_graphs=cuda_graphs,
                 limit=limit,
                 scratch=path,
             )
@@ -158,6 +165,7 @@ def continue_run(
                 one_buffer=one_buffer,
                 attention=recorded or attention,
                 compile=compile_,
+                cuda_graphs=cuda_graphs,
                 fast=fast,
             )
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from llrag_cli.cli.options import (
     Attention,
     BackboneName,
     Compile,
+    CudaGraphs,
     DecoderName,
     Device,
     Dtype,
@@ -34,6 +36,7 @@ from llrag_cli.cli.options import (
     configuration,
     given,
     note_fast,
+    require_recordable,
 )
 from llrag_cli.cli.prompts import require_understood, show_readings
 from llrag_cli.cli.scenes import (
@@ -103,6 +106,7 @@ def generate(
     attention: Attention = "auto",
     quantize: Quantize = None,
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     fast: Fast = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run in the folder")] = False,
     resume: Annotated[
@@ -120,6 +124,7 @@ def generate(
     same command to continue.
     """
     text = one_prompt(prompt)
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, one_buffer=one_buffer)
     chosen = {"video.decoder": decoder, "backbone.quantize": quantize}
     settings = [*(f"{name}={value}" for name, value in chosen.items() if value is not None), *(settings or ())]
     shots = [_OPTIONS.get(name, name) for name in given(context, *_OF_SHOTS)]
@@ -154,6 +159,7 @@ def generate(
             one_buffer=one_buffer,
             attention=attention,
             compile_=compile_,
+            cuda_graphs=cuda_graphs,
             fast=fast,
             as_json=as_json,
         )
@@ -231,7 +237,14 @@ def generate(
 
         from llrag_cli.engine.execution import Execution
 
-        how = Execution(offload=offload, one_buffer=one_buffer, attention=attention, compile=compile_, fast=fast)
+        how = Execution(
+            offload=offload,
+            one_buffer=one_buffer,
+            attention=attention,
+            compile=compile_,
+            cuda_graphs=cuda_graphs,
+            fast=fast,
+        )
     if where is not None:
         from llrag_cli.cli.generate_jobs import run_jobs
 
@@ -254,6 +267,7 @@ def generate(
             dtype=dtype,
             offload=offload,
             one_buffer=one_buffer,
+            cuda_graphs=cuda_graphs,
             limit=limit,
             scratch=out or Path("runs"),
         )
@@ -261,6 +275,7 @@ def generate(
         budget.require()
         _warn_if_not_exact(config, budget.config)
         config = budget.config
+        how = replace(how, batch=batch)
         pipeline = Pipeline.load(config, device=device, dtype=dtype, how=how, prompts=known)
     note_fast(pipeline.backbone.device.type, fast=fast)
     show_readings(config, known, only_incomplete=len(known) > MANY_PROMPTS)

@@ -197,7 +197,15 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks", **COMPUTING),
 ]
-
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Record denoising passes as CUDA graphs, which saves the host's time: for frame-wise backbones; "
+        "experimental, not yet tried on a GPU",
+        **COMPUTING,
+    ),
+]
 Fast = Annotated[
     bool,
     typer.Option(
@@ -252,6 +260,15 @@ def configuration(
             hint="name a strategy with `--memory`, for example `--memory nearest`",
         )
     return config
+
+
+def require_recordable(device: str, *, cuda_graphs: bool, offload: bool, one_buffer: bool) -> None:
+    """Refuse `--cuda-graphs` where it is known without torch that passes cannot be recorded."""
+    if cuda_graphs and device == "cpu":
+        raise UsageError("`--cuda-graphs` needs a GPU", hint="leave it out on a CPU")
+    for option, is_given in (("offload", offload), ("one-buffer", one_buffer)):
+        if cuda_graphs and is_given:
+            raise UsageError(f"`--cuda-graphs` and `--{option}` cannot be combined", hint="give one of them")
 
 
 def note_fast(device: str, *, fast: bool) -> None:

@@ -47,8 +47,9 @@ Clock = Callable[[Callable[[], object]], float]  # milliseconds of a call
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What a block's attention computes: queries [1, queries, heads, D] to keys [1, keys, heads, D]."""
+    """What a block's attention computes: queries [batch, queries, heads, D] to keys [batch, keys, heads, D]."""
 
+    batch: int
     queries: int
     keys: int
     heads: int
@@ -56,11 +57,12 @@ class AttentionShape:
     dtype: str
 
     @classmethod
-    def of(cls, config: RunConfig, backbone: WanBackbone) -> AttentionShape:
-        """The shape of a block of one video whose window is full."""
+    def of(cls, config: RunConfig, backbone: WanBackbone, *, batch: int) -> AttentionShape:
+        """The shape of a block of a batch of videos whose window is full."""
         rows, columns = backbone.grid(config.backbone.height, config.backbone.width)
         sizes = backbone.transformer.config
         return cls(
+            batch=batch,
             queries=config.backbone.frames_per_block * rows * columns,
             keys=(config.memory.window or OPEN_WINDOW) * rows * columns,
             heads=sizes.num_attention_heads,
@@ -80,15 +82,17 @@ class Trial(Record):
     refused: dict[str, str] = Field(description="why the others are not")
 
 
-def choose_attention(backbone: WanBackbone, config: RunConfig, *, repeatable: bool) -> None:
+def choose_attention(backbone: WanBackbone, config: RunConfig, *, repeatable: bool, batch: int) -> None:
     """Have a backbone on a GPU compute attention with the backend that a trial finds or has found to be the fastest.
+
+    The trial is that of a ``batch`` of so many videos.
 
     Only ``repeatable`` ones, which return the same bits for the same input, are eligible if that is asked for. On a
     CPU, and where diffusers is told which one to use by its environment variable, nothing changes.
     """
     if backbone.device.type != "cuda" or "DIFFUSERS_ATTN_BACKEND" in os.environ:
         return
-    shape, machine = AttentionShape.of(config, backbone), machine_of(backbone.device)
+    shape, machine = AttentionShape.of(config, backbone, batch=batch), machine_of(backbone.device)
     file = file_of(machine, shape, repeatable=repeatable)
     found = read_trial(file)
     if found is None:
@@ -114,7 +118,9 @@ def try_backends(
     dtype: torch.dtype = getattr(torch, shape.dtype)
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (
-        torch.randn(1, tokens, shape.heads, shape.head_dim, generator=generator, dtype=torch.float32).to(device, dtype)
+        torch.randn(shape.batch, tokens, shape.heads, shape.head_dim, generator=generator, dtype=torch.float32).to(
+            device, dtype
+        )
         for tokens in (shape.queries, shape.keys, shape.keys)
     )
     expected = run(NATIVE, query, keys, values).double()

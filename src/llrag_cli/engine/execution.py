@@ -9,8 +9,9 @@ import torch
 
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.attention import attend, choose_attention
-from llrag_cli.errors import AttentionError
+from llrag_cli.errors import AttentionError, UsageError
 from llrag_cli.models.attention import AUTO, require_attention
+from llrag_cli.models.wan.graphs import CUDAGraphs
 from llrag_cli.models.wan.transformer import WanBackbone
 
 
@@ -22,6 +23,8 @@ class Execution:
     attention: str = AUTO  # one of diffusers' attention backends; on a GPU, `auto` is found by trial
     compile: bool = False  # torch.compile over the repeated blocks
     one_buffer: bool = False  # layers share the buffer of what a block attends to, and gather it in every pass
+    cuda_graphs: bool = False  # denoising passes are recorded, and started by the host as one
+    batch: int = 1  # videos generated together, for which `auto` chooses the attention backend
     fast: bool = False  # on a GPU: kernels that may give other bytes each time
 
 
@@ -40,12 +43,25 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution, config:
     else:
         transformer.to(device)
     if how.attention == AUTO:
-        choose_attention(backbone, config, repeatable=not how.fast)
+        choose_attention(backbone, config, repeatable=not how.fast, batch=how.batch)
     else:
         set_attention(backbone, how.attention)
     if how.compile:
         backbone.compile()
+    if how.cuda_graphs:
+        backbone.recorder = CUDAGraphs(device)
     return backbone
+
+
+def require_graphs(how: Execution, device: torch.device) -> None:
+    """Raise ``UsageError`` if passes are to be recorded as CUDA graphs and cannot be, run in this way on a device."""
+    if not how.cuda_graphs:
+        return
+    if device.type != "cuda":
+        raise UsageError("CUDA graphs need a GPU", hint="generate without them on a CPU")
+    if how.offload or how.one_buffer:
+        what = "weights that are copied to the GPU in every pass" if how.offload else "a buffer that all layers share"
+        raise UsageError(f"CUDA graphs cannot record passes with {what}", hint="choose one of the two")
 
 
 def set_attention(backbone: WanBackbone, name: str) -> None:

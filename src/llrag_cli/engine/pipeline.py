@@ -13,7 +13,7 @@ from torch import Tensor
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
-from llrag_cli.engine.execution import Execution, new_backbone, require_working
+from llrag_cli.engine.execution import Execution, new_backbone, require_graphs, require_working
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.engine.session import Session
 from llrag_cli.engine.shots import Change, Reference
@@ -73,6 +73,7 @@ class Pipeline:
         family, folder = family_of(config), weights or weights_folder()
         set_deterministic(device, fast=how.fast)
         compute_device = find_device(device)
+        require_graphs(how, compute_device)
         compute_dtype = find_dtype(dtype, compute_device, family=family)
         require_files(config, folder)
         require_eight_bit(
@@ -229,6 +230,7 @@ class Pipeline:
             scratch=scratch,
             loaded=True,
             one_buffer=self.backbone.one_buffer,
+            cuda_graphs=self.backbone.recorder is not None,
         )
 
     def with_memory(self, config: RunConfig) -> Pipeline:
@@ -283,6 +285,7 @@ def memory_plan(
     limit: int | None = None,
     scratch: Path | None = None,
     one_buffer: bool = False,
+    cuda_graphs: bool = False,
     loaded: bool = False,
 ) -> Budget:
     """What a run will hold in memory and what there is; reads headers only, raises if a file is missing.
@@ -309,6 +312,7 @@ def memory_plan(
         scratch=scratch,
         loaded=loaded,
         one_buffer=one_buffer,
+        cuda_graphs=cuda_graphs,
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.family import family_of
 from llrag_cli.planning import Budget, plan
 from llrag_cli.runs.sink import VideoSink
+from llrag_cli.runs.statistics import peak_memory
 from llrag_cli.runs.video import VideoWriter
 
 GENERATING = {  # part of a block: the laps of ``rollout`` it consists of
@@ -93,10 +95,20 @@ def memory_needed(
     shape: ModelShape | None,
     device: torch.device,
     dtype: torch.dtype,
+    cuda_graphs: bool = False,
 ) -> Budget:
     """The memory that all need together: the weights once, and each its own cache, archive and history."""
     plans = [
-        plan(config, weights_folder(), device=device, dtype=dtype, seconds=seconds, shape=shape, prompts=())
+        plan(
+            config,
+            weights_folder(),
+            device=device,
+            dtype=dtype,
+            seconds=seconds,
+            shape=shape,
+            prompts=(),
+            cuda_graphs=cuda_graphs,
+        )
         for config in configs
     ]
     own_parts = ("K/V", "archive", "history")
@@ -137,18 +149,21 @@ def measure(
     warmup: int,
     folder: Path,
     on_block: Callable[[], None] = lambda: None,
+    meter: Meter | None = None,
 ) -> dict[str, Times]:
     """Time ``blocks`` blocks of each memory, streamed and in turns, after ``warmup`` blocks that are not counted.
 
-    The videos go to ``folder``; ``on_block`` is called after each block of each memory.
+    The videos go to ``folder``; ``on_block`` is called after each block of each memory. A ``meter`` takes the peak
+    memory of each video while it is streamed.
     """
-    runs = {}
+    runs, meter = {}, meter or Meter(pipelines)
     for name, pipeline in pipelines.items():
         _Run(pipeline, blocks=1, warmup=0).stream(folder / f"{name}-first.mp4", 1)
     times: dict[str, Times] = {}
     for name, pipeline in pipelines.items():
         runs[name] = _Run(pipeline, blocks=blocks, warmup=warmup)
-        marks = runs[name].stream(folder / f"{name}.mp4", warmup + blocks, on_block)
+        with meter.of(name):
+            marks = runs[name].stream(folder / f"{name}.mp4", warmup + blocks, on_block)
         times[name] = Times(first_frames=marks[1] - marks[0], streamed=(marks[-1] - marks[warmup]) / blocks)
     for name, run in runs.items():
         run.write_to(folder / f"{name}-turns.mp4")
@@ -198,6 +213,7 @@ def summary(config: RunConfig, times: Mapping[str, Times]) -> dict[str, Any]:
                 "block_seconds": statistics.median(entry.generating),
             },
             "end_to_end": rates(entry.streamed) | {"block_seconds": entry.streamed},
+            "decode_seconds": statistics.median(entry.parts["decode"]),
             "first_frames_seconds": entry.first_frames,
             "shares": entry.shares,
         }
@@ -207,6 +223,52 @@ def summary(config: RunConfig, times: Mapping[str, Times]) -> dict[str, Any]:
                 "with_decoding": ratio(entry.whole, base.whole),
             }
     return {"baseline": next(iter(times)), "memories": memories, "ratios": ratios}
+
+
+class Meter:
+    """Peak memory on a GPU: of all videos together, and of each as if it were alone with the weights that it needs.
+
+    A video that is measured after others is counted without what those still hold. On a CPU, where only the peak of
+    the whole process is known, that of each video is not.
+    """
+
+    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+        self.device = next(iter(pipelines.values())).backbone.device
+        self.peaks: dict[str, int | None] = dict.fromkeys(pipelines)
+        self._highest = 0
+        encoders = {id(pipeline.encode_key): pipeline.encode_key for pipeline in pipelines.values()}
+        self._unused = {  # encoders that only other memories need
+            name: sum(_bytes(encoder) for encoder in encoders.values() if encoder is not pipeline.encode_key)
+            for name, pipeline in pipelines.items()
+        }
+        self._weights = self._allocated()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Take the peak of a memory's video, which is made in this context."""
+        if self.device.type != "cuda":
+            yield
+            return
+        others = self._allocated() - self._weights + self._unused[name]
+        self._highest = self.together or 0
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        self.peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
+
+    @property
+    def together(self) -> int | None:
+        """The peak of everything so far."""
+        peak = peak_memory(self.device)
+        return peak if peak is None or self.device.type != "cuda" else max(peak, self._highest)
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+
+def _bytes(encoder: Any) -> int:
+    """Bytes of what frames are compared by; none for average pooling."""
+    parameters = encoder.parameters() if isinstance(encoder, torch.nn.Module) else ()
+    return sum(each.numel() * each.element_size() for each in parameters)
 
 
 class _Clock:

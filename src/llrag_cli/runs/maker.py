@@ -223,6 +223,8 @@ def _settings(pipeline: Pipeline) -> dict[str, Any]:
         "config": pipeline.config,
         "gpu_settings": gpu_settings(backbone.device),
         "attention": backbone.attention,
+        "compiled": backbone.is_compiled,
+        "cuda_graphs": backbone.recorder is not None,
     }
 
 
@@ -265,6 +267,12 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
         message = (
             f"`{folder.path}` was begun with the attention backend `{record.attention}`, and continues with "
             f"`{attention}`: it may differ from an uninterrupted run"
+        )
+        warnings.warn(message, LlragWarning, stacklevel=2)
+    if record.blocks_committed and record.compiled != pipeline.backbone.is_compiled:
+        ways = ("compiled", "not compiled") if record.compiled else ("not compiled", "compiled")
+        message = (
+            f"`{folder.path}` was begun {ways[0]}, and continues {ways[1]}: it may differ from an uninterrupted run"
         )
         warnings.warn(message, LlragWarning, stacklevel=2)
     record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))

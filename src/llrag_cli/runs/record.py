@@ -46,6 +46,8 @@ class RunRecord(Record):
     dtype: Literal["float32", "bfloat16", "float16"]
     gpu_settings: dict[str, str] = Field(default_factory=dict, description="which kernels a GPU may choose")
     attention: str = Field(default="", max_length=100, description="diffusers' attention backend; empty: not recorded")
+    compiled: bool = Field(default=False, description="the backbone's layers were compiled")
+    cuda_graphs: bool = Field(default=False, description="denoising passes were recorded as CUDA graphs")
     versions: dict[str, str] = Field(description="of Python and packages")
     config: RunConfig
     resumed_at: tuple[Count, ...] = Field(default=(), description="blocks at which the run was resumed")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from llrag_cli.cache.kv import KVBuffer, Piece, WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
 from llrag_cli.files.transfer import to_device
+from llrag_cli.models.wan.graphs import PassGraphs, Recorder
 
 
 class Timesteps64(nn.Module):
@@ -213,6 +214,7 @@ class WanBackbone:
         self._attention: Any = None  # backend of self-attention
         self._timesteps: dict[float, Tensor] = {}  # on the device
         self._compiles = _Compiled()
+        self.recorder: Recorder | None = None  # of denoising passes; None: they are not recorded
 
     @property
     def device(self) -> torch.device:
@@ -262,6 +264,11 @@ class WanBackbone:
         for block in self.transformer.blocks:
             self._compiles.wrap(block, **how)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether passes that generate run compiled."""
+        return self._compiles.any
+
     def start(self, prompt: Tensor, cache: WanKVCache) -> WanSession:
         """Begin a video under prompt embeddings [B, text, D_text] (zero rows after the words), with an empty cache."""
         return WanSession(self, prompt, cache)
@@ -295,7 +302,7 @@ class WanBackbone:
         Self-attention uses the ``caches`` of the layers, cross-attention the prompt, and ``table`` [1, L, 1, D/2, 2]
         are the rotary angles of the block's own tokens.
         """
-        steps = self._on_device(timestep).expand(latents.shape[0])
+        steps = self.on_device(timestep).expand(latents.shape[0])
         with self._bind(Pass(caches, table, stops_early, self._attention), prompt, table):
             predicted: Tensor = self.transformer(
                 latents.transpose(1, 2),  # [B, C, T, H, W]
@@ -319,7 +326,11 @@ class WanBackbone:
             with suppress(LastKeysStored):
                 self.forward(latents, timestep, caches=caches, prompt=prompt, table=table, stops_early=stops)
 
-    def _on_device(self, timestep: Tensor | float) -> Tensor:
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Sessions of other threads compute no pass in this context."""
+        return self._lock
+
+    def on_device(self, timestep: Tensor | float) -> Tensor:
         """A timestep as a tensor on the device; copied there once."""
         if isinstance(timestep, Tensor) and timestep.device == self.device:
             return timestep
@@ -351,7 +362,7 @@ class _Compiled:
 
     def __init__(self) -> None:
         self.on = False  # whether the pass at hand does
-        self._any = False
+        self.any = False
         self._frames: int | None = None  # of a block; None: nothing was generated yet
 
     def wrap(self, block: nn.Module, **how: Any) -> None:
@@ -359,7 +370,7 @@ class _Compiled:
         eager: Callable[..., Tensor] = block.forward
         compiled = torch.compile(eager, **{"dynamic": False, **how})
         block.forward = lambda *inputs, **named: (compiled if self.on else eager)(*inputs, **named)
-        self._any = True
+        self.any = True
 
     @contextmanager
     def block(self, frames: int) -> Iterator[None]:
@@ -371,7 +382,7 @@ class _Compiled:
     @contextmanager
     def other(self, frames: int) -> Iterator[None]:
         """Any pass over so many frames."""
-        before, self.on = self.on, self._any and frames == self._frames
+        before, self.on = self.on, self.any and frames == self._frames
         try:
             yield
         finally:
@@ -393,6 +404,7 @@ class WanSession:
         self._start = 0
         self._timestep = 0.0
         self._recent_tables: OrderedDict[Any, Tensor] = OrderedDict()
+        self.graphs = None if backbone.recorder is None else PassGraphs(backbone.recorder)
         self.set_prompt(prompt)
 
     @property
@@ -408,6 +420,8 @@ class WanSession:
     def set_prompt(self, prompt: Tensor) -> None:
         """Follow prompt embeddings [B, text, D_text] from now on."""
         self._prompt += 1
+        if self.graphs is not None:
+            self.graphs.clear()
         if self.cache.archive is None or not self.cache.archive.recomputes:
             self._prompts.clear()  # earlier ones are needed only where their frames are computed again
         self._prompts[self._prompt] = self.backbone.prompt_kv(prompt)
@@ -416,6 +430,8 @@ class WanSession:
     def set_context(self, context: Context, *, start: int, block: int, height: int, width: int) -> None:
         """Gather, once for all passes of the block at frames start .. start + block - 1, what it attends to."""
         self._start = start
+        if self.graphs is not None:
+            self.graphs.begin_context()
         grid = self.backbone.grid(height, width)
         tokens = grid[0] * grid[1]
         if context.retrieved:
@@ -435,9 +451,17 @@ class WanSession:
     def flow(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Predicted flow (noise - clean) [B, T, C, H, W] of noisy latents at a timestep, a scalar in 0..1000."""
         assert self._table is not None
-        return self.backbone.flow(
-            noisy, timestep, caches=self.cache.layers, prompt=self._prompts[self._prompt], table=self._table
-        )
+        layers, prompt = self.cache.layers, self._prompts[self._prompt]
+
+        def compute(noisy: Tensor, timestep: Tensor, table: Tensor) -> Tensor:
+            return self.backbone.flow(noisy, timestep, caches=layers, prompt=prompt, table=table)
+
+        places = None if self.graphs is None else [layer.places for layer in layers]
+        if self.graphs is None or places is None or None in places:
+            return compute(noisy, timestep, self._table)
+        with self.backbone.exclusive():
+            step = self.backbone.on_device(timestep)
+            return self.graphs.compute(tuple(places), compute, noisy, step, self._table)
 
     @torch.no_grad()
     def update_cache(self, latents: Tensor, timestep: float = 0.0, prefetch: Sequence[Sequence[int]] = ()) -> None:
@@ -503,11 +527,14 @@ class WanSession:
         own = table[0, : block * tokens][None]
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
+        common.free()
         fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
     def close(self) -> None:
         """Free what the video held."""
+        if self.graphs is not None:
+            self.graphs.clear()
         self.cache.close()
         self._prompts, self._table = {}, None
         self._recent_tables.clear()
