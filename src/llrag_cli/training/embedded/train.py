@@ -127,9 +127,13 @@ def backbone(
     teacher: Annotated[Path | None, typer.Option(help="Learn the predictions of these weights, not the clips")] = None,
     guidance: Guidance = 2.0,
     match_states: Annotated[
-        bool,
-        typer.Option("--match-states", help="Learn the teacher's tokens after each layer, too; guidance is 1"),
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Also learn the teacher's tokens after each layer, without guidance: `apart`, each layer from the "
+            "teacher's tokens before it, or `together`",
+        ),
+    ] = None,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Take the teacher's text encoder as it is")] = False,
     minutes: Annotated[float | None, typer.Option(help="End after so long, if the steps are not done")] = None,
     gentle: Annotated[bool, typer.Option("--gentle", help="A smaller learning rate that falls from the start")] = False,
@@ -138,6 +142,8 @@ def backbone(
     from llrag_cli.training.embedded.network import Network, Teacher
     from llrag_cli.training.embedded.train_backbone import train_backbone
 
+    if match_states not in (None, "apart", "together"):
+        raise typer.BadParameter("tokens are learned `apart` or `together`")
     if match_states and (teacher is None or guidance != 1):
         raise typer.BadParameter("states are those of a teacher without guidance")
     if keep_text and teacher is None:

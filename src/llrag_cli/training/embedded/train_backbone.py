@@ -35,7 +35,7 @@ def train_backbone(
     steps: int,
     seed: int = 0,
     teacher: Teacher | None = None,
-    match_states: bool = False,
+    match_states: str | None = None,
     keep_text: bool = False,
     resume: Path | None = None,
     matrix_lr: float = 1e-2,
@@ -45,11 +45,10 @@ def train_backbone(
 ) -> None:
     """Train transformer and text encoder together; averaged weights are written to ``out``.
 
-    The targets are those of ``losses``; with ``match_states`` also the tokens of a ``teacher`` (``HiddenStates``). With
-    ``keep_text`` its text encoder is taken as it is, as the real backbones share theirs.
-    Learning rates are constant for the share ``flat`` of the steps, and then fall
-    linearly. Training ends after ``minutes``, if they are over before the steps are; the learning rates fall
-    accordingly.
+    The targets are those of ``losses``; with ``match_states`` also the tokens of a ``teacher`` (``HiddenStates``),
+    `apart` or `together`. With ``keep_text`` its text encoder is taken as it is, as the real backbones share theirs.
+    Learning rates are constant for the share ``flat`` of the steps, and then fall linearly. Training ends after
+    ``minutes``, if they are over before the steps are; the learning rates fall accordingly.
     """
     network = Network.new(seed=seed)
     model = network.model
@@ -60,8 +59,9 @@ def train_backbone(
         network.text.requires_grad_(requires_grad=False)
     probe = ShapeProbe(network.forced.transformer)
     states = None
-    if teacher is not None and match_states:
-        states = HiddenStates(network.forced.transformer, teacher.network.forced.transformer)
+    if teacher is not None and match_states is not None:
+        asked = teacher.network.forced.transformer
+        states = HiddenStates(network.forced.transformer, asked, apart=match_states == "apart")
     optims = optimizers(nn.ModuleDict({**model, "probe": probe.read}), matrix_lr=matrix_lr, other_lr=other_lr)
     groups = [(group, group["lr"]) for optim in optims for group in optim.param_groups]
     average = {name: value.clone() for name, value in model.state_dict().items()}
@@ -168,25 +168,32 @@ class HiddenStates:
     """Compares the tokens after each layer with those of a teacher of the same size, in the same passes.
 
     As in TinyBERT (Jiao et al. 2020), without a map between the two: a student learns them many times faster than what
-    the last layer predicts.
+    the last layer predicts. If they are learned ``apart``, each layer of the student reads the teacher's tokens, so
+    that no layer waits for those before it; training then has to end with passes of the student's own.
     """
 
-    def __init__(self, transformer: WanTransformer3DModel, teacher: WanTransformer3DModel) -> None:
+    def __init__(self, transformer: WanTransformer3DModel, teacher: WanTransformer3DModel, *, apart: bool) -> None:
         self._own: list[Tensor] = []
         self._asked: list[Tensor] = []
         for kept, model in ((self._own, transformer), (self._asked, teacher)):
             for block in model.blocks:
                 block.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
+        if apart:
+            for number, block in enumerate(transformer.blocks[1:]):
+                block.register_forward_pre_hook(lambda module, inputs, number=number: self._given(number, inputs))
+
+    def _given(self, number: int, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self._asked[number].detach(), *inputs[1:]
 
     def loss(self) -> Tensor:
         """Mean squared distance of the tokens of the last pass, in variances of each feature; forgets them."""
-        apart = [
+        distances = [
             ((own - asked).square() / asked.var(dim=(0, 1)).clamp_min(1e-4)).mean()
             for own, asked in zip(self._own, self._asked, strict=True)
         ]
         self._own.clear()
         self._asked.clear()
-        return torch.stack(apart).mean()
+        return torch.stack(distances).mean()
 
 
 def losses(
