@@ -24,7 +24,8 @@ from llrag_cli import Pipeline, RunFolder, load_config, make_video
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragWarning, NotARunError
-from llrag_cli.runs.journal import START, Committed, Journal, read_committed
+from llrag_cli.runs.commits import START
+from llrag_cli.runs.journal import Committed, Journal, read_committed
 from llrag_cli.runs.record import RunRecord
 
 PROMPT = "a red circle on a blue wall"

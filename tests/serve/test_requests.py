@@ -34,6 +34,8 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"prompt": PROMPT, "size": "99999x99999"}, 400, "size", "`99999x99999` is too large"),
     ({"prompt": PROMPT, "size": "big"}, 400, "size", "`big` is not a size"),
     ({"prompt": PROMPT, "seconds": "-1"}, 400, "seconds", "a video cannot last -1 seconds"),
+    ({"prompt": PROMPT, "seconds": True}, 400, "seconds", "`seconds`: input should be a valid number"),
+    ({"prompt": PROMPT, "compare": 1}, 400, "compare", "`compare`: input should be a valid boolean"),
     ({"prompt": PROMPT, "seconds": "nan"}, 400, "seconds", "`seconds`: input should be a finite number"),
     ({"prompt": PROMPT, "seconds": "61"}, 400, "seconds", "61 s are longer than the 60 s that are allowed"),
     ({"prompt": PROMPT, "seed": -1}, 400, "seed", "`seed`: input should be greater than or equal to 0"),
@@ -78,6 +80,26 @@ def test_bodies_that_cannot_be_read(server: Unserved) -> None:
     assert post(b"x", "text/plain") == (415, "`text/plain` is not read")
     assert post(b"x", "multipart/form-data; boundary=a")[0] == 400
     assert post(b"x", "multipart/form-data")[0] == 400
+    form = "application/x-www-form-urlencoded"
+    for content in (
+        b"prompt=x&prompt[a]=1",
+        b"prompt[a]=1&prompt[]=2",
+        b"prompt[]=1&prompt[a]=2",
+        b"prompt[a]=1&prompt=x",
+    ):
+        assert post(content, form) == (400, "the field `prompt` is given in two ways")
+    assert post(b"references=a&references[]=b&prompt=" + PROMPT.encode(), form) == (404, "no character or video `a`")
+
+
+def test_headers_that_are_no_numbers(server: Unserved) -> None:
+    for length in (b"\xb2", b"9" * 5000, b"-1"):
+        answer = server.request("POST", "/v1/videos", content=b"{}", headers={"content-length": length})
+        assert answer.status_code == 413, length
+    video = server.create()
+    server.queue.cancel(server.queue.get(video["id"]))
+    for last in (b"\xb2", b"9" * 5000):
+        answer = server.get(f"/v1/videos/{video['id']}/events", headers={"last-event-id": last})
+        assert (answer.status_code, "event: done" in answer.text) == (200, True)
 
 
 def test_errors_of_the_router_have_the_same_shape(server: Unserved) -> None:

@@ -37,7 +37,7 @@ def evaluate_encoder(
 
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
-    from llrag_cli.files.durable import replace_bytes, replace_text
+    from llrag_cli.files.durable import create_folder, replace_bytes, replace_text
 
     if not 1 <= videos <= 1000 or not 1 <= count <= 1000 or not 10 <= seconds <= 3600:
         raise UsageError(
@@ -72,7 +72,7 @@ def evaluate_encoder(
     content = {title: {name: asdict(row) for name, row in table.items()} for title, table in tables.items()}
     if out is not None:
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            create_folder(out)
             replace_text(out / "encoders.json", json.dumps(content, indent=1) + "\n")
             replace_bytes(out / "encoders.png", encoder_comparison(tables, count))
         except OSError as error:

@@ -22,7 +22,7 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import LlragError, UnwritableError, UsageError
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.evaluation.study_plan import Key
-from llrag_cli.files.durable import AppendFile, replace_text, replacing, require_own
+from llrag_cli.files.durable import AppendFile, create_folder, replace_text, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 
 
@@ -47,7 +47,8 @@ class StudyRow(ABC):
 
 RowT = TypeVar("RowT", bound=StudyRow)
 
-FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures", "videos")  # of a folder
+FOLDERS = ("pictures", "videos")
+FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", *FOLDERS)  # of a study
 
 
 class StudyFolder(ABC, Generic[RowT]):
@@ -71,7 +72,7 @@ class StudyFolder(ABC, Generic[RowT]):
         """The finished rows of the folder; raises if it was begun under other settings."""
         file = reading = self.root / "settings.json"
         for name in FILES:
-            require_own(self.root / name)
+            require_own(self.root / name, folder=name in FOLDERS)
         if not file.exists():
             if self.root.is_dir() and any(not path.name.startswith(FILES) for path in self.root.iterdir()):
                 raise UsageError(f"`{self.root}` exists and is not empty", hint="choose another folder")
@@ -112,7 +113,7 @@ class StudyFolder(ABC, Generic[RowT]):
         if not missing:
             return self.rows
         try:
-            (self.root / "pictures").mkdir(parents=True, exist_ok=True)
+            create_folder(self.root / "pictures")
         except OSError as error:
             raise UnwritableError(self.root, (error.strerror or str(error)).lower()) from error
         replace_text(self.root / "settings.json", json.dumps(self._settings, indent=1) + "\n")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import CollectionDiffersError, LlragError, UnwritableError
-from llrag_cli.files.durable import replace_text, replacing, require_own
+from llrag_cli.files.durable import create_folder, replace_text, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.files.tensors import damaged, read_file, read_metadata, require_floating
@@ -62,7 +62,7 @@ class LatentFolder:
         record = self.path / RECORD
         require_own(record)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            create_folder(self.path)
             if record.exists():
                 before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump(exclude_unset=True)
                 changed = sorted(key for key in common.keys() | before.keys() if common.get(key) != before.get(key))

@@ -17,6 +17,7 @@ from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.files.guarded import UnreadableError, require_text, shortened
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.files.records import first_problem
+from llrag_cli.files.settings import require_kinds
 from llrag_cli.memory.strategies import STRATEGIES
 from llrag_cli.models.family import family_of, require_files
 from llrag_cli.presets import load_config, size_settings, with_settings
@@ -113,6 +114,7 @@ def parse_fields(model: type[Model], content: Mapping[str, Any]) -> Model:
             for text in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(text, str):
                     require_text(text)
+        require_kinds(model, given)
         return model.model_validate(given)
     except UnreadableError as error:
         raise ApiError(400, f"the request is not valid: {error.reason}", code="invalid_value") from None

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import LlragError, LlragWarning
-from llrag_cli.files.durable import replacing
+from llrag_cli.files.durable import create_folder, replacing
 from llrag_cli.files.tensors import State, load_strictly, read_file, read_shapes, require_tensors
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, reading
 
@@ -136,7 +136,7 @@ def _write_embedding(file: Path | None, embedding: Tensor) -> None:
     if file is None:
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(file.parent)
         with replacing(file, hint="make room") as partial:
             save_file({"embedding": embedding.contiguous()}, partial)
     except (OSError, LlragError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import LlragError, TrainingExistsError, UnwritableError
-from llrag_cli.files.durable import replacing
+from llrag_cli.files.durable import create_folder, replacing
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, json_values, read_bytes, reason_of
 
 
@@ -29,7 +29,7 @@ class TrainingFolder:
             begun = self.state.exists() or self.out.exists()
             if begun and not resume and not force:
                 raise TrainingExistsError(self.out)
-            self.path.mkdir(parents=True, exist_ok=True)
+            create_folder(self.path)
             if force and not resume:
                 for file in (self.out, self.config, self.metrics, self.state, self.curves, self.summary):
                     file.unlink(missing_ok=True)
