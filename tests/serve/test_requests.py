@@ -51,6 +51,10 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"scene": SCENE + "image: ../../secret.png\n"}, 404, "references", "no character or video `../../secret.png`"),
     ({"scene": SCENE + "backbone: /tmp/own.yaml\n"}, 404, "model", "unknown model `/tmp/own.yaml`"),
     ({"scene": SCENE + "set:\n  memory.encoder: /etc/passwd\n"}, 400, "scene", "`memory.encoder` cannot be changed"),
+    ({"scene": SCENE + "set:\n  memory.rule: this:x\n"}, 400, "scene", "a scene cannot choose a memory rule"),
+    ({"scene": SCENE + "memory: this:x\n"}, 400, "scene", "a scene cannot choose a memory rule"),
+    ({"prompt": PROMPT, "memory": "this:x"}, 400, "memory", "unknown memory strategy `this:x`"),
+    ({"prompt": PROMPT, "memory": "own"}, 400, "memory", "unknown memory strategy `own`"),
     ({"scene": SCENE + "set:\n  backbone.weights: x\n"}, 400, "scene", "`backbone.weights` cannot be changed"),
     ({"scene": SCENE.replace("cut", "cutt")}, 400, "scene", "`scene`, line 6, shot 2: unknown key `cutt`"),
 ]
