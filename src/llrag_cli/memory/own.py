@@ -125,9 +125,10 @@ class _CodeOfUser:
         passed = (KeyboardInterrupt, GeneratorExit, ImportError, SyntaxError, LlragError)
         if error is None or isinstance(error, passed) or out_of_memory(error):
             return
-        where = traceback.extract_tb(trace)[-1]
+        frame = traceback.extract_tb(trace)[-1]
+        where = "" if frame.filename == __file__ else f" (`{Path(frame.filename).name}`, line {frame.lineno})"
         about = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200).rstrip(": ")
-        problem = f"{self._what} raised {about} (`{Path(where.filename).name}`, line {where.lineno})"
+        problem = f"{self._what} raised {about}{where}"
         raise LlragError(problem, hint="correct the rule, or choose another memory strategy") from error
 
 
