@@ -71,8 +71,11 @@ def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> Non
         if (out / "run.json").exists():
             raise UsageError(f"`{out}` is a run folder", hint="choose another folder for the export")
         earlier = _recorded(manifest)
-        if earlier is None and not force and out.exists() and any(out.iterdir()):
+        begun = [*out.glob(f"{MANIFEST}.*.partial")]  # by an export that was killed before its first file
+        if earlier is None and not force and out.exists() and any(path not in begun for path in out.iterdir()):
             raise ExportFolderError(out)
+        for partial in begun:
+            partial.unlink(missing_ok=True)
         create_folder(out)
         for name in earlier or ():
             for partial in out.glob(f"{glob.escape(name)}.*.partial"):
