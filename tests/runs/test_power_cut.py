@@ -161,6 +161,20 @@ def test_all_committed_blocks_survive(scenario: Scenario, tmp_path: Path) -> Non
     assert total > 40
 
 
+def test_a_run_that_is_not_recorded_yet_is_no_obstacle(scenarios: Callable[[str], Scenario], tmp_path: Path) -> None:
+    """The same command can be repeated, or the run resumed: nobody has to remove anything by hand."""
+    recorded = 0
+    for _, files in states(scenarios("new")):
+        folder = restore(files, tmp_path / "run")
+        if "run.json" not in files:
+            folder.require_free()
+            with folder.lock():
+                pass
+            assert not [path for path in folder.path.iterdir() if path.name.endswith(".partial")]
+        recorded += "run.json" in files
+    assert recorded
+
+
 def test_a_run_that_was_reported_complete_stays_complete(scenario: Scenario, tmp_path: Path) -> None:
     for cut in CUTS:
         folder = restore(left(scenario.disk.events, *cut), tmp_path / "run")

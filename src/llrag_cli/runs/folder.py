@@ -37,6 +37,7 @@ from llrag_cli.runs.record import LARGEST, Count, RunRecord, differing, parse_re
 from llrag_cli.scenes.timeline import Timeline
 
 LOCKS = ("run.lock", "run.owner")
+PARTIAL = re.compile(r"run\.(json|owner)\.[0-9]{1,10}\.partial")
 OWNER = re.compile(r"process ([0-9]{1,10}) on (.{1,255})")  # the content of `run.owner`
 LARGEST_LOG = 64 * MEGABYTE  # bytes of `memory.jsonl`: a video of some days
 
@@ -66,6 +67,7 @@ class RunFolder:
         try:
             create_folder(self.path)
             lock.acquire(timeout=0)
+            self._remove_partial()
             replace_text(owner, f"process {os.getpid()} on {platform.node()}")
         except Timeout:
             raise RunLockedError(self.path, self.owner() or "another process") from None
@@ -97,9 +99,15 @@ class RunFolder:
             with self.lock():
                 pass
 
+    def _remove_partial(self) -> None:
+        """Remove what a process that was killed had begun to write; the folder is locked."""
+        for path in self.path.iterdir():
+            if _is_partial(path):
+                path.unlink(missing_ok=True)
+
     def require_free(self) -> None:
         """Raise an error if the folder contains a run, or other files."""
-        if not self.path.is_dir() or all(path.name in LOCKS for path in self.path.iterdir()):
+        if not self.path.is_dir() or all(path.name in LOCKS or _is_partial(path) for path in self.path.iterdir()):
             return
         raise RunExistsError(self.path) if self.record.exists() else FolderNotEmptyError(self.path)
 
@@ -267,6 +275,11 @@ def unused_folder(parent: Path, name: str) -> Path:
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a file is the beginning of a new record or owner, under the name that ``replacing`` gives it."""
+    return PARTIAL.fullmatch(path.name) is not None
 
 
 def _nearest_existing(path: Path) -> Path:
