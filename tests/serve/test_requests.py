@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,9 @@ def test_uploads_are_decoded_and_only_then_kept(server: Unserved) -> None:
     for content in (b"", b"not a picture", png()[:200], b"#EXTM3U\n/etc/passwd\n"):
         answer = send(content)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_reference")
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + png()[24:29]
+    large = send(png()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png()[33:])
+    assert "pixels" in large.json()["error"]["message"] and "not a video" not in large.json()["error"]["message"]
     assert not [path for path in server.settings.runs.iterdir() if path.is_dir()]
     named = server.request("POST", "/v1/videos/characters", files={"video": ("x", png())}, data={"name": "../Mara"})
     character = named.json()
