@@ -78,7 +78,10 @@ class Disk:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record what this process writes through ``os`` and ``pathlib``."""
+        """Record what this process writes through ``os`` and ``pathlib``.
+
+        What libraries and other programs write is found when the file is synced or renamed.
+        """
         with pytest.MonkeyPatch.context() as patched:
             for name in ("open", "write", "fsync", "ftruncate"):
                 patched.setattr(os, name, self._recorded(getattr(self, f"_{name}"), getattr(os, name)))
@@ -113,7 +116,13 @@ class Disk:
         about = os.fstat(descriptor)
         if self.folder.is_dir() and about.st_ino == self.folder.stat().st_ino:
             return FOLDER
-        return self._files.get(about.st_ino) if about.st_nlink else None
+        if not about.st_nlink:
+            return None
+        if about.st_ino not in self._files and self.folder.is_dir():  # a library has put it in place of another
+            for path in self.folder.iterdir():
+                if self._is_ours(path) and path.stat().st_ino == about.st_ino:
+                    return self._created(path)
+        return self._files.get(about.st_ino)
 
     def _write(self, call: Any, descriptor: int, data: Any) -> int:
         file = self._file(descriptor)
@@ -126,7 +135,15 @@ class Disk:
     def _fsync(self, call: Any, descriptor: int) -> None:
         call(descriptor)
         if (file := self._file(descriptor)) is not None:
+            if file != FOLDER:
+                self._catch_up(file, os.pread(descriptor, os.fstat(descriptor).st_size, 0))
             self.events.append(Event("sync", file))
+
+    def _catch_up(self, file: int, content: bytes) -> None:
+        """Note a write of others to a file."""
+        changes = [event for event in self.events if event.file == file and event.kind in ("write", "truncate")]
+        if _applied(b"", changes) != content:
+            self.events += [Event("truncate", file), Event("write", file, data=content)]
 
     def _ftruncate(self, call: Any, descriptor: int, length: int) -> None:
         call(descriptor, length)
@@ -134,6 +151,8 @@ class Disk:
             self.events.append(Event("truncate", file, offset=length))
 
     def _replace(self, call: Any, path: Path, target: Path) -> Path:
+        if self._is_ours(path) and (number := self._files.get(path.stat().st_ino)) is not None:
+            self._catch_up(number, path.read_bytes())
         moved = call(path, target)
         if self._is_ours(path):
             self.events.append(Event("rename", name=path.name, target=Path(target).name))

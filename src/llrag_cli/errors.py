@@ -175,6 +175,8 @@ class LlragWarning(UserWarning):
 def closest(name: str, names: Iterable[str]) -> str:
     """A hint with the nearest valid name, or all of them."""
     known = sorted(names)
+    if not known:
+        return "there is none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else f"one of {', '.join(f'`{each}`' for each in known)}"
 

@@ -55,8 +55,9 @@ def with_settings(config: RunConfig, settings: Iterable[str] = (), *, memory: st
         content["memory"] = fields_for(config.memory.model_dump(mode="json"), strategy)
     for name, value in parsed:
         apply_setting(content, name, value)
-        if name == "memory.rule" and isinstance(value, str) and named_rule(value):
-            load_rule(value)
+    rule = next((value for name, value in reversed(parsed) if name == "memory.rule"), None)
+    if isinstance(rule, str) and content.get("memory", {}).get("strategy") == "own" and named_rule(rule):
+        load_rule(rule)
     return _validate(content, "settings", {})
 
 

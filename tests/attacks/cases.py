@@ -814,6 +814,35 @@ def _results() -> list[Attack]:
             f"results: {file} of {command[0]} is a link", "is a symbolic link", (*command, "--out", "o"), make
         )
 
+    def blocked(path: str, says: str, *command: str, make: Make = lambda folder: None) -> Attack:
+        """A folder in place of a file, or, if the path ends in `.txt`, a file in place of a folder."""
+
+        def filled(folder: Path) -> None:
+            make(folder)
+            (folder / "s.yaml").write_text(scene)
+            place = folder / path.removesuffix(".txt")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            if path.endswith(".txt"):
+                place.write_text("as it was")
+            else:
+                place.mkdir()
+
+        return Attack(f"results: {path} is in the way of {command[0]}", says, command, filled, writes=CREATED)
+
+    def latents(folder: Path) -> None:
+        (folder / "l").mkdir()
+        content = safetensors({"latents": tensor(0, 9 * 512 * 4, [9, 8, 8, 8])}, b"\0" * (9 * 512 * 4))
+        for number in range(2):
+            (folder / f"l/latent_{number:06d}.safetensors").write_bytes(content)
+
+    def prompts(folder: Path) -> None:
+        (folder / "p.txt").write_text("a red circle\n")
+
+    train = ("train-encoder", "--latents", "l", "--out", "e.safetensors", "--epochs", "1")
+    takes = ("generate", "a red circle", "--takes", "2", "--seconds", "1", "--out", "o")
+    is_folder = "is a folder, not a file"
+
     def taken(*command: str) -> Attack:
         def make(folder: Path) -> None:
             (folder / "s.yaml").write_text(scene)
@@ -830,10 +859,94 @@ def _results() -> list[Attack]:
         *(linked(file, "bench", "--count", "1") for file in ("results.json", "report.html")),
         *(linked(file, *studies[0]) for file in ("results.csv", "sheet.png", "rows.jsonl", "pictures")),
         *(taken(*command) for command in (*studies, ("demo",))),
+        blocked("run/memory.html", is_folder, *INSPECT, make=RUNS.copied()),
+        blocked("run/video.mp4", is_folder, "decode", "run", make=RUNS.copied()),
+        blocked("o/demo.html", is_folder, "demo", "--out", "o"),
+        blocked("o/storyboard.png", is_folder, "storyboard", "s.yaml", "--out", "o"),
+        blocked("o/takes.html", is_folder, *takes),
+        blocked("o/take-2.txt", "cannot be written: not a directory", *takes),
+        blocked("o/report.html", is_folder, "bench", "--out", "o", "--count", "1"),
+        blocked("o/rows.jsonl", is_folder, *studies[0], "--out", "o"),
+        blocked("c/latent_000000.safetensors", is_folder, *COLLECT, make=prompts),
+        blocked("o/encoders.png", is_folder, "evaluate-encoder", "--out", "o", "--latents", "l", make=latents),
+        blocked("o.txt", "cannot be written: not a directory", "evaluate-encoder", "--out", "o"),
+        blocked("e.training/curves.png", is_folder, *train, make=latents),
+        blocked("e.training.txt", "cannot be written: not a directory", *train, make=latents),
+        Attack(
+            "results: damaged metrics of a training",
+            "metrics.jsonl` is damaged",
+            (*train, "--resume"),
+            lambda folder: (
+                latents(folder),
+                (folder / "e.training").mkdir(),
+                (folder / "e.training/metrics.jsonl").write_text(nested(100_000)),
+            ),
+        ),
+        Attack(
+            "results: other takes",
+            "was started with other settings: `prompt`",
+            ("generate", "a blue square", "--takes", "2", "--seconds", "6", "--out", "o"),
+            lambda folder: (
+                (folder / "o").mkdir(),
+                RUNS.copied()(folder),
+                (folder / "run").rename(folder / "o/take-2"),
+            ),
+        ),
+        Attack(
+            "results: other prompts",
+            "was started with other settings: `memory.guard`",
+            ("generate", "--prompts", "p.txt", "--seconds", "6", "--out", "o"),
+            lambda folder: (
+                prompts(folder),
+                (folder / "o").mkdir(),
+                RUNS.copied()(folder),
+                (folder / "run").rename(folder / "o/001-a-red-circle"),
+            ),
+        ),
+        Attack(
+            "results: a prompt of nothing in collect",
+            "`tiny` understands nothing of `zebra`",
+            COLLECT,
+            text("p.txt", "zebra\n"),
+        ),
+        Attack(
+            "results: one folder is no ranking",
+            "all videos are in one folder",
+            ("bench", "score", "--rank-folders", "run"),
+            RUNS.copied(),
+        ),
+    ]
+
+
+def _servers() -> list[Attack]:
+    def serve(name: str, says: str, *options: str) -> Attack:
+        return Attack(f"serve: {name}", says, ("serve", "--port", "0", *options), text("file", "as it was"))
+
+    return [
+        serve("runs in a file", "`file` cannot be written", "--runs", "file"),
+        serve("a name that is too long", "is no address of this machine", "--host", "x" * 300),
+        serve("a name without letters", "is no address of this machine", "--host", "a..b"),
+        serve("a file as a token", "shorter than 8", "--token", "x"),
+        serve("a preset outside", "no such file", "--backbone", "../x.yaml"),
+    ]
+
+
+def _scenes_of_others() -> list[Attack]:
+    def scene(name: str, says: str, content: str, file: str = "s.json") -> Attack:
+        return Attack(f"scene: {name}", says, ("scene", "check", file), text(file, content))
+
+    return [
+        scene(
+            "frames of 400 digits", "must rise", f'{{"prompts": ["a red circle"], "num_output_frames": 1{"0" * 400}}}'
+        ),
+        scene("frames of 400 digits below 0", "must rise", f'{{"prompts": ["a"], "num_output_frames": -1{"0" * 400}}}'),
+        scene("nested deep", "nested too deep", nested(100_000)),
+        scene("20000 lines", "more than 10000", '{"prompts": ["a red circle"]}\n' * 20_000, "s.jsonl"),
+        scene("half a character", "no character", '{"prompts": ["\\ud800"]}'),
     ]
 
 
 ATTACKS = [
     *_encoders(), *_records(), *_logs(), *_other_records(), *_settings(), *_presets(), *_pictures(), *_arguments(),
-    *_checkpoints(), *_others(), *_results(),
+    *_checkpoints(), *_others(), *_results(), *_servers(), *_scenes_of_others(),
 ]  # fmt: skip

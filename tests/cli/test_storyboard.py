@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,17 @@ def test_the_sheet_shows_the_middle_of_each_shot(board: tuple[Path, Done]) -> No
 
 def test_a_storyboard_is_replaced_by_force_only(board: tuple[Path, Done], llrag: Llrag, tmp_path: Path) -> None:
     (tmp_path / "scene.yaml").write_text(SCENE)
-    (tmp_path / "board/run").mkdir(parents=True)
-    (tmp_path / "board/run/run.json").write_bytes((board[0] / "run/run.json").read_bytes())
+    shutil.copytree(board[0], tmp_path / "board")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     refused = llrag("storyboard", "scene.yaml", "--out", "board")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: `board/run` already contains a run\n\nhint: ")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["board", "run", "run.json", "scene.yaml"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    (tmp_path / "board/storyboard.html").unlink()  # as if it had been killed before its end
+    other = llrag("storyboard", "scene.yaml", "--out", "board", "--seed", "6")
+    assert other.returncode == 2 and "was started with other settings: `seed`" in other.stderr
+    continued = llrag("storyboard", "scene.yaml", "--out", "board")
+    assert continued.returncode == 0 and (tmp_path / "board/storyboard.html").exists(), continued.stderr
     forced = llrag("storyboard", "scene.yaml", "--out", "board", "--force", "--seed", "6", "--json")
     assert forced.returncode == 0, forced.stderr
     assert json.loads(forced.stdout) == {

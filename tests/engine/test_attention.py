@@ -164,6 +164,17 @@ def test_a_damaged_file_is_found_again(gpu: FakeGPU, trials: list[AttentionShape
     assert len(trials) == 2 and file.read_text() == kept
 
 
+def test_a_trial_of_another_machine_is_not_taken(gpu: FakeGPU, trials: list[AttentionShape]) -> None:
+    loaded()
+    file = file_of(machine_of(GPU), trials[0], repeatable=True)
+    kept = file.read_text()
+    copied = kept.replace(torch.cuda.get_device_name(GPU), "another").replace('"_native_cudnn"', '"native"')
+    assert copied != kept
+    file.write_text(copied)
+    assert loaded().attention == "_native_cudnn"
+    assert len(trials) == 2 and file.read_text() == kept
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(
     gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

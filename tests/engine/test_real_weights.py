@@ -26,6 +26,7 @@ from llrag_cli.engine.pipeline import memory_plan, schedule_of
 from llrag_cli.engine.rollout import rollout
 from llrag_cli.errors import LlragWarning
 from llrag_cli.files.image import read_image
+from llrag_cli.files.tensors import read_metadata
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
@@ -380,6 +381,25 @@ def test_prompts_are_encoded_once(weights: Path, tmp_path: Path, monkeypatch: py
         file.write_bytes(b"half")
     monkeypatch.undo()
     assert torch.equal(WanText(base, cache=tmp_path / "prompts").encode(["a cat", "a"]), first)
+
+
+@pytest.mark.parametrize("shape", [None, (3,), (3, 32, 2), (3, 31), (513, 32), (0, 32)])
+def test_an_embedding_that_was_changed_is_encoded_again(
+    weights: Path, tmp_path: Path, shape: tuple[int, ...] | None
+) -> None:
+    base = WanBase(weights / "Wan2.1-T2V-1.3B-Diffusers")
+    first = WanText(base, cache=tmp_path).encode(["a cat"])
+    (file,) = tmp_path.iterdir()
+    if shape is None:
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+    else:
+        save_file({"embedding": torch.ones(shape)}, file, metadata=read_metadata(file))
+    text = WanText(base, cache=tmp_path)
+    assert not text.knows(["a cat"])
+    assert torch.equal(text.encode(["a cat"]), first)
+    assert WanText(base, cache=tmp_path).knows(["a cat"])
 
 
 def test_the_text_encoder_is_planned_as_it_is_held(

@@ -304,6 +304,15 @@ def test_a_draft_is_compared_by_its_last_frame() -> None:
     assert plain == [[11]]  # the newest frame is the query
 
 
+def test_pinned_frames_take_no_room_from_a_memory_that_retrieves_nothing() -> None:
+    history = History(average_pool)
+    history.append(torch.randn(1, 30, 4, 3, 5, generator=torch.Generator().manual_seed(2)))
+    memory = Nearest(window=8, sink=1, retrieved=0)
+    cursor = Cursor(memory, AddressedNoise(0), block=3)
+    cursor.shot = Change(torch.zeros(1, 5, 8), pinned=(-1,))
+    assert retrieve(history, memory, cursor, start=30, draw=lambda: torch.zeros(1, 30)) == ([], [])
+
+
 def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> None:
     """The frames before its block are those without it, and the very first of its block are others."""
     prompts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))

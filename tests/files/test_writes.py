@@ -46,6 +46,10 @@ WRITING = (
     "tofile",
     "to_csv",
     "VideoWriter",
+    "copyfile",
+    "copy2",
+    "copytree",
+    "mkdir",
 )
 OPENING = ("open", "fdopen", "ZipFile")
 
@@ -108,6 +112,8 @@ def test_plain_writes_are_found() -> None:
         "path.open(mode='ab')",
         "os.open(path, os.O_WRONLY)",
         "VideoWriter(path, fps=8)",
+        "shutil.copyfile(source, folder / name)",
+        "path.mkdir(parents=True)",
     ]
     for line in lines:
         assert list(plain_writes(ast.parse(line))) == [1], line
@@ -116,6 +122,7 @@ with replacing(target) as partial, partial.open("wb") as file:
     partial.write_text("x")
     picture.save(partial, format="PNG")
     torch.save(state, partial)
+    shutil.copyfile(source, partial)
     VideoWriter(partial, fps=8)
 buffer = BytesIO()
 figure.savefig(buffer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -89,6 +90,35 @@ def test_a_preset_cannot_make_llrag_import_code(folder: Path, monkeypatch: pytes
     config.memory.require_ready()
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "memory: my_rules:newest",
+        "memory: own\nset: {memory.rule: 'my_rules:newest'}",
+        "set: {memory.strategy: own, memory.rule: 'my_rules:newest'}",
+        "set: {memory.strategy: 'my_rules:newest'}",
+        "set: {memory: {rule: 'my_rules:newest'}}",
+        "set: {'memory.rule=my_rules:newest #': 1}",
+        "set: {' memory.rule': 'my_rules:newest'}",
+        "set: {memory.strategy: ['my_rules:newest']}",
+    ],
+)
+def test_a_scene_cannot_make_llrag_import_code(llrag: Llrag, tmp_path: Path, lines: str) -> None:
+    (tmp_path / "my_rules.py").write_text("raise SystemExit('imported')\n" + RULES)
+    (tmp_path / "scene.yaml").write_text(f"{lines}\nshots: [{{prompt: a red circle, seconds: 2}}]\n")
+    for command in (("scene", "check", "scene.yaml"), ("generate", "--scene", "scene.yaml")):
+        done = llrag(*command)
+        assert (done.returncode, "my_rules" in sys.modules) == (2, False)
+        assert "a scene cannot choose a memory rule from outside the package" in done.stderr
+
+
+def test_a_rule_is_imported_only_where_it_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"`nearest` has no `memory\.rule`"):
+        load_config("tiny", settings=["memory.rule=my_rules:newest"])
+    assert "my_rules" not in sys.modules
+
+
 def test_a_worker_loads_the_rule_of_its_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     config = load_config("tiny", memory="my_rules:newest")
@@ -144,6 +174,26 @@ def test_the_rule_of_the_documentation(llrag: Llrag, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     last = json.loads((tmp_path / "run/memory.jsonl").read_text().splitlines()[-1])
     assert len(last["retrieved"]) == 4 and sorted(last["retrieved"]) == last["retrieved"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "problem"),
+    [
+        ("wrong_1", "def rule(:", " cannot be imported: invalid syntax"),
+        ("wrong_2", "1 / 0", " cannot be imported: its module raised ZeroDivisionError: division by zero"),
+        ("wrong_3", "raise SystemExit", " its module raised SystemExit (`wrong_3.py`, line 1)"),
+        ("wrong_4", "def rule(): pass", " raised TypeError: rule() takes 0 positional arguments"),
+        ("wrong_5", "def rule(*_):\n raise ValueError", " raised ValueError (`wrong_5.py`, line 2)"),
+    ],
+)
+def test_what_a_rule_raises_is_an_error_of_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"{name}.py").write_text(module)
+    with pytest.raises(LlragError, match=f"the rule `{name}:rule`.*{re.escape(problem)}"):
+        load_config("tiny", memory=f"{name}:rule").memory.choose(candidates())  # type: ignore[attr-defined]
+    sys.modules.pop(name, None)
 
 
 def candidates(total: int = 5, batch: int = 2) -> Candidates:

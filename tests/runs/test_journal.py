@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
+from llrag_cli.runs.commits import VideoMark
 from llrag_cli.runs.folder import BlockMemory, RunFolder
-from llrag_cli.runs.journal import Committed, Journal, VideoMark, read_committed
+from llrag_cli.runs.journal import Committed, Journal, read_committed
 
 SHAPE = (2, 2, 3)
 MADE = torch.randn(1, 12, *SHAPE, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,8 @@ from llrag_cli import Pipeline, RunFolder, load_config, make_video
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
 from llrag_cli.errors import LlragWarning, NotARunError
-from llrag_cli.runs.journal import START, Committed, Journal, read_committed
+from llrag_cli.runs.commits import START
+from llrag_cli.runs.journal import Committed, Journal, read_committed
 from llrag_cli.runs.record import RunRecord
 
 PROMPT = "a red circle on a blue wall"
@@ -158,6 +159,20 @@ def test_all_committed_blocks_survive(scenario: Scenario, tmp_path: Path) -> Non
             assert folder.is_finished(record)
             assert {name: files[name] for name in FILES} == whole
     assert total > 40
+
+
+def test_a_run_that_is_not_recorded_yet_is_no_obstacle(scenarios: Callable[[str], Scenario], tmp_path: Path) -> None:
+    """The same command can be repeated, or the run resumed: nobody has to remove anything by hand."""
+    recorded = 0
+    for _, files in states(scenarios("new")):
+        folder = restore(files, tmp_path / "run")
+        if "run.json" not in files:
+            folder.require_free()
+            with folder.lock():
+                pass
+            assert not [path for path in folder.path.iterdir() if path.name.endswith(".partial")]
+        recorded += "run.json" in files
+    assert recorded
 
 
 def test_a_run_that_was_reported_complete_stays_complete(scenario: Scenario, tmp_path: Path) -> None:

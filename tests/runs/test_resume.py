@@ -29,8 +29,9 @@ from llrag_cli.engine.session import Session
 from llrag_cli.errors import NotFiniteError, OutOfMemoryError, RunDivergedError, UsageError
 from llrag_cli.models.wan.transformer import WanSession
 from llrag_cli.models.wan.vae import WanDecoder, WanDecoderStream
+from llrag_cli.runs.commits import VideoMark
 from llrag_cli.runs.folder import BlockMemory
-from llrag_cli.runs.journal import Committed, VideoMark
+from llrag_cli.runs.journal import Committed
 from llrag_cli.runs.maker import Existing
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.writer import decoder_at

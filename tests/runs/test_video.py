@@ -19,6 +19,34 @@ def tiny_decoder() -> TinyDecoder:
     return TinyDecoder(TinyVAE(TinyVAEConfig(latent_channels=4, fine=8, coarse=16)))
 
 
+def test_a_request_to_stop_waits_until_the_file_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Log:
+        def write(self, frames: torch.Tensor) -> None:
+            written.append("frames")
+
+        def close(self) -> None:
+            written.append("end")
+
+    class Plain:
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents
+
+    sink = VideoSink(Plain(), Log())
+    join, requests = sink._thread.join, iter([KeyboardInterrupt])
+
+    def interrupted() -> None:
+        if (request := next(requests, None)) is not None:
+            raise request
+        join()
+
+    monkeypatch.setattr(sink._thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), sink:
+        sink.put(torch.zeros(1, 1, 3, 2, 2))
+    assert written == ["frames", "end"]
+
+
 @pytest.mark.parametrize("upscale", [1, 4])
 def test_frames_survive_the_file(tmp_path: Path, upscale: int) -> None:
     shades = torch.linspace(-0.9, 0.9, 20).view(20, 1, 1, 1).expand(20, 3, 32, 48)

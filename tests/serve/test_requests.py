@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"prompt": PROMPT, "size": "99999x99999"}, 400, "size", "`99999x99999` is too large"),
     ({"prompt": PROMPT, "size": "big"}, 400, "size", "`big` is not a size"),
     ({"prompt": PROMPT, "seconds": "-1"}, 400, "seconds", "a video cannot last -1 seconds"),
+    ({"prompt": PROMPT, "seconds": True}, 400, "seconds", "`seconds`: input should be a valid number"),
+    ({"prompt": PROMPT, "compare": 1}, 400, "compare", "`compare`: input should be a valid boolean"),
     ({"prompt": PROMPT, "seconds": "nan"}, 400, "seconds", "`seconds`: input should be a finite number"),
     ({"prompt": PROMPT, "seconds": "61"}, 400, "seconds", "61 s are longer than the 60 s that are allowed"),
     ({"prompt": PROMPT, "seed": -1}, 400, "seed", "`seed`: input should be greater than or equal to 0"),
@@ -49,6 +53,10 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"scene": SCENE + "image: ../../secret.png\n"}, 404, "references", "no character or video `../../secret.png`"),
     ({"scene": SCENE + "backbone: /tmp/own.yaml\n"}, 404, "model", "unknown model `/tmp/own.yaml`"),
     ({"scene": SCENE + "set:\n  memory.encoder: /etc/passwd\n"}, 400, "scene", "`memory.encoder` cannot be changed"),
+    ({"scene": SCENE + "set:\n  memory.rule: this:x\n"}, 400, "scene", "a scene cannot choose a memory rule"),
+    ({"scene": SCENE + "memory: this:x\n"}, 400, "scene", "a scene cannot choose a memory rule"),
+    ({"prompt": PROMPT, "memory": "this:x"}, 400, "memory", "unknown memory strategy `this:x`"),
+    ({"prompt": PROMPT, "memory": "own"}, 400, "memory", "unknown memory strategy `own`"),
     ({"scene": SCENE + "set:\n  backbone.weights: x\n"}, 400, "scene", "`backbone.weights` cannot be changed"),
     ({"scene": SCENE.replace("cut", "cutt")}, 400, "scene", "`scene`, line 6, shot 2: unknown key `cutt`"),
 ]
@@ -78,6 +86,26 @@ def test_bodies_that_cannot_be_read(server: Unserved) -> None:
     assert post(b"x", "text/plain") == (415, "`text/plain` is not read")
     assert post(b"x", "multipart/form-data; boundary=a")[0] == 400
     assert post(b"x", "multipart/form-data")[0] == 400
+    form = "application/x-www-form-urlencoded"
+    for content in (
+        b"prompt=x&prompt[a]=1",
+        b"prompt[a]=1&prompt[]=2",
+        b"prompt[]=1&prompt[a]=2",
+        b"prompt[a]=1&prompt=x",
+    ):
+        assert post(content, form) == (400, "the field `prompt` is given in two ways")
+    assert post(b"references=a&references[]=b&prompt=" + PROMPT.encode(), form) == (404, "no character or video `a`")
+
+
+def test_headers_that_are_no_numbers(server: Unserved) -> None:
+    for length in (b"\xb2", b"9" * 5000, b"-1"):
+        answer = server.request("POST", "/v1/videos", content=b"{}", headers={"content-length": length})
+        assert answer.status_code == 413, length
+    video = server.create()
+    server.queue.cancel(server.queue.get(video["id"]))
+    for last in (b"\xb2", b"9" * 5000):
+        answer = server.get(f"/v1/videos/{video['id']}/events", headers={"last-event-id": last})
+        assert (answer.status_code, "event: done" in answer.text) == (200, True)
 
 
 def test_errors_of_the_router_have_the_same_shape(server: Unserved) -> None:
@@ -161,6 +189,9 @@ def test_uploads_are_decoded_and_only_then_kept(server: Unserved) -> None:
     for content in (b"", b"not a picture", png()[:200], b"#EXTM3U\n/etc/passwd\n"):
         answer = send(content)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_reference")
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + png()[24:29]
+    large = send(png()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png()[33:])
+    assert "pixels" in large.json()["error"]["message"] and "not a video" not in large.json()["error"]["message"]
     assert not [path for path in server.settings.runs.iterdir() if path.is_dir()]
     named = server.request("POST", "/v1/videos/characters", files={"video": ("x", png())}, data={"name": "../Mara"})
     character = named.json()

@@ -52,6 +52,8 @@ def bench_score(
     from llrag_cli.evaluation.metrics.backends import find_backend
 
     paths = _find(videos)
+    if rank_folders:
+        _require_folders(paths)
     with console.working("loading"):
         models = find_backend(backend, device)
         from llrag_cli.evaluation.metrics.registry import about
@@ -90,6 +92,14 @@ def _find(given: Sequence[Path]) -> list[Path]:
     return list(paths)
 
 
+def _require_folders(paths: Sequence[Path]) -> None:
+    """Raise an error unless videos are in more than one folder."""
+    from llrag_cli.errors import UsageError
+
+    if len({path.parent for path in paths}) < 2:
+        raise UsageError("all videos are in one folder: nothing to rank", hint="use one folder for each memory")
+
+
 def _score(paths: Sequence[Path], models: Models, *, strict: bool) -> list[ScoredFile]:
     """Score every file that is a video."""
     from llrag_cli.cli import console
@@ -126,8 +136,7 @@ def _rank_folders(scored: Sequence[ScoredFile], models: Models) -> dict[str, dic
     folders: dict[str, list[ScoredFile]] = {}
     for file in scored:
         folders.setdefault(str(file.path.parent), []).append(file)
-    if len(folders) < 2:
-        raise UsageError("all videos are in one folder: nothing to rank", hint="use one folder for each memory")
+    _require_folders([file.path for file in scored])
     shapes = {(file.width, file.height) for file in scored}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for width, height in sorted(shapes))

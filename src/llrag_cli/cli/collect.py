@@ -20,6 +20,7 @@ from llrag_cli.cli.options import (
     Set,
     configuration,
 )
+from llrag_cli.cli.prompts import require_understood
 from llrag_cli.errors import UsageError
 
 
@@ -52,6 +53,7 @@ def collect(
     from llrag_cli.batch.executors import parse_engine
     from llrag_cli.cli import console
     from llrag_cli.cli.gather import gather, require_all
+    from llrag_cli.files.durable import require_own
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.formatting import counted
     from llrag_cli.models.default import default_backbone
@@ -78,18 +80,20 @@ def collect(
         if backbone is None and (name := default_backbone()) != "tiny":
             config = configuration(name, rag=rag, memory=memory, encoder=encoder, settings=settings or ())
         drawn = draw_prompts(texts, ratio=ratio, seed=seed)
+        require_understood(config, [prompt.prompt for prompt in drawn])
         folder = LatentFolder(out)
-        folder.begin(
-            {
-                "config": config.model_dump(mode="json"),
-                "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-                "prompts": len(texts),
-                "ratio": ratio,
-                "seconds": seconds,
-                "seed": seed,
-                "latent_frames": config.latent_frames(seconds),
-            }
-        )
+        common = {
+            "config": config.model_dump(mode="json"),
+            "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+            "prompts": len(texts),
+            "ratio": ratio,
+            "seconds": seconds,
+            "seed": seed,
+            "latent_frames": config.latent_frames(seconds),
+        }
+        folder.require_same(common)
+        for prompt in drawn:
+            require_own(folder.file(prompt.number))
         missing = [prompt for prompt in drawn if not folder.file(prompt.number).exists()]
         if missing:
             budget = memory_plan(
@@ -103,6 +107,7 @@ def collect(
             console.note(budget.sentence())
             budget.require()
             config = budget.config
+        folder.begin(common)
     console.note(f"{counted(len(missing), 'video')} to generate, {len(drawn) - len(missing)} present; folder: {out}")
     needed = tuple(prompt.prompt for prompt in missing)
     if missing and where is not None:

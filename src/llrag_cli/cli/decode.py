@@ -48,8 +48,12 @@ def decode(
         where = find_device(device)
         loaded = family.load_decoder(config, weights, device=where, dtype=DTYPES[record.dtype])
     total = folder.blocks_committed()
-    with console.counting("decoding", total=total, resume_with="the same command") as advance:
-        record = decode_run(folder, config, loaded, device=where, on_block=lambda _: advance(1))
+    try:
+        with console.counting("decoding", total=total) as advance:
+            record = decode_run(folder, config, loaded, device=where, on_block=lambda _: advance(1))
+    except KeyboardInterrupt:
+        console.note("stopped; the run is as it was")
+        raise
     if as_json:
         console.result_json({"folder": str(run), "video": str(folder.video), **record.model_dump(mode="json")})
     else:

@@ -66,7 +66,7 @@ def demo(
     folders = (RunFolder(root / "native"), RunFolder(root / "memory"))
     folders[0].require_writable()
     for name in FILES:
-        require_own(root / name)
+        require_own(root / name, folder=name in ("native", "memory"))
     if not force:
         _require_free(root)
         for folder, (part, each) in zip(folders, plans, strict=True):
@@ -145,18 +145,12 @@ def _require_free(root: Path) -> None:
 
 def _require_same(folder: RunFolder, timeline: Timeline, config: RunConfig, seed: int) -> None:
     """Raise an error if a folder has another run, or other files; one of the same settings will be continued."""
-    from llrag_cli.runs.record import differing
-
     if not folder.record.exists():
         folder.require_free()
         return
-    record = folder.read_record()
-    now = record.model_copy(update={"timeline": timeline, "config": config, "seed": seed})
-    names = [name for name in differing(record, now) if name != "memory.archive"]  # which is planned to fit later
-    if record.timeline.blocks > timeline.blocks:
-        names.append("seconds")
-    if names:
-        raise RunDiffersError(folder.path, names)
+    folder.require_same(config, timeline, seed=seed)
+    if folder.read_record().timeline.blocks > timeline.blocks:
+        raise RunDiffersError(folder.path, ["seconds"])
 
 
 def content_of(shown: Demo) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from llrag_cli.cli.options import Json, Seconds
-from llrag_cli.errors import UsageError
+from llrag_cli.errors import NoLatentsError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,8 @@ def evaluate_encoder(
 
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
-    from llrag_cli.files.durable import replace_bytes, replace_text
+    from llrag_cli.files.durable import create_folder, replace_bytes, replace_text, require_own
+    from llrag_cli.runs.folder import RunFolder
 
     if not 1 <= videos <= 1000 or not 1 <= count <= 1000 or not 10 <= seconds <= 3600:
         raise UsageError(
@@ -47,6 +48,12 @@ def evaluate_encoder(
     for path in encoders or ():
         if not path.is_file():
             raise UsageError(f"no such file: `{path}`", hint="`llrag train-encoder` trains a retrieval encoder")
+    if latents is not None and not latents.is_dir():
+        raise NoLatentsError(latents)
+    if out is not None:
+        RunFolder(out).require_writable()
+        for name in ("encoders.json", "encoders.png"):
+            require_own(out / name)
     with console.working("loading"):
         from llrag_cli.evaluation.encoder.descriptors import encoder_descriptor, plain_descriptors
         from llrag_cli.evaluation.encoder.figure import encoder_comparison
@@ -73,7 +80,7 @@ def evaluate_encoder(
     content = {title: {name: asdict(row) for name, row in table.items()} for title, table in tables.items()}
     if out is not None:
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            create_folder(out)
             replace_text(out / "encoders.json", json.dumps(content, indent=1) + "\n")
             replace_text(out / "encoders.csv", as_csv(tables))
             replace_bytes(out / "encoders.png", encoder_comparison(tables, count))

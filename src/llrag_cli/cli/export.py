@@ -54,7 +54,7 @@ def export(
         raise UsageError(f"`{folder.video}` has changed since it was written", hint=video_again(folder))
     parent = out or run / "export"
     if out is None:
-        require_own(parent)  # a folder of the run, not one that is given
+        require_own(parent, folder=True)  # a folder of the run, not one that is given
     RunFolder(parent).require_writable()
     with console.working("loading"):
         from llrag_cli.runs.edit import require_opentimelineio, write_otio

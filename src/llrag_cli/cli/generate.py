@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -254,6 +255,8 @@ def generate(
         )  # fmt: skip
         return
 
+    if out is not None and not force and (takes > 1 or prompts is not None):
+        _require_same_runs(folders, config, timeline, texts, seconds=seconds, image=image, seed=seed)
     with console.working("loading"):
         from llrag_cli.engine.pipeline import Pipeline
 
@@ -359,11 +362,36 @@ def _folders_of_takes(out: Path | None, title: str, takes: int, *, force: bool) 
             require_own(root / name)
         if RunFolder(root).record.exists():  # takes lie beside each other, not in a run
             raise RunExistsError(root)
-        return [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]
+        folders = [RunFolder(root / f"take-{number}") for number in range(1, takes + 1)]
+        for folder in folders:
+            folder.require_writable()
+        return folders
     folder = RunFolder(root)
     if out is not None and not force:
         folder.require_free()
     return [folder]
+
+
+def _require_same_runs(
+    folders: Sequence[RunFolder],
+    config: RunConfig,
+    timeline: Timeline | None,
+    texts: Sequence[str],
+    *,
+    seconds: float,
+    image: Path | None,
+    seed: int,
+) -> None:
+    """Raise an error if a folder has a run that the command would not continue: takes differ in their seeds only."""
+    from llrag_cli.scenes.timeline import one_shot
+
+    frames = config.latent_frames(seconds)
+    opening = None if image is None else image.absolute()
+    takes = timeline is not None or len(texts) == 1 < len(folders)
+    for number, folder in enumerate(folders):
+        text = "" if timeline is not None else texts[0 if takes else number]
+        shots = timeline or one_shot(text, config, latent_frames=frames, image=opening)
+        folder.require_same(config, shots, seed=seed + number if takes else seed)
 
 
 def _folders_of_prompts(out: Path | None, texts: list[str]) -> list[RunFolder]:

@@ -23,7 +23,7 @@ def inspect(
 
     from llrag_cli.cli import console
     from llrag_cli.errors import UnwritableError
-    from llrag_cli.files.durable import replace_bytes, require_own
+    from llrag_cli.files.durable import create_folder, replace_bytes, require_own
     from llrag_cli.runs.folder import RunFolder, read_run
 
     folder = RunFolder(run)
@@ -52,7 +52,7 @@ def inspect(
         page = memory_page(folder, record, blocks, stats, picture)
     files = {picture_file: picture, page_file: page.encode()}
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        create_folder(parent)
     except OSError as error:
         raise UnwritableError(parent, (error.strerror or str(error)).lower()) from error
     for file, content in files.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llrag_cli.cli.options import COMPUTING, Attention, Compile, Device, Dtype, Fast, Offload, OneBuffer
-from llrag_cli.errors import RunLockedError, UsageError
+from llrag_cli.errors import RunLockedError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from llrag_cli.serve.settings import ServeSettings
@@ -106,7 +106,10 @@ def settings_of(
     from llrag_cli.serve.settings import Computing, ServeSettings, is_loopback
 
     where = parse_engine(engine)
-    RunFolder(runs).require_writable()
+    try:
+        RunFolder(runs).require_writable()
+    except UnwritableError as error:
+        raise UsageError(error.problem, hint="choose another folder with `--runs`") from None
     if token is not None and len(token) < 8:
         raise UsageError("the token is shorter than 8 characters", hint="leave out `--token`, and one is generated")
     if token is None and not is_loopback(host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -50,9 +51,13 @@ def storyboard(
     root = out or unused_folder(Path("runs"), f"{slug(scene.title or file.stem)}-storyboard")
     folder = RunFolder(root / "run")
     folder.require_writable()
-    for name in ("storyboard.png", "storyboard.html"):
-        require_own(root / name)
-    if not force:
+    sheets = (root / "storyboard.png", root / "storyboard.html")
+    for file_ in sheets:
+        require_own(file_)
+    seed = scene.seed or 0 if seed is None else seed
+    if not force and folder.record.exists() and not all(each.exists() for each in sheets):
+        folder.require_same(config, timeline, seed=seed)  # it was interrupted, and is continued
+    elif not force:
         folder.require_free()
     with console.working("loading"):
         from llrag_cli.engine.pipeline import Pipeline, memory_plan
@@ -74,13 +79,16 @@ def storyboard(
         pipeline = Pipeline.load(budget.config, device=device, dtype=dtype, prompts=timeline.prompts)
     show_readings(config, timeline.prompts)
     fps = config.backbone.fps
-    with console.generation("storyboard", blocks=timeline.blocks, frame_rate=fps, folder=folder.path) as update:
+    repeated = "the same command" if out is not None else f"the same command with `--out {quote(str(root))}`"
+    with console.generation(
+        "storyboard", blocks=timeline.blocks, frame_rate=fps, folder=folder.path, resume_with=repeated
+    ) as update:
         record = make_video(
             pipeline,
             brief,
             folder,
-            seed=scene.seed or 0 if seed is None else seed,
-            existing="replace" if force else "refuse",
+            seed=seed,
+            existing="replace" if force else "resume",
             on_progress=update,
         )
     sheet = write_sheet(root, [(folder, record)], title=scene.title or file.stem, layout="storyboard")

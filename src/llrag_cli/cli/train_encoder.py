@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llrag_cli.cli.options import Json, Set
-from llrag_cli.errors import UsageError, closest
+from llrag_cli.errors import NoLatentsError, UsageError, closest
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
@@ -42,7 +42,9 @@ def train_encoder(
 
     from llrag_cli.cli import console
     from llrag_cli.formatting import counted
+    from llrag_cli.runs.folder import RunFolder
     from llrag_cli.training.encoder.config import load_training
+    from llrag_cli.training.encoder.folder import TrainingFolder
 
     if os.environ.get("RANK", "0") != "0":
         console.silence()  # of several processes, only the first one prints
@@ -54,11 +56,15 @@ def train_encoder(
         raise UsageError(f"unknown precision `{precision}`", hint=closest(precision, PRECISIONS))
     if track is not None and track not in TRACKERS:
         raise UsageError(f"unknown tracker `{track}`", hint=closest(track, TRACKERS))
+    if not latents.is_dir():
+        raise NoLatentsError(latents)
+    folder = TrainingFolder(out)
+    folder.require_ready(resume=resume, force=force)
+    RunFolder(folder.path).require_writable()
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device
         from llrag_cli.runs.latents import LatentFolder
         from llrag_cli.training.encoder.data import LatentPool, shape_text
-        from llrag_cli.training.encoder.folder import TrainingFolder
         from llrag_cli.training.encoder.trainer import EncoderTrainer
 
         find_device(device)
@@ -66,7 +72,6 @@ def train_encoder(
         pool = LatentPool(latents, on_file=lambda: advance(1))
     preset = preset or ("tiny" if max(pool.shape[1:]) <= 16 else "wan")
     training = load_training(preset, settings=changes)
-    folder = TrainingFolder(out)
     folder.create(resume=resume, force=force)
     trainer = EncoderTrainer(
         pool,

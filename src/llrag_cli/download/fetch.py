@@ -12,6 +12,7 @@ from llrag_cli.download.hub import Advance, fetch_from_hub, remove_from_cache
 from llrag_cli.download.plan import PlannedFile
 from llrag_cli.download.web import fetch_from_web
 from llrag_cli.errors import LlragError
+from llrag_cli.files.durable import create_folder
 
 
 def totals(planned: Sequence[PlannedFile]) -> dict[str, int]:
@@ -38,7 +39,7 @@ def fetch(planned: Sequence[PlannedFile], folder: Path, *, dtype: str, prune: bo
 
 def _fetch_one(file: PlannedFile, folder: Path, *, dtype: str, prune: bool, advance: Advance) -> None:
     with writing(file.target):
-        file.target.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(file.target.parent)
     if file.url is None:
         source = fetch_from_hub(file.repo, file.path, file.commit, size=file.bytes, advance=advance)
     else:

@@ -15,7 +15,7 @@ from pydantic import RootModel
 
 from llrag_cli.download.catalogue import CatalogueFile
 from llrag_cli.errors import DownloadFolderError, LlragError, WriteFailedError
-from llrag_cli.files.durable import replace_text
+from llrag_cli.files.durable import create_folder, replace_text
 from llrag_cli.files.guarded import UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
 
@@ -100,7 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Create a folder and hold an exclusive lock on it; the OS releases the lock when the process ends."""
     lock = FileLock(folder / LOCK, mode=0o666)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        create_folder(folder)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -95,7 +95,7 @@ def choose_attention(backbone: WanBackbone, config: RunConfig, *, repeatable: bo
     shape, machine = AttentionShape.of(config, backbone, batch=batch), machine_of(backbone.device)
     file = file_of(machine, shape, repeatable=repeatable)
     found = read_trial(file)
-    if found is None:
+    if found is None or (found.machine, found.shape) != (machine, vars(shape)):
         with torch.cuda.device(backbone.device):
             found = try_backends(shape, backbone.device, machine=machine, repeatable=repeatable)
         with suppress(LlragError, OSError):  # without a place to keep it, it is found again

@@ -22,7 +22,7 @@ from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UnwritableError
 from llrag_cli.evaluation.statistics import interval
 from llrag_cli.evaluation.study_plan import Key, complete_lines, finished_rows, not_continued
-from llrag_cli.files.durable import AppendFile, replace_text, replacing
+from llrag_cli.files.durable import AppendFile, create_folder, replace_text, replacing
 from llrag_cli.files.guarded import UnreadableError
 
 
@@ -92,7 +92,7 @@ class StudyFolder(ABC, Generic[RowT]):
         if not missing:
             return self.rows
         try:
-            (self.root / "pictures").mkdir(parents=True, exist_ok=True)
+            create_folder(self.root / "pictures")
         except OSError as error:
             raise UnwritableError(self.root, (error.strerror or str(error)).lower()) from error
         replace_text(self.root / "settings.json", json.dumps(self._settings, indent=1) + "\n")

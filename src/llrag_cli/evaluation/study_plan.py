@@ -29,7 +29,8 @@ RETURN_POOLS: tuple[Pool, ...] = get_args(Pool)  # of returning scenes: two pair
 POOL_SIZE = 48  # scenes of each pool
 SEED_STRIDE = 1000  # between scenes, so that no two share their noise
 Key = tuple[int, int, str]  # scene from 1, its seed from 0, and the shot or condition
-FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", "pictures", "videos")  # of a folder
+FOLDERS = ("pictures", "videos")
+FILES = ("settings.json", "rows.jsonl", "results.json", "results.csv", "sheet.png", *FOLDERS)  # of a study
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def finished_rows(root: Path, settings: Mapping[str, Any]) -> list[bytes]:
     """
     file = reading = root / "settings.json"
     for name in FILES:
-        require_own(root / name)
+        require_own(root / name, folder=name in FOLDERS)
     if not file.exists():
         if root.is_dir() and any(not path.name.startswith(FILES) for path in root.iterdir()):
             raise UsageError(f"`{root}` exists and is not empty", hint="choose another folder")

@@ -18,10 +18,11 @@ HINT = "make room, or choose another folder; what was written before is kept"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # flags of files that are opened
 
 
-def require_own(path: Path) -> None:
-    """Raise an error if a path is a symbolic link, a pipe or a device; it need not exist.
+def require_own(path: Path, *, folder: bool = False) -> None:
+    """Raise an error if a path is a symbolic link, a pipe or a device, or a folder unless it may be one.
 
-    A folder from elsewhere could otherwise lead to any file of this machine. Links among the parents are allowed.
+    It need not exist. A folder from elsewhere could otherwise lead to any file of this machine. Links among the parents
+    are allowed.
     """
     try:
         mode = path.lstat().st_mode
@@ -29,6 +30,8 @@ def require_own(path: Path) -> None:
         return  # whoever opens it reports why it cannot be opened
     if stat.S_ISLNK(mode):
         raise LinkedFileError(path, str(path.readlink()))
+    if stat.S_ISDIR(mode) and not folder:
+        raise UsageError(f"`{path}` is a folder, not a file", hint="remove it, or choose another folder")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UsageError(f"`{path}` is not a regular file", hint="remove it, or choose another folder")
 

@@ -26,6 +26,10 @@ DAMAGED = (
 )
 
 
+class LargePictureError(UsageError):
+    """A picture of more pixels than are read."""
+
+
 def open_image(path: Path) -> Image.Image:
     """The picture of a file, upright and in RGB; a file that is missing, no picture or too large is a ``UsageError``.
 
@@ -52,9 +56,9 @@ def open_image(path: Path) -> Image.Image:
         raise UsageError(f"`{path}` cannot be read: {reason}", hint=HINT) from None
 
 
-def _too_large(path: Path, problem: str) -> UsageError:
+def _too_large(path: Path, problem: str) -> LargePictureError:
     most = f"{MOST_PIXELS // 10**6} million"
-    return UsageError(f"`{path}` {problem}, more than {most}", hint="make the picture smaller")
+    return LargePictureError(f"`{path}` {problem}, more than {most}", hint="make the picture smaller")
 
 
 def _in_rgb(picture: Image.Image, path: Path) -> Image.Image:

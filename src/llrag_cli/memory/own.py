@@ -1,8 +1,8 @@
 """Memory rules from outside the package: a function that a user names as ``package.module:function``.
 
 Such a rule is code. It is imported only when its name is an argument (``load_config(memory=...)``, a setting), never
-because a file asks for it: neither a preset nor the record of a run can make llrag import something. Importing this
-module does not import torch.
+because a file or a client of a server asks for it: neither a preset, a scene nor the record of a run can make llrag
+import something. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from llrag_cli.errors import LlragError, OwnRuleError, UsageError, closest
+from llrag_cli.files.guarded import shortened
+from llrag_cli.files.resources import out_of_memory
 from llrag_cli.memory.strategies import STRATEGIES, RetrievalMemory, register
 
 if TYPE_CHECKING:
@@ -51,8 +55,14 @@ class OwnRule(RetrievalMemory):
     def choose(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """As ``RetrievalMemory.choose``; raises ``LlragError`` if the rule's result is no choice of frames."""
         self.require_ready()
-        positions = _loaded[self.rule](candidates, self.retrieved)
+        with _CodeOfUser(f"the rule `{self.rule}`"):
+            positions = _loaded[self.rule](candidates, self.retrieved)
         return candidates.with_similarities(_checked(self.rule, positions, candidates, self.retrieved))
+
+
+def strategies_without_code() -> tuple[str, ...]:
+    """Names of the strategies that files and clients may ask for: all that belong to the package."""
+    return tuple(name for name, strategy in STRATEGIES.items() if strategy is not OwnRule)
 
 
 def named_rule(memory: str) -> str | None:
@@ -84,8 +94,9 @@ def load_rule(name: str) -> None:
     if here not in sys.path:
         sys.path.append(here)  # last, so that it hides nothing that is installed
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        with _CodeOfUser(f"the rule `{name}` cannot be imported: its module"):
+            module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError) as error:
         raise UsageError(
             f"the rule `{name}` cannot be imported: {error}",
             hint="install its package, or run in the folder that holds the module",
@@ -97,6 +108,28 @@ def load_rule(name: str) -> None:
             f"the module `{module_name}` has no function `{function_name}`", hint=closest(function_name, functions)
         )
     _loaded[name] = rule
+
+
+class _CodeOfUser:
+    """What the code of a user raises in this context becomes an ``LlragError`` with the line that raised it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        passed = (KeyboardInterrupt, GeneratorExit, ImportError, SyntaxError, LlragError)
+        if error is None or isinstance(error, passed) or out_of_memory(error):
+            return
+        frame = traceback.extract_tb(trace)[-1]
+        where = "" if frame.filename == __file__ else f" (`{Path(frame.filename).name}`, line {frame.lineno})"
+        about = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200).rstrip(": ")
+        problem = f"{self._what} raised {about}{where}"
+        raise LlragError(problem, hint="correct the rule, or choose another memory strategy") from error
 
 
 def _checked(name: str, positions: Any, candidates: Candidates, count: int) -> Tensor:

@@ -15,8 +15,9 @@ from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.files.tensors import DTYPES
 from llrag_cli.files.transfer import to_device
 from llrag_cli.models.vae import Decoder, stream_after_cut
+from llrag_cli.runs.commits import VideoMark
 from llrag_cli.runs.folder import RunFolder
-from llrag_cli.runs.journal import Committed, VideoMark, read_committed, replace_marks
+from llrag_cli.runs.journal import Committed, read_committed, replace_marks
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.video import SegmentedVideo

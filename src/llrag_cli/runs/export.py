@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import ExportFolderError, LlragError, UnwritableError, UsageError
-from llrag_cli.files.durable import replace_text, replacing, require_own
+from llrag_cli.files.durable import create_folder, replace_text, replacing, require_own
 from llrag_cli.files.ffmpeg import file_url, run_ffmpeg
 from llrag_cli.files.guarded import UnreadableError, read_bytes
 from llrag_cli.files.paths import is_file_name
@@ -22,6 +22,7 @@ from llrag_cli.scenes.timeline import ShotSpan, Timeline
 
 MANIFEST = "export.json"
 CRF = 12  # x264 quality of a shot: it is encoded a second time, so finer than most videos
+LONGEST_NAME = 100  # characters of a shot's name in that of its file
 ROOM = "the files of the export need about as much room as the video, a few times over; free some space"
 
 
@@ -52,9 +53,9 @@ def shot_files(timeline: Timeline, *, frames_written: int | None = None) -> list
 
 
 def _ascii(name: str) -> str:
-    """The letters and digits of a name without accents, joined by hyphens; empty if it has none."""
+    """The first letters and digits of a name without accents, joined by hyphens; empty if it has none."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return "-".join(re.findall(r"[A-Za-z0-9]+", plain))
+    return "-".join(re.findall(r"[A-Za-z0-9]+", plain))[:LONGEST_NAME].rstrip("-")
 
 
 def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> None:
@@ -70,9 +71,12 @@ def claim_folder(out: Path, names: Sequence[str], *, force: bool = False) -> Non
         if (out / "run.json").exists():
             raise UsageError(f"`{out}` is a run folder", hint="choose another folder for the export")
         earlier = _recorded(manifest)
-        if earlier is None and not force and out.exists() and any(out.iterdir()):
+        begun = [*out.glob(f"{MANIFEST}.*.partial")]  # by an export that was killed before its first file
+        if earlier is None and not force and out.exists() and any(path not in begun for path in out.iterdir()):
             raise ExportFolderError(out)
-        out.mkdir(parents=True, exist_ok=True)
+        for partial in begun:
+            partial.unlink(missing_ok=True)
+        create_folder(out)
         for name in earlier or ():
             for partial in out.glob(f"{glob.escape(name)}.*.partial"):
                 partial.unlink(missing_ok=True)

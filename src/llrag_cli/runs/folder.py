@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from typing import Annotated, Any, Self
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
+from llrag_cli.config import RunConfig
 from llrag_cli.errors import (
     DamagedRunError,
     FolderNotEmptyError,
     NotARunError,
+    RunDiffersError,
     RunExistsError,
     RunLockedError,
     UnwritableError,
@@ -30,9 +33,12 @@ from llrag_cli.files.durable import create_folder, remove_files, replace_text, r
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_lines
 from llrag_cli.memory.strategies import MOST_RETRIEVED
-from llrag_cli.runs.record import LARGEST, Count, RunRecord, parse_record
+from llrag_cli.runs.record import LARGEST, Count, RunRecord, differing, parse_record
+from llrag_cli.scenes.timeline import Timeline
 
 LOCKS = ("run.lock", "run.owner")
+PARTIAL = re.compile(r"run\.(json|owner)\.[0-9]{1,10}\.partial")
+OWNER = re.compile(r"process ([0-9]{1,10}) on (.{1,255})")  # the content of `run.owner`
 LARGEST_LOG = 64 * MEGABYTE  # bytes of `memory.jsonl`: a video of some days
 
 
@@ -61,10 +67,10 @@ class RunFolder:
         try:
             create_folder(self.path)
             lock.acquire(timeout=0)
+            self._remove_partial()
             replace_text(owner, f"process {os.getpid()} on {platform.node()}")
         except Timeout:
-            process = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise RunLockedError(self.path, process) from None
+            raise RunLockedError(self.path, self.owner() or "another process") from None
         except OSError as error:
             lock.release()
             raise UnwritableError(self.path, _reason(error)) from error
@@ -77,17 +83,45 @@ class RunFolder:
             owner.unlink(missing_ok=True)
             lock.release()
 
+    def owner(self) -> str | None:
+        """The process that locked the folder last, as it recorded itself: ``process 123 on host``; None: none did."""
+        file = self.path / "run.owner"
+        try:
+            require_own(file)
+            text = read_bytes(file).decode(errors="replace")
+        except (OSError, UnreadableError, UsageError):
+            return None
+        return text if OWNER.fullmatch(text) else None
+
     def require_unlocked(self) -> None:
         """Raise ``RunLockedError`` if another process is writing the folder now."""
         if (self.path / "run.lock").exists():
             with self.lock():
                 pass
 
+    def _remove_partial(self) -> None:
+        """Remove what a process that was killed had begun to write; the folder is locked."""
+        for path in self.path.iterdir():
+            if _is_partial(path):
+                path.unlink(missing_ok=True)
+
     def require_free(self) -> None:
         """Raise an error if the folder contains a run, or other files."""
-        if not self.path.is_dir() or all(path.name in LOCKS for path in self.path.iterdir()):
+        if not self.path.is_dir() or all(path.name in LOCKS or _is_partial(path) for path in self.path.iterdir()):
             return
         raise RunExistsError(self.path) if self.record.exists() else FolderNotEmptyError(self.path)
+
+    def require_same(self, config: RunConfig, timeline: Timeline, *, seed: int) -> None:
+        """Raise an error if the folder has a run that cannot be continued as one of these settings.
+
+        Left out is what is known only when memory has been planned.
+        """
+        if not self.record.exists():
+            return
+        record = self.read_record()
+        now = record.model_copy(update={"timeline": timeline, "config": config, "seed": seed})
+        if names := [name for name in differing(record, now) if name != "memory.archive"]:
+            raise RunDiffersError(self.path, names)
 
     def require_own_files(self) -> None:
         """Raise an error if a file of the run is a link, or a pipe or device; the folder itself may be a link."""
@@ -241,6 +275,11 @@ def unused_folder(parent: Path, name: str) -> Path:
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a file is the beginning of a new record or owner, under the name that ``replacing`` gives it."""
+    return PARTIAL.fullmatch(path.name) is not None
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -20,35 +20,12 @@ from torch import Tensor
 from llrag_cli.errors import DamagedRunError
 from llrag_cli.files.durable import AppendFile, replace_text
 from llrag_cli.files.guarded import UnreadableError, read_bytes, reason_of
-from llrag_cli.files.records import Record, parse_lines
+from llrag_cli.files.records import parse_lines
+from llrag_cli.runs.commits import START, Commit, VideoMark
 from llrag_cli.runs.folder import LARGEST_LOG, BlockMemory, RunFolder, memory_line, parse_memory
-from llrag_cli.runs.record import Count
 
 HEADER = 4096  # bytes kept for the header of the latents' file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-class VideoMark(Record):
-    """Length of a video file after whole segments, and CRC-32 of its content up to there."""
-
-    bytes: Count = 0
-    frames: Count = 0
-    fragments: Count = 0
-    blocks: Count = 0
-    crc32: Count | None = None  # None in runs that were written without
-
-
-START = VideoMark(crc32=0)
-
-
-class Commit(Record):
-    """A line of ``commits.jsonl``: lengths of the files after a block, and a checksum of what the block added."""
-
-    block: Count
-    frames: Count
-    crc32: Count
-    memory_bytes: Count
-    video: VideoMark
 
 
 @dataclass(frozen=True)

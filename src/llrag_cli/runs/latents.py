@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import CollectionDiffersError, LlragError, UnwritableError
-from llrag_cli.files.durable import replace_text, replacing, require_own
+from llrag_cli.files.durable import create_folder, replace_text, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, read_bytes, reason_of
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.files.tensors import damaged, read_file, read_metadata, require_floating
@@ -57,24 +57,33 @@ class LatentFolder:
         """The file of a video's latents."""
         return self.path / f"latent_{number:06d}.safetensors"
 
-    def begin(self, common: Mapping[str, Any]) -> None:
-        """Create the folder, or continue one with the same settings; other settings are an error."""
+    def require_same(self, common: Mapping[str, Any]) -> None:
+        """Raise an error if the folder was begun with other settings."""
         record = self.path / RECORD
         require_own(record)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if record.exists():
-                before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump(exclude_unset=True)
-                changed = sorted(key for key in common.keys() | before.keys() if common.get(key) != before.get(key))
-                if changed:
-                    raise CollectionDiffersError(self.path, changed)
+            if not record.exists():
                 return
-            text = json.dumps(common, indent=1, sort_keys=True) + "\n"
-            replace_text(record, text, hint="free some space, or choose another folder")
+            before = parse_as(CollectionRecord, read_bytes(record, limit=MEGABYTE)).model_dump(exclude_unset=True)
         except UnreadableError as error:
             raise LlragError(f"`{record}` is damaged: {reason_of(error)}", hint="remove it") from None
         except OSError as error:
             raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
+        if changed := sorted(key for key in common.keys() | before.keys() if common.get(key) != before.get(key)):
+            raise CollectionDiffersError(self.path, changed)
+
+    def begin(self, common: Mapping[str, Any]) -> None:
+        """Create the folder, or continue one with the same settings; other settings are an error."""
+        self.require_same(common)
+        record = self.path / RECORD
+        try:
+            create_folder(self.path)
+            if record.exists():
+                return
+        except OSError as error:
+            raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
+        text = json.dumps(common, indent=1, sort_keys=True) + "\n"
+        replace_text(record, text, hint="free some space, or choose another folder")
 
     def write(self, number: int, latents: Tensor, about: Mapping[str, Any]) -> Path:
         """Write the latents [F, C, H, W] of a video."""

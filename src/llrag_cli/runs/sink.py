@@ -71,10 +71,17 @@ class VideoSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write everything that is queued and finish the file, also after an error elsewhere."""
-        self._queue.put(None)
-        self._thread.join()
+        try:
+            self._end()
+        except KeyboardInterrupt:  # the thread finishes the file even so; a second request to stop is obeyed at once
+            self._end()
+            raise
         if self._error is not None and kind is None:
             raise self._error
+
+    def _end(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
 
     def _work(self) -> None:
         try:

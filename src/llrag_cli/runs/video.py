@@ -17,7 +17,7 @@ from torch import Tensor
 from llrag_cli.errors import LlragError
 from llrag_cli.files.durable import AppendFile
 from llrag_cli.files.ffmpeg import Watch, ffmpeg, file_url, process_of
-from llrag_cli.runs.journal import START, VideoMark
+from llrag_cli.runs.commits import START, VideoMark
 from llrag_cli.runs.mp4 import split_fragments
 
 KEPT = "what was written before is kept; free some space, or choose another folder"

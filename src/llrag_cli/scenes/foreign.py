@@ -9,8 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from llrag_cli.errors import LlragWarning, UsageError
+from llrag_cli.files.guarded import shortened
 
 STORY_SECONDS = 5.0  # of a prompt in a story script
+MOST_FRAMES = 10**8  # of a video
 SWITCH_FRAMES = 40  # latent frames of a prompt in LongLive's and MemFlow's examples
 SWITCH_FPS = 16  # their video frames a second
 SWITCH_RATIO = 4  # their video frames of a latent frame
@@ -84,10 +86,10 @@ def from_switches(content: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         raise UsageError(sentence, hint="`switch_frame_indices` has one entry for each prompt after the first")
     end = content.get("num_output_frames", (switches[-1] if switches else 0) + SWITCH_FRAMES)
     edges = [0, *switches, end]
-    if not all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges) or any(
+    if not all(isinstance(edge, int) and not isinstance(edge, bool) and edge <= MOST_FRAMES for edge in edges) or any(
         after <= before for before, after in pairwise(edges)
     ):
-        listed = ", ".join(str(edge) for edge in edges[1:])
+        listed = ", ".join(shortened(edge) for edge in edges[1:])
         raise UsageError(
             f"{where}: switch frames and the last frame must rise from above 0, not {listed[:200]}",
             hint="they are latent frames, 4 in a second",

@@ -24,8 +24,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from llrag_cli.errors import closest
 from llrag_cli.files.settings import Config
+from llrag_cli.memory.own import strategies_without_code
 
 RESERVED = ("all", "none")
+OWN_RULE = "leave it out, and name the rule where you start the video"
 NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")  # file names are made of it
 AUTOMATIC = re.compile(r"shot-(\d+)")
 MOST_SHOTS = 1000
@@ -231,6 +233,7 @@ def _flattened(settings: Mapping[str, JsonValue], prefix: str = "") -> Iterator[
 
 def _problems(scene: Scene) -> Iterator[tuple[Location, str, str]]:
     """Where a scene contradicts itself: location, sentence, hint."""
+    yield from _code(scene)
     yield from _repeated_settings(scene)
     yield from _names(scene)
     if sum(path is not None for path in (scene.image, scene.video, scene.shots[0].image, scene.shots[0].video)) > 1:
@@ -245,6 +248,25 @@ def _problems(scene: Scene) -> Iterator[tuple[Location, str, str]]:
                     yield ("shots", index, key), sentence, "add `cut: true`"
             if shot.sink is not None:
                 yield ("shots", index, "sink"), "`sink` applies to a cut, but this shot is a switch", "remove it"
+
+
+def _code(scene: Scene) -> Iterator[tuple[Location, str, str]]:
+    """A memory rule from outside the package is code, which no file may ask for, in whatever way it is written."""
+    settings = [(name.partition("=")[0].strip(), value) for name, value in _flattened(scene.set)]
+    chosen: list[tuple[Location, JsonValue]] = [(("memory",), scene.memory)] if scene.memory is not None else []
+    chosen += [(("set",), value) for name, value in settings if name == "memory.strategy"]
+    known = strategies_without_code()
+    for where, name in chosen:
+        if name not in known and (name == "own" or ":" in str(name)):
+            yield where, "a scene cannot choose a memory rule from outside the package, which is code", OWN_RULE
+        elif name not in known:
+            yield where, f"unknown memory strategy `{str(name)[:80]}`", closest(str(name)[:80], known)
+    for name, _ in settings:
+        if name == "memory.rule":
+            yield ("set",), "a scene cannot choose a memory rule from outside the package, which is code", OWN_RULE
+    for name, _ in _flattened(scene.set):
+        if name != name.strip() or "=" in name:
+            yield ("set",), f"`{name[:80]}` is not the name of a setting", "for example `memory.retrieved`"
 
 
 def _repeated_settings(scene: Scene) -> Iterator[tuple[Location, str, str]]:

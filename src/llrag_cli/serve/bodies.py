@@ -19,6 +19,7 @@ from llrag_cli.serve.plans import parse_fields
 from llrag_cli.serve.problems import ApiError
 
 Model = TypeVar("Model", bound=BaseModel)
+Collected = TypeVar("Collected", list[Any], dict[str, Any])
 NESTED = re.compile(r"(\w+)\[(\w*)\]")  # `references[]`, `video[id]`
 MOST_FIELDS = 200
 
@@ -86,13 +87,21 @@ def _of_form(items: list[tuple[str, UploadFile | str]]) -> Body:
             body.files[name] = value
             continue
         nested = NESTED.fullmatch(name)
+        plain = name if nested is None else nested[1]
+        before = body.fields.get(plain)
         if nested is not None and nested[2]:
-            body.fields.setdefault(nested[1], {})[nested[2]] = value
-        elif nested is not None:
-            body.fields.setdefault(nested[1], []).append(value)
-        elif name in body.fields:
-            before = body.fields[name]
-            body.fields[name] = [*(before if isinstance(before, list) else [before]), value]
+            body.fields[plain] = {**_of_kind(dict, before, plain), nested[2]: value}
+        elif nested is not None or before is not None:
+            body.fields[plain] = [*_of_kind(list, [before] if isinstance(before, str) else before, plain), value]
         else:
-            body.fields[name] = value
+            body.fields[plain] = value
     return body
+
+
+def _of_kind(kind: type[Collected], value: Any, name: str) -> Collected:
+    """What a form has of a field so far: a list, or a mapping."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ApiError(400, f"the field `{name[:80]}` is given in two ways", code="invalid_body", param=name[:80])
+    return value

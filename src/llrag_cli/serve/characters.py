@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from llrag_cli.files.durable import create_folder, replace_text, require_own
+from llrag_cli.errors import UsageError
+from llrag_cli.files.durable import create_folder, replace_text, replacing, require_own
 from llrag_cli.files.guarded import UnreadableError, read_bytes
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.serve.folders import CHARACTER, OURS
@@ -47,9 +48,10 @@ def add_character(runs: Path, name: str, upload: Upload) -> Character:
         raise ApiError(400, "a character needs a name", code="invalid_value", param="name", hint="for example `Mara`")
     identifier = new_id("char")
     folder = runs / identifier
-    create_folder(folder)
     file: Literal["character.png", "character.mp4"] = "character.png" if upload.kind == "picture" else "character.mp4"
-    shutil.copyfile(upload.path, folder / file)
+    create_folder(folder)
+    with replacing(folder / file) as partial:
+        shutil.copyfile(upload.path, partial)
     character = Character(id=identifier, name=name, created_at=time.time(), file=file)
     replace_text(folder / CHARACTER, character.model_dump_json(indent=1) + "\n")
     return character
@@ -61,11 +63,13 @@ def find_character(runs: Path, identifier: str) -> tuple[Character, Path] | None
         return None
     folder = runs / identifier
     try:
-        require_own(folder)
+        require_own(folder, folder=True)
+        require_own(folder / CHARACTER)
         character = parse_as(Character, read_bytes(folder / CHARACTER))
-    except (OSError, UnreadableError):
+        require_own(folder / character.file)
+    except (OSError, UnreadableError, UsageError):
         return None
-    return character, folder / character.file
+    return (character, folder / character.file) if character.id == identifier else None
 
 
 def all_characters(runs: Path) -> list[Character]:

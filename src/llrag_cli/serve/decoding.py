@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llrag_cli.errors import LlragError, UsageError
 from llrag_cli.files.clip import probe_clip, rewrite_clip
-from llrag_cli.files.image import open_image
+from llrag_cli.files.image import LargePictureError, open_image
 
 LONGEST_SIDE = 1280  # pixels, where no size is asked for
 FASTEST = 30.0  # frames per second, where no rate is asked for
@@ -34,6 +34,8 @@ def decode(file: Path, folder: Path, *, kinds: str, size: tuple[int, int], fps: 
     if "picture" in kinds:
         try:
             picture = open_image(file)
+        except LargePictureError:
+            raise
         except UsageError:
             if "clip" not in kinds:
                 raise UsageError("the file is not a picture", hint="send a PNG, JPEG or WebP file") from None

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -158,7 +159,7 @@ class _Limited:
     def require(self, length: str | None) -> None:
         """Raise ``ApiError`` if the length that a request announces is too much."""
         if length is not None:
-            self._require(int(length) if length.isdigit() else self._limit + 1)
+            self._require(int(length) if re.fullmatch("[0-9]{1,18}", length) else self._limit + 1)
 
     def _require(self, count: int) -> None:
         if count > self._limit:

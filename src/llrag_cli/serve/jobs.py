@@ -64,7 +64,7 @@ class Job(Record):
     seconds: float | None = Field(default=None, gt=0)
     image: Path | None = None
     scene: Scene | None = None
-    seed: int = Field(ge=0, lt=2**63)
+    seed: int = Field(ge=-(2**63), lt=2**64)
     switches: tuple[Switch, ...] = ()
     group: str | None = None
     kind: Literal["takes", "comparison"] | None = Field(default=None, description="what the group is")

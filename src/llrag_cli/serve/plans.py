@@ -17,7 +17,8 @@ from llrag_cli.errors import LlragError, UsageError, closest
 from llrag_cli.files.guarded import UnreadableError, require_text, shortened
 from llrag_cli.files.paths import weights_folder
 from llrag_cli.files.records import first_problem
-from llrag_cli.memory.strategies import STRATEGIES
+from llrag_cli.files.settings import require_kinds
+from llrag_cli.memory.own import strategies_without_code
 from llrag_cli.models.family import family_of, require_files
 from llrag_cli.presets import load_config, size_settings, with_settings
 from llrag_cli.runs.record import require_length
@@ -30,7 +31,7 @@ from llrag_cli.serve.problems import ApiError, refused
 from llrag_cli.serve.settings import ServeSettings
 
 SECONDS = 4.0  # of a video whose length is not given, as in the OpenAI API
-SAFE = re.compile(r"memory\.(?!encoder$|strategy$)\w+|sampler\.\w+|video\.(crf|upscale)")  # settings of scenes
+SAFE = re.compile(r"memory\.(?!encoder$|strategy$|rule$)\w+|sampler\.\w+|video\.(crf|upscale)")  # settings of scenes
 Model = TypeVar("Model", bound=BaseModel)
 Resolve = Callable[[str], Path]
 
@@ -113,6 +114,7 @@ def parse_fields(model: type[Model], content: Mapping[str, Any]) -> Model:
             for text in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(text, str):
                     require_text(text)
+        require_kinds(model, given)
         return model.model_validate(given)
     except UnreadableError as error:
         raise ApiError(400, f"the request is not valid: {error.reason}", code="invalid_value") from None
@@ -316,8 +318,8 @@ def _config(fields: Fields, scene: Scene | None, settings: ServeSettings) -> Run
     name = require_model(fields.model or (scene.backbone if scene else None), settings)
     memory = fields.memory or (scene.memory if scene else None)
     strategy = {"retrieval": None, "native": "none"}.get(memory or "retrieval", memory)
-    if strategy is not None and strategy not in STRATEGIES:
-        known = ("retrieval", "native", *STRATEGIES)
+    if strategy is not None and strategy not in strategies_without_code():
+        known = ("retrieval", "native", *strategies_without_code())
         raise ApiError(
             400, f"unknown memory strategy `{shortened(strategy)}`", code="invalid_value", param="memory",
             hint=closest(strategy[:80], known),

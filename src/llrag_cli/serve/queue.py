@@ -304,7 +304,7 @@ class Queue:
                 raise ApiError(404, f"no group `{group[:80]}`", code="group_not_found", param="group")
             if identifier not in [video.id for video in videos]:
                 raise ApiError(404, f"no video `{identifier[:80]}` in this group", code="video_not_found", param="id")
-            for video in videos:
+            for video in sorted(videos, key=lambda video: video.id != identifier):  # a kill leaves one that is picked
                 self._update(video, picked=video.id == identifier)
             return videos
 
@@ -377,7 +377,7 @@ def created_at(video: Video) -> float:
     if video.job is not None:
         return video.job.created_at
     try:
-        return (video.folder / "run.json").stat().st_mtime
+        return max(0.0, (video.folder / "run.json").stat().st_mtime)
     except OSError:
         return 0.0
 

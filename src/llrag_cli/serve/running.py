@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,8 +46,10 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         opened.bind((host, port))
         opened.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         opened.close()
+        if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"`{host}` is no address of this machine", hint="for example `127.0.0.1`") from None
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"`{host}` port {port} cannot be used: {reason}", hint="choose another port") from None
     return opened

@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import UsageError
-from llrag_cli.files.durable import create_folder
+from llrag_cli.files.durable import create_folder, replacing
 from llrag_cli.scenes.sources import latent_frames_of
 from llrag_cli.serve.characters import find_character
 from llrag_cli.serve.jobs import Job, Switch, new_id, renewed
@@ -78,7 +78,8 @@ class Service:
         folder = self.queue.runs / job.id
         create_folder(folder)
         copy = folder / f"input{upload.path.suffix}"
-        shutil.copyfile(upload.path, copy)
+        with replacing(copy) as partial:
+            shutil.copyfile(upload.path, partial)
         return _replaced(job, upload.path, copy)
 
     def resolve(self, identifier: str) -> Path:

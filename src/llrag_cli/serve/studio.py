@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
-from llrag_cli.memory.strategies import STRATEGIES
+from llrag_cli.memory.own import strategies_without_code
 from llrag_cli.models.family import family_of
 from llrag_cli.presets import load_config
 from llrag_cli.scenes.example import demo_scene, example_scene
@@ -61,7 +61,7 @@ def studio_routes(service: Service) -> APIRouter:
             "version": version("llrag"),
             "default_model": settings.models[0],
             "models": models,
-            "strategies": list(STRATEGIES),
+            "strategies": list(strategies_without_code()),
             "first_visit": not queue.videos(),
             "comparison": {"scene": comparison, "model": (embedded or settings.models)[0]},
             "scene_example": example_scene(),

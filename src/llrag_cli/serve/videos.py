@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,7 @@ def video_routes(service: Service) -> APIRouter:
     async def follow(video_id: str, request: Request) -> Response:
         video = await run_in_threadpool(queue.get, video_id)
         text = request.headers.get("last-event-id", "0")
-        last = int(text) if text.isdigit() and len(text) < 16 else 0
+        last = int(text) if re.fullmatch("[0-9]{1,15}", text) else 0
         return StreamingResponse(events(service.followers, video, last), media_type="text/event-stream")
 
     @router.delete("/v1/videos/{video_id}", summary="Delete a video and its files")
@@ -251,7 +252,8 @@ def _content(service: Service, video: Video, variant: str) -> Response:
         size = video.view.video_bytes  # the file grows while it is sent
         headers["content-length"] = str(size)
         return StreamingResponse(first_bytes(path, size), media_type="video/mp4", headers=headers)
-    assert config is not None
+    if config is None:
+        raise ApiError(409, video.view.damage or "the run cannot be read", code="damaged", param="video_id")
     frames = max(1, config.video_frames(max(1, len(video.view.blocks)) * config.backbone.frames_per_block))
     if variant == "thumbnail":
         side = max(config.width, config.height) * config.video.upscale

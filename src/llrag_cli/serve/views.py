@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from llrag_cli.errors import LlragError
-from llrag_cli.runs.folder import BlockMemory, RunFolder, parse_memory
+from llrag_cli.errors import LlragError, UsageError
+from llrag_cli.files.guarded import UnreadableError, reason_of
+from llrag_cli.files.records import parse_lines
+from llrag_cli.runs.commits import Commit
+from llrag_cli.runs.folder import LARGEST_LOG, OWNER, BlockMemory, RunFolder, parse_memory
 from llrag_cli.runs.mp4 import boxes
 from llrag_cli.runs.record import RunRecord
 
@@ -44,8 +46,14 @@ class RunView:
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Read what has changed since the last time."""
+        """Read what has changed since the last time; of a run with a link among its files, nothing."""
         with self._lock:
+            try:
+                self.folder.require_own_files()
+            except UsageError as error:
+                self._forget()
+                self.damage = error.problem
+                return
             if self._has_changed(self.folder.record):
                 self._read_record()
             if self._has_changed(self.folder.commits):
@@ -59,18 +67,25 @@ class RunView:
     @property
     def owner(self) -> str | None:
         """The process that is writing the run now, as it recorded itself; None if there is none."""
-        try:
-            text = (self.folder.path / "run.owner").read_text(encoding="utf-8")
-        except OSError:
-            return None
-        match = re.fullmatch(r"process (\d+) on (.*)", text)
+        text = self.folder.owner()
+        match = None if text is None else OWNER.fullmatch(text)
         if match is None or (match[2] == platform.node() and not _is_alive(int(match[1]))):
             return None
         return text
 
+    def _forget(self) -> None:
+        self.record, self.codecs, self._stamps = None, None, {}
+        self.video_bytes = 0
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        self.blocks, self._commit_bytes, self._memory_bytes, self.marked_bytes = (), 0, 0, 0
+
     def _has_changed(self, file: Path) -> bool:
         try:
             status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(file)
         except OSError:
             return self._stamps.pop(file.name, None) is not None
         stamp = (status.st_size, status.st_mtime_ns)
@@ -89,21 +104,21 @@ class RunView:
         """Read the lines that were appended; where the file is shorter than it was, all of it."""
         size, changed = self._stamps.get(self.folder.commits.name, (0, 0))
         if size < self._commit_bytes:
-            self.blocks, self._commit_bytes, self._memory_bytes, self.marked_bytes = (), 0, 0, 0
+            self._forget_blocks()
         content = _appended(self.folder.commits, self._commit_bytes)
         lines = content[: content.rfind(b"\n") + 1]
         try:
-            commits = [json.loads(line) for line in lines.splitlines()]
+            commits = parse_lines(Commit, lines)
             if not commits:
                 return
-            end = int(commits[-1]["memory_bytes"])
+            end = commits[-1].memory_bytes
             log = _appended(self.folder.memory, self._memory_bytes)[: end - self._memory_bytes]
             found = parse_memory(log, first=len(self.blocks))
             if len(found) != len(commits):
                 return
-            self.marked_bytes = int(commits[-1]["video"]["bytes"])
-        except (ValueError, LookupError, TypeError) as error:
-            self.damage = f"`{self.folder.commits}` cannot be read: {error}"
+            self.marked_bytes = commits[-1].video.bytes
+        except UnreadableError as error:
+            self.damage = f"`{self.folder.commits}` cannot be read: {reason_of(error)}"
             return
         seen = changed / 1e9 if self._read_once else None
         self.blocks += tuple(BlockSeen(memory, seen) for memory in found)
@@ -116,15 +131,17 @@ def _appended(file: Path, start: int) -> bytes:
     try:
         with file.open("rb") as opened:
             opened.seek(start)
-            return opened.read()
+            return opened.read(4 * LARGEST_LOG)
     except OSError:
         return b""
 
 
 def _is_alive(process: int) -> bool:
+    if not process:
+        return False  # to the system it would be this process's own group
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -27,7 +27,7 @@ from llrag_cli.evaluation.returning.plan import (
 from llrag_cli.evaluation.returning.returns import Return, returns
 from llrag_cli.evaluation.study import StudyFolder, StudyRow, image_of, unit_range
 from llrag_cli.evaluation.study_plan import POOL_SIZE, SEED_STRIDE, Key
-from llrag_cli.files.durable import replacing
+from llrag_cli.files.durable import create_folder, replacing
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.runs.video import VideoWriter
 from llrag_cli.world.consistency import Look
@@ -111,7 +111,7 @@ class Study(StudyFolder[Row]):
         """Write the frames [T, 3, H, W] in [0, 1] of a continuation, in a folder for each condition."""
         scene, seed, shot = key
         file = self.root / "videos" / shot / f"{scene:02d}-seed{seed}.mp4"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(file.parent)
         with replacing(file) as partial:
             writer = VideoWriter(partial, fps=self.plan.config.backbone.fps, crf=self.plan.config.video.crf)
             writer.write(2 * frames - 1)

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llrag_cli.errors import LlragError, LlragWarning
-from llrag_cli.files.durable import replacing
-from llrag_cli.files.tensors import State, load_strictly, read_file, read_shapes, require_tensors
+from llrag_cli.files.durable import create_folder, replacing
+from llrag_cli.files.tensors import State, load_strictly, read_file, read_metadata, read_shapes, require_tensors
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, reading
 
 _T5_RENAMES: tuple[tuple[str, str], ...] = (
@@ -126,9 +127,17 @@ def _read_embedding(file: Path | None) -> Tensor | None:
     if file is None or not file.exists():
         return None
     try:
-        return read_file(file)["embedding"]
-    except (LlragError, KeyError):  # an incomplete file of an interrupted run: written again
+        embedding, recorded = read_file(file)["embedding"], read_metadata(file).get("crc32")
+    except (LlragError, KeyError):  # no file of ours, or one that was changed: written again
         return None
+    fits = embedding.ndim == 2 and 0 < len(embedding) <= TEXT_LENGTH
+    return embedding if fits and recorded == _checksum(embedding) else None
+
+
+def _checksum(embedding: Tensor) -> str:
+    """CRC-32 of an embedding [L, D], its type and its shape."""
+    about = f"{embedding.dtype} {[*embedding.shape]}".encode()
+    return str(zlib.crc32(embedding.contiguous().view(torch.uint8).numpy().tobytes(), zlib.crc32(about)))
 
 
 def _write_embedding(file: Path | None, embedding: Tensor) -> None:
@@ -136,9 +145,9 @@ def _write_embedding(file: Path | None, embedding: Tensor) -> None:
     if file is None:
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(file.parent)
         with replacing(file, hint="make room") as partial:
-            save_file({"embedding": embedding.contiguous()}, partial)
+            save_file({"embedding": embedding.contiguous()}, partial, metadata={"crc32": _checksum(embedding)})
     except (OSError, LlragError) as error:
         text = f"the embedding of the prompt could not be cached in `{file.parent}`: {error}"
         warnings.warn(text, LlragWarning, stacklevel=2)

@@ -20,20 +20,20 @@ class EncoderTraining(Config):
     hidden_dims: tuple[Annotated[int, Field(gt=0, le=2**13)], ...] = Field(
         default=(64, 128, 256), min_length=1, max_length=12, description="features of each stage"
     )
-    chunk: int = Field(default=8, ge=1, description="latent frames of a training example, from one video")
-    chunks_per_video: int = Field(default=1, ge=1, description="examples drawn from each video in an epoch")
+    chunk: int = Field(default=8, ge=1, le=10_000, description="latent frames of a training example, from one video")
+    chunks_per_video: int = Field(default=1, ge=1, le=10_000, description="examples drawn from each video in an epoch")
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of the videos held out; at least one is")
-    batch: int = Field(default=128, ge=1, description="examples of an optimiser step, over all processes")
-    epochs: int = Field(default=400, ge=1, description="passes over the videos")
+    batch: int = Field(default=128, ge=1, le=10**6, description="examples of an optimiser step, over all processes")
+    epochs: int = Field(default=400, ge=1, le=10**6, description="passes over the videos")
     learning_rate: float = Field(default=3e-4, gt=0, description="of AdamW")
     weight_decay: float = Field(default=1e-4, ge=0, description="of AdamW")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     delta_margin: float = Field(default=0.85, ge=-1, le=1, description="cosine below which neighbours cost nothing")
     delta_weight: float = Field(default=1.0, ge=0, description="of the Window Temporal Delta Loss")
-    delta_window: int = Field(default=3, ge=1, description="largest lag of the delta loss, in frames")
+    delta_window: int = Field(default=3, ge=1, le=10_000, description="largest lag of the delta loss, in frames")
     smooth_weight: float = Field(default=1.0, ge=0, description="of trajectory smoothness")
-    seed: int = Field(default=42, ge=0, description="of the weights, the split and the examples")
-    eval_every: int = Field(default=10, ge=1, description="epochs between evaluations of retrieval quality")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="of the weights, the split and the examples")
+    eval_every: int = Field(default=10, ge=1, le=10**6, description="epochs between evaluations of retrieval quality")
 
 
 def load_training(preset: str | Path, *, settings: Iterable[str] = ()) -> EncoderTraining:

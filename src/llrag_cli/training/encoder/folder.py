@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llrag_cli.errors import LlragError, TrainingExistsError, UnwritableError
-from llrag_cli.files.durable import replacing
+from llrag_cli.files.durable import create_folder, replacing, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, json_values, read_bytes, reason_of
 
 
@@ -23,18 +23,27 @@ class TrainingFolder:
         self.curves = self.path / "curves.png"
         self.summary = self.path / "summary.html"
 
+    def require_ready(self, *, resume: bool, force: bool) -> None:
+        """Raise an error if the training cannot be written there, or an earlier one would be replaced unasked."""
+        files = (self.out, self.config, self.metrics, self.state, self.curves, self.summary)
+        for file in files:
+            require_own(file)
+        if self.path.exists() and not self.path.is_dir():
+            raise UnwritableError(self.path, "not a directory")
+        if (self.state.exists() or self.out.exists()) and not resume and not force:
+            raise TrainingExistsError(self.out)
+
     def create(self, *, resume: bool, force: bool) -> None:
         """Create the folder; an earlier training is resumed or replaced only on request."""
+        self.require_ready(resume=resume, force=force)
         try:
-            begun = self.state.exists() or self.out.exists()
-            if begun and not resume and not force:
-                raise TrainingExistsError(self.out)
-            self.path.mkdir(parents=True, exist_ok=True)
+            create_folder(self.path)
             if force and not resume:
                 for file in (self.out, self.config, self.metrics, self.state, self.curves, self.summary):
                     file.unlink(missing_ok=True)
         except OSError as error:
             raise UnwritableError(self.path, (error.strerror or str(error)).lower()) from error
+        self.records()  # damaged ones are an error before the first epoch
 
     def replacing(self, target: Path) -> AbstractContextManager[Path]:
         """Where to write the new content of one of these files, as ``files.durable.replacing``."""
