@@ -41,7 +41,7 @@ def test_a_missing_extra_is_one_sentence(llrag: Llrag, monkeypatch: pytest.Monke
         (("serve", "--engine", "slurm"), "unknown engine `slurm`"),
         (("serve", "--token", "short"), "the token is shorter than 8 characters"),
         (("serve", "--device", "abacus"), "unknown device `abacus`"),
-        (("serve", "--host", "203.0.113.7", "--port", "0"), "`203.0.113.7` port 0 cannot be used"),
+        (("serve", "--host", "203.0.113.7", "--port", "0"), "`203.0.113.7` is no address of this machine"),
         (("watch", "nowhere"), "no run folder `nowhere`"),
     ],
 )
