@@ -22,11 +22,12 @@ from llrag_cli.evaluation.speed import (
     in_turns,
     load,
     measure,
-    memory_needed,
+    plans_of,
     ratio,
     seconds_of,
     steady_after,
     summary,
+    together,
 )
 from llrag_cli.models.vae import DecoderStream
 from llrag_cli.models.wan.transformer import WanSession
@@ -236,8 +237,9 @@ def test_the_shape_of_a_model_is_read_from_its_own_configuration(tmp_path: Path)
 
 
 def test_weights_are_counted_once_and_memories_each() -> None:
-    configs = [load_config("self-forcing", memory=memory) for memory in ("none", "nearest")]
-    budget = memory_needed(configs, seconds=30, shape=ModelShape(), device=torch.device("cpu"), dtype=torch.bfloat16)
+    configs = {memory: load_config("self-forcing", memory=memory) for memory in ("none", "nearest")}
+    plans = plans_of(configs, seconds=30, shape=ModelShape(), device=torch.device("cpu"), dtype=torch.bfloat16)
+    budget = together([*plans.values()])
     parts = {part.name: part.bytes for part in budget.parts}
     assert parts["weights"] == pytest.approx(2.84e9, rel=0.02)
     assert sum(name.startswith("weights") for name in parts) == sum(name.startswith("VAE") for name in parts) == 1

@@ -83,8 +83,8 @@ def bench_speed(
 
     Memories take turns, block by block, in one process. Prompts are random embeddings: no text encoder is needed.
 
-    --all or --choice fill a table, each row measured in a process of its own: one that crashes, or for which memory
-    runs out, is a row that says so.
+    --all or --choice fill a table, each row measured in its own process.
+    A choice that crashes or runs out of memory is a row that says so.
     """
     from llrag_cli.cli import console
     from llrag_cli.errors import LlragError, UsageError
@@ -144,13 +144,12 @@ def bench_speed(
             Meter,
             load,
             measure,
-            memory_needed,
+            plans_of,
             seconds_of,
             steady_after,
             summary,
+            together,
         )
-        from llrag_cli.files.paths import weights_folder
-        from llrag_cli.planning import plan
         from llrag_cli.runs.statistics import versions
 
         where = find_device(device)
@@ -163,23 +162,9 @@ def bench_speed(
         if warmup < steady:
             console.warn(f"block times are stable only after {steady} blocks; the warm-up has {warmup}")
         seconds = seconds_of(config, blocks=blocks, warmup=warmup)
-        plans = {
-            memory: plan(
-                wanted,
-                weights_folder(),
-                device=where,
-                dtype=kind,
-                seconds=seconds,
-                shape=shape,
-                prompts=(),
-                cuda_graphs=cuda_graphs,
-            )
-            for memory, wanted in configs.items()
-        }
+        plans = plans_of(configs, seconds=seconds, shape=shape, device=where, dtype=kind, cuda_graphs=cuda_graphs)
         configs = {memory: planned.config for memory, planned in plans.items()}
-        budget = memory_needed(
-            [*configs.values()], seconds=seconds, shape=shape, device=where, dtype=kind, cuda_graphs=cuda_graphs
-        )
+        budget = together([*plans.values()])
         console.note(budget.sentence())
         try:
             budget.require()

@@ -88,18 +88,18 @@ def seconds_of(config: RunConfig, *, blocks: int, warmup: int) -> float:
     return config.video_frames(latent_frames) / config.backbone.fps
 
 
-def memory_needed(
-    configs: Sequence[RunConfig],
+def plans_of(
+    configs: Mapping[str, RunConfig],
     *,
     seconds: float,
     shape: ModelShape | None,
     device: torch.device,
     dtype: torch.dtype,
     cuda_graphs: bool = False,
-) -> Budget:
-    """The memory that all need together: the weights once, and each its own cache, archive and history."""
-    plans = [
-        plan(
+) -> dict[str, Budget]:
+    """The memory that each would need alone."""
+    return {
+        name: plan(
             config,
             weights_folder(),
             device=device,
@@ -109,13 +109,17 @@ def memory_needed(
             prompts=(),
             cuda_graphs=cuda_graphs,
         )
-        for config in configs
-    ]
+        for name, config in configs.items()
+    }
+
+
+def together(plans: Sequence[Budget]) -> Budget:
+    """The memory that all need at the same time: the weights once, and each its own cache, archive and history."""
     own_parts = ("K/V", "archive", "history")
     parts = list(plans[0].parts)
-    for config, other in zip(configs[1:], plans[1:], strict=True):
+    for other in plans[1:]:
         own = [part for part in other.parts if part.name.startswith(own_parts)]
-        parts += [replace(part, name=f"{part.name}, {config.memory.strategy}") for part in own]
+        parts += [replace(part, name=f"{part.name}, {other.config.memory.strategy}") for part in own]
     return replace(plans[0], parts=tuple(parts))
 
 
