@@ -17,9 +17,10 @@ FRAMEWISE = ["causal-forcing-1step", "causal-forcing-2step", "causal-forcing-fra
 
 
 def test_there_are_six_configurations_the_embedded_one_and_frame_wise_ones() -> None:
+    embedded = ["tiny", *(f"tiny-{name}" for name in ("causal-forcing", "distilled", "longlive", "self-forcing"))]
     more = ["self-forcing", "self-gradient-forcing", PLAIN]
     assert preset_names() == [
-        *("tiny", "tiny-distilled", "causal-forcing", *FRAMEWISE, "longlive", "longlive-sink3", "memflow", *more)
+        *(*embedded, "causal-forcing", *FRAMEWISE, "longlive", "longlive-sink3", "memflow", *more)
     ]
     for name in preset_names():
         assert load_config(name).memory.strategy == ("none" if name == PLAIN else "nearest")
@@ -70,18 +71,19 @@ def targets(item: Item) -> list[str]:
     return [file.to for source in item.sources.values() for file in source.files]
 
 
-def test_the_distilled_embedded_model_samples_as_the_real_backbones_do() -> None:
-    distilled, plain = load_config("tiny-distilled"), load_config("tiny")
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("tiny-")])
+def test_the_other_embedded_models_sample_as_the_real_backbones_do(name: str) -> None:
+    distilled, plain = load_config(name), load_config("tiny")
     assert distilled.sampler == load_config("self-forcing").sampler
     same = {name: getattr(plain, name) for name in ("name", "about", "checked", "sampler")}
     assert distilled.model_copy(update={**same, "backbone": plain.backbone}) == plain
     assert distilled.backbone.model_copy(update={"weights": None}) == plain.backbone
     file = family_of(distilled).files(distilled, Path("elsewhere"))["backbone.weights"]
-    assert file.is_file() and file.name == "tiny-distilled.safetensors"
+    assert file.is_file() and file.name == f"{name}.safetensors"
     own = with_settings(distilled, ["backbone.weights=mine.safetensors"])
     assert family_of(own).files(own, Path("elsewhere"))["backbone.weights"] == Path("elsewhere/mine.safetensors")
-    below = with_settings(distilled, ["backbone.weights=x/tiny-distilled.safetensors"])
-    assert family_of(below).files(below, Path("e"))["backbone.weights"] == Path("e/x/tiny-distilled.safetensors")
+    below = with_settings(distilled, [f"backbone.weights=x/{name}.safetensors"])
+    assert family_of(below).files(below, Path("e"))["backbone.weights"] == Path(f"e/x/{name}.safetensors")
 
 
 def test_configurations_are_frozen() -> None:

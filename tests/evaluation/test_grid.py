@@ -24,7 +24,9 @@ from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.report import overview, table
 from llrag_cli.evaluation.results import compare, prompts_needed, verdict
 from llrag_cli.evaluation.run import Scored
+from llrag_cli.evaluation.suites import SUITES, find_suite
 from llrag_cli.memory.strategies import Random
+from llrag_cli.models.family import family_of
 from llrag_cli.presets import load_config
 
 RANKED = ranked_metrics("offline")
@@ -122,6 +124,40 @@ def test_done_again_nothing_is_made(llrag: Llrag, bench: Path) -> None:
     assert "4 videos of 9 s in b: 0 missing, 4 finished" in done.stderr
     assert {file: file.stat().st_mtime_ns for file in bench.rglob("video.mp4")} == before
     assert json.loads(done.stdout)["results"] == json.loads((bench / "results.json").read_text())["results"]
+
+
+def test_a_suite_fills_in_what_is_not_asked_for_and_quotes_what_was_published(llrag: Llrag, bench: Path) -> None:
+    whole = (bench / "report.html").read_text(encoding="utf-8")
+    done = llrag(*GRID, "--suite", "paper", "--backbone", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "0 missing, 4 finished" in done.stderr  # its memories, and the lengths and prompts that were asked for
+    page = (bench / "report.html").read_text(encoding="utf-8")
+    said = SUITES["paper"].published
+    assert said in done.stdout.replace("\n", " ") and said in page and said not in whole
+
+
+def test_the_backbones_of_the_suite_are_in_the_package() -> None:
+    suite = SUITES["paper"]
+    for backbone in suite.backbones:
+        config = load_config(backbone)
+        assert config.sampler == load_config("self-forcing").sampler
+        assert family_of(config).bundled and not family_of(config).missing(config, Path())
+    with pytest.raises(UsageError, match="unknown suite `papr`") as caught:
+        find_suite("papr")
+    assert "paper" in str(caught.value.hint)
+
+
+def test_a_page_can_be_kept_small(llrag: Llrag, bench: Path) -> None:
+    whole = (bench / "report.html").stat().st_size
+    done = llrag(*GRID, "--page-size", f"{whole - 2000}", "--json")
+    assert done.returncode == 0, done.stderr
+    page = (bench / "report.html").read_text(encoding="utf-8")
+    assert "1 of 2 comparisons are not shown here" in page and page.count("data:video/mp4") == 2
+    done = llrag(*GRID, "--page-size", "1KB")
+    assert "although it plays no video" in done.stderr
+    page = (bench / "report.html").read_text(encoding="utf-8")
+    assert "data:video/mp4" not in page and "2 of 2 comparisons are not shown here" in page
+    assert "<script" not in page and 'class="chart"' in page
 
 
 def test_a_shorter_horizon_uses_what_is_there_and_a_longer_one_does_not(llrag: Llrag, bench: Path) -> None:

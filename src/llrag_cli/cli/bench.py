@@ -35,6 +35,10 @@ bench_app.command("returning")(bench_returning)
 @bench_app.callback()
 def bench(
     context: typer.Context,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="`paper`: its grid in small, three backbones, native and retrieval, 30, 60 and 120 s"),
+    ] = None,
     backbones: Annotated[
         list[str] | None,
         typer.Option("--backbone", help="Bundled preset or YAML file; repeatable; default: tiny"),
@@ -71,8 +75,16 @@ def bench(
     ] = None,
     settings: Set = None,
     out: Annotated[
-        Path, typer.Option(help="Folder of the benchmark; the same command continues an interrupted one")
-    ] = Path("bench"),
+        Path | None,
+        typer.Option(
+            help="Folder of the benchmark; the same command continues an interrupted one",
+            show_default="bench, or bench-SUITE",
+        ),
+    ] = None,
+    page_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Keep report.html below this, such as 2MB: it plays the videos that fit"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show how many videos are missing and how long they take, then stop")
     ] = False,
@@ -94,11 +106,18 @@ def bench(
     from llrag_cli.batch.executors import parse_engine
     from llrag_cli.cli import console
     from llrag_cli.evaluation.metrics.backends import find_backend
+    from llrag_cli.evaluation.suites import find_suite
     from llrag_cli.files.durable import require_own
-    from llrag_cli.formatting import counted
+    from llrag_cli.formatting import counted, human, parse_bytes
     from llrag_cli.runs.folder import RunFolder
 
     executor = parse_engine(engine)
+    limit = None if page_size is None else parse_bytes(page_size)
+    chosen = None if suite is None else find_suite(suite)
+    if chosen is not None:
+        backbones, memories = backbones or list(chosen.backbones), memories or list(chosen.memories)
+        horizons, count = horizons or list(chosen.horizons), count or (chosen.prompts if prompts is None else None)
+    out = out or Path("bench" if suite is None else f"bench-{suite}")
     RunFolder(out).require_writable()
     for name in ("results.json", "results.csv", "report.html"):
         require_own(out / name)
@@ -139,14 +158,19 @@ def bench(
             scored += benchmark.scores(case, models)
             advance(1, f"{case.backbone} {case.memory} {case.number}")
     results = compare(scored, baseline=grid.baseline, ranked=ranked_metrics(models.kind))
-    files = write_report(out, grid, results, scored, backend=models)
+    published = None if chosen is None else chosen.published
+    files = write_report(out, grid, results, scored, backend=models, published=published, limit=limit)
     if as_json:
         console.result_json({"schema": SCHEMA, **about(models), "baseline": grid.baseline, "results": results})
         return
     show_comparison(results, baseline=grid.baseline)
+    if published is not None:
+        console.result(f"{published}\n")
     console.result_not_measured(about(models))
     for file in files:
         console.result(str(file))
+    if limit is not None and (size := files[-1].stat().st_size) > limit:
+        console.note(f"{files[-1].name} has {human(size)}, although it plays no video")
 
 
 def _memories(strategies: Sequence[str], variants: Sequence[str], encoders: Sequence[str]) -> list[Variant]:

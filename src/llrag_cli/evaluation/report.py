@@ -58,13 +58,20 @@ def read(folder: RunFolder) -> Run:
 
 
 def write_report(
-    root: Path, grid: Grid, results: Sequence[Mapping[str, Any]], scored: Sequence[Scored], *, backend: Backend
+    root: Path,
+    grid: Grid,
+    results: Sequence[Mapping[str, Any]],
+    scored: Sequence[Scored],
+    *,
+    backend: Backend,
+    published: str | None = None,
+    limit: int | None = None,
 ) -> list[Path]:
-    """Write the three files; returns their paths."""
+    """Write the three files; returns their paths. The last two arguments are those of ``report``."""
     contents = {
         "results.json": json.dumps(results_json(root, grid, results, scored, backend=backend), indent=1) + "\n",
         "results.csv": as_csv(scored),
-        "report.html": report(root, grid, results, scored, backend=backend),
+        "report.html": report(root, grid, results, scored, backend=backend, published=published, limit=limit),
     }
     for name, content in contents.items():
         hint = "free some disk space and run again; finished videos and scores are kept"
@@ -105,38 +112,80 @@ def results_json(
 
 
 def report(
-    root: Path, grid: Grid, results: Sequence[Mapping[str, Any]], scored: Sequence[Scored], *, backend: Backend
+    root: Path,
+    grid: Grid,
+    results: Sequence[Mapping[str, Any]],
+    scored: Sequence[Scored],
+    *,
+    backend: Backend,
+    published: str | None = None,
+    limit: int | None = None,
 ) -> str:
-    """One page, complete in itself unless the renditions of the videos are too large to embed."""
+    """One page, complete in itself unless the renditions of the videos are too large to embed.
+
+    ``published`` is a paragraph on results from elsewhere. With ``limit`` the page links no video and is not
+    made larger than so many bytes by videos: it plays the first prompts of each backbone, as many as fit.
+    """
     longest = [video for video in scored if video.seconds == grid.seconds]
     runs = {video.case: read(RunFolder(video.case.folder(root))) for video in longest}
-    copies = renditions([(run.video, run.record.config.video.upscale) for run in runs.values()], limit=EMBEDDED_BYTES)
-    sources = {
-        case: run.video.relative_to(root).as_posix() if copies is None else data_url(copies[index], "video/mp4")
-        for index, (case, run) in enumerate(runs.items())
-    }
     settings = {f"{case.backbone} {case.memory}": run.settings for case, run in runs.items()}
-    data = {
-        "metrics": [{"name": metric.name, "heading": metric.heading} for metric in METRICS.values()],
-        "videos": [_choice(group, runs, sources) for group in _groups(longest)],
-    }
-    return render(
-        "report.html",
-        question="Does this memory help?" if len(grid.memories) == 2 else "Do these memories help?",
-        summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
-        f"{', '.join(memory_title(memory.name) for memory in grid.memories)}; {backend.name}",
-        variants={memory.name: " ".join(memory.settings) for memory in grid.memories if memory.settings},
-        verdicts=[verdict(result, baseline=grid.baseline) for result in results],
-        overview=overview(results),
-        tables=[table(result, baseline=grid.baseline) for result in results],
-        charts=charts(longest, runs),
-        licences=licences(backend),
-        unavailable=unavailable(backend),
-        not_measured=NOT_MEASURED,
-        settings=json.dumps(settings, indent=1),
-        linked=copies is None,
-        data=data,
-    )
+
+    def page(videos: Sequence[dict[str, Any]], *, linked: bool = False) -> str:
+        return render(
+            "report.html",
+            question="Does this memory help?" if len(grid.memories) == 2 else "Do these memories help?",
+            summary=f"{counted(len(grid.prompts), 'prompt')} x {counted(len(grid.seeds), 'seed')}; memories: "
+            f"{', '.join(memory_title(memory.name) for memory in grid.memories)}; {backend.name}",
+            variants={memory.name: " ".join(memory.settings) for memory in grid.memories if memory.settings},
+            verdicts=[verdict(result, baseline=grid.baseline) for result in results],
+            overview=overview(results),
+            published=published,
+            tables=[table(result, baseline=grid.baseline) for result in results],
+            charts=charts(longest, runs),
+            licences=licences(backend),
+            unavailable=unavailable(backend),
+            not_measured=NOT_MEASURED,
+            settings=json.dumps(settings, indent=1),
+            linked=linked,
+            shown=len(videos),
+            left_out=len(groups) - len(videos),
+            data={
+                "metrics": [{"name": metric.name, "heading": metric.heading} for metric in METRICS.values()],
+                "videos": videos,
+            },
+        )
+
+    groups = _groups(longest)
+    if limit is None:
+        copies = renditions([_to_copy(run) for run in runs.values()], limit=EMBEDDED_BYTES)
+        sources = {
+            case: run.video.relative_to(root).as_posix() if copies is None else data_url(copies[index], "video/mp4")
+            for index, (case, run) in enumerate(runs.items())
+        }
+        return page([_choice(group, runs, sources) for group in groups], linked=copies is None)
+    beside = len(page([{}]).encode())  # everything but the videos
+    return page(_fitting(groups, runs, room=limit - beside))
+
+
+def _to_copy(run: Run) -> tuple[Path, int]:
+    """What ``renditions`` needs of a run."""
+    return run.video, run.record.config.video.upscale
+
+
+def _fitting(groups: Sequence[Sequence[Scored]], runs: Mapping[Case, Run], *, room: int) -> list[dict[str, Any]]:
+    """The videos to be played that fit into ``room`` bytes of a page, the first prompt of each backbone first."""
+    choices: list[dict[str, Any]] = []
+    for group in sorted(groups, key=lambda group: (group[0].case.number, group[0].case.seed)):
+        copies = renditions([_to_copy(runs[video.case]) for video in group], limit=max(0, room))
+        if copies is None:
+            break
+        urls = (data_url(copy, "video/mp4") for copy in copies)
+        choice = _choice(group, runs, dict(zip((video.case for video in group), urls, strict=True)))
+        room -= len(json.dumps(choice))
+        if room < 0:
+            break
+        choices.append(choice)
+    return choices
 
 
 def licences(backend: Backend) -> str:

@@ -227,8 +227,9 @@ def pack(
     from safetensors.torch import load_file, save_file
 
     from llrag_cli.models.embedded.storage import packed as pack_state
+    from llrag_cli.models.embedded.storage import unpacked
 
-    save_file(pack_state(load_file(weights)), packed)
+    save_file(pack_state(unpacked(load_file(weights))), packed)
 
 
 @app.command()
