@@ -5,6 +5,7 @@ A table stands between two comments, ``<!-- table: KIND FILE ... -->`` and ``<!-
     leave-and-return FILE       shares of each shot, and differences of `memory`
     returning FILE [VARIANT...] means of each condition, and differences; variants are compared with `nearest`
     bench FILE BASELINE         as `llrag bench compare FILE --baseline BASELINE --markdown` prints it
+    ranks FILE BASELINE         of the same, the ranks and the objects kept, of all backbones and lengths
     encoders FILE               retrieval accuracy of keys, and paired differences in recall
     panoramas FILE              of `benchmarks/memory.py`: means of each memory, and differences
     memory-costs FILE           block times, archive and traffic of memory rules
@@ -19,11 +20,13 @@ import re
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 from llrag_cli.cli import bench_compare
 from llrag_cli.evaluation import statistics
 from llrag_cli.evaluation.leave_return import judge, report, study
 from llrag_cli.evaluation.metrics.registry import ranked_metrics
+from llrag_cli.evaluation.report import RANKS, rank_text
 from llrag_cli.evaluation.results import LEVEL, UNCORRECTED, compare, from_csv
 from llrag_cli.evaluation.returning import judge as returning_judge
 from llrag_cli.evaluation.returning import plan as returning_plan
@@ -52,6 +55,8 @@ def made(words: Sequence[str]) -> str:
     kind, file, *variants = words
     if kind == "bench":
         return bench_table((DOCS / file).read_text(encoding="utf-8"), baseline=variants[0])
+    if kind == "ranks":
+        return ranks_table((DOCS / file).read_text(encoding="utf-8"), baseline=variants[0])
     with (DOCS / file).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
     if kind == "returning":
@@ -197,9 +202,25 @@ def size(text: str) -> str:
 
 def bench_table(text: str, *, baseline: str) -> str:
     """As ``llrag bench compare`` shows it."""
+    return bench_compare.markdown_tables(compared(text, baseline), baseline=baseline)
+
+
+def ranks_table(text: str, *, baseline: str) -> str:
+    """One line for each backbone, length and memory: both ranks, and the share of objects that are kept."""
+    rows = [["backbone", "length", "memory", "average rank", "drift rank", "objects kept", f"minus `{baseline}`"]]
+    for result in compared(text, baseline):
+        for memory, entry in result["memories"].items():
+            kept, gap = entry["means"].get("sprite_identity"), entry.get("differences", {}).get("sprite_identity")
+            ranks = [rank_text(entry[name]) for name in RANKS]
+            shares = ["-" if kept is None else f"{kept:.2f}", interval(gap, sign="+") if gap else "-"]
+            rows.append([f"`{result['backbone']}`", f"{result['seconds']:g} s", f"`{memory}`", *ranks, *shares])
+    return markdown(rows)
+
+
+def compared(text: str, baseline: str) -> list[dict[str, Any]]:
+    """What the CSV of a benchmark gives."""
     scored = from_csv(text)
-    ranked = ranked_metrics(scored[0].backend.partition(":")[0])
-    return bench_compare.markdown_tables(compare(scored, baseline=baseline, ranked=ranked), baseline=baseline)
+    return compare(scored, baseline=baseline, ranked=ranked_metrics(scored[0].backend.partition(":")[0]))
 
 
 def leave_and_return_table(lines: Sequence[Mapping[str, str]]) -> str:
