@@ -9,6 +9,7 @@ import pytest
 
 from conftest import Llrag
 from forked import Outcome, run_each
+from llrag_cli.cli import options
 from llrag_cli.cli.options import parse_seconds
 from llrag_cli.errors import UsageError
 from llrag_cli.evaluation.leave_return import plan as leave_return
@@ -152,6 +153,16 @@ def test_a_dry_run_of_a_finished_study_imports_no_torch(tmp_path: Path) -> None:
     assert done["other"].code == 2
     assert "`returning` was begun with other settings: `scenes` differ" in done["other"].stderr
     assert not any(each.imported_torch for each in done.values())
+
+
+def test_graphs_are_refused_by_a_build_of_torch_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "version", lambda name: "2.13.0+cpu")
+    with pytest.raises(UsageError, match="`--cuda-graphs` needs a GPU"):
+        options.require_recordable("auto", cuda_graphs=True, offload=False, one_buffer=False)
+    options.require_recordable("cuda", cuda_graphs=True, offload=False, one_buffer=False)
+    options.require_recordable("auto", cuda_graphs=False, offload=True, one_buffer=True)
+    monkeypatch.setattr(options, "version", lambda name: "2.13.0+cu130")
+    options.require_recordable("auto", cuda_graphs=True, offload=False, one_buffer=False)
 
 
 def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> None:

@@ -322,7 +322,7 @@ def _show_plan(
                 rates = trial(benchmark.config(unscored[-1]), unscored[-1].prompt, models, device=device, dtype=dtype)
             work = seconds * rates.generating if work is None else work
             size = seconds * rates.bytes if size is None else size
-            scoring = len(unscored) * sum(benchmark.grid.horizons) * rates.scoring  # each horizon is scored on its own
+            scoring = len(unscored) * benchmark.grid.seconds * rates.scoring
         rows.append(
             {
                 "backbone": backbone,

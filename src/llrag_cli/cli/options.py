@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -263,12 +264,12 @@ def configuration(
 
 
 def require_recordable(device: str, *, cuda_graphs: bool, offload: bool, one_buffer: bool) -> None:
-    """Refuse `--cuda-graphs` where it is known without torch that passes cannot be recorded."""
-    if cuda_graphs and device == "cpu":
-        raise UsageError("`--cuda-graphs` needs a GPU", hint="leave it out on a CPU")
+    """Refuse `--cuda-graphs` where it is known without importing torch that passes cannot be recorded."""
     for option, is_given in (("offload", offload), ("one-buffer", one_buffer)):
         if cuda_graphs and is_given:
             raise UsageError(f"`--cuda-graphs` and `--{option}` cannot be combined", hint="give one of them")
+    if cuda_graphs and (device == "cpu" or (device == "auto" and version("torch").endswith("+cpu"))):
+        raise UsageError("`--cuda-graphs` needs a GPU", hint="leave it out on a CPU")
 
 
 def note_fast(device: str, *, fast: bool) -> None:

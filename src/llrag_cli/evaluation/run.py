@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from pydantic import Field
@@ -20,7 +19,7 @@ from llrag_cli.evaluation.grid import Case, Grid, horizon_frames
 from llrag_cli.evaluation.metrics.backends import find_backend
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.registry import metrics_of
-from llrag_cli.evaluation.metrics.score import Scores, score
+from llrag_cli.evaluation.metrics.score import Scores, score_beginnings
 from llrag_cli.files.durable import replace_text, require_own
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes
 from llrag_cli.files.records import Record, parse_as
@@ -179,27 +178,26 @@ def score_run(path: Path, config: RunConfig, horizons: Sequence[float], backend:
     """The scores of a run by horizon; those in ``scores-official.json`` and the like are not computed again."""
     video = RunFolder(path).video
     kept = kept_scores(path, config, backend)
-    for seconds in horizons:
-        if f"{seconds:g}" not in kept:
-            kept[f"{seconds:g}"] = score_file(
-                video, frames=horizon_frames(config, seconds), sprites=family_of(config).shows_sprites, backend=backend
-            )
-            content = {
-                "schema": SCHEMA,
-                "backend": backend.name,
-                "bytes": video.stat().st_size,
-                "horizons": {horizon: asdict(scores) for horizon, scores in kept.items()},
-            }
-            hint = "free some disk space and run again; finished videos and scores are kept"
-            replace_text(scores_file(path, backend), json.dumps(content) + "\n", hint=hint)
+    if missing := [seconds for seconds in horizons if f"{seconds:g}" not in kept]:
+        ends = [horizon_frames(config, seconds) for seconds in missing]
+        found = score_file(video, ends, sprites=family_of(config).shows_sprites, backend=backend)
+        kept |= {f"{seconds:g}": scores for seconds, scores in zip(missing, found, strict=True)}
+        content = {
+            "schema": SCHEMA,
+            "backend": backend.name,
+            "bytes": video.stat().st_size,
+            "horizons": {horizon: asdict(scores) for horizon, scores in kept.items()},
+        }
+        hint = "free some disk space and run again; finished videos and scores are kept"
+        replace_text(scores_file(path, backend), json.dumps(content) + "\n", hint=hint)
     return kept
 
 
-def score_file(video: Path, *, frames: int, sprites: bool, backend: Backend) -> Scores:
-    """The scores of the first ``frames`` frames of a video file."""
+def score_file(video: Path, ends: Sequence[int], *, sprites: bool, backend: Backend) -> list[Scores]:
+    """The scores of beginnings of a video file, of so many frames, rising."""
     opened = open_video(video)
     try:
-        return score(islice(opened.frames, frames), fps=opened.fps, backend=backend, sprites=sprites)
+        return score_beginnings(opened.frames, ends, fps=opened.fps, backend=backend, sprites=sprites)
     finally:
         opened.close()
 

@@ -18,7 +18,7 @@ from llrag_cli.evaluation.metrics.consistency import sequence_score
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.motion import dis_flow, smoothness, warped
 from llrag_cli.evaluation.metrics.pixels import chroma_noise, colorfulness, histogram, overlap
-from llrag_cli.evaluation.metrics.score import Scores, score
+from llrag_cli.evaluation.metrics.score import Scores, score, score_beginnings
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = json.loads((GOLDENS / "vbench_long.json").read_text())
@@ -60,7 +60,8 @@ def test_the_official_metrics(case: dict) -> None:  # type: ignore[type-arg]
 @pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
 def test_clips_are_the_official_ones(case: dict) -> None:  # type: ignore[type-arg]
     numbers = (torch.full((3, 1, 1), float(number)) for number in range(case["frames"]))
-    clips = [(int(clip[0, 0]), int(clip[-1, 0]) + 1) for clip in clips_of(numbers, length=clip_length(case["fps"]))]
+    parts = clips_of(numbers, length=clip_length(case["fps"]))
+    clips = [(int(part.frames[0, 0]), int(part.frames[-1, 0]) + 1) for part in parts]
     assert clips == [tuple(span) for span in case["clips"]]
 
 
@@ -173,11 +174,25 @@ def test_only_one_clip_is_held() -> None:
             yield torch.full((3, 2, 2), float(number))
 
     seen = 0
-    for clip in clips_of(frames(), length=16):
+    for part in clips_of(frames(), length=16):
         assert len(alive) <= seen + 16
         seen += 16
-        assert clip.shape == (16, 3, 2, 2)
+        assert part.frames.shape == (16, 3, 2, 2)
     assert len(alive) == 500
+
+
+def test_beginnings_of_a_video_are_scored_in_one_pass_as_each_alone(backend: Backend) -> None:
+    """Ends inside the first clip, at the end of a clip, twice inside of one, and past the end of the video."""
+    video = list(panned(scene(4), 53, speed=2))
+    ends = [7, 32, 40, 40, 53, 80]
+    looked = []
+    frames = (looked.append(number) or frame for number, frame in enumerate(video))  # type: ignore[func-returns-value]
+    found = score_beginnings(frames, ends, fps=FPS, backend=backend, sprites=True)
+    assert found == [score(iter(video[:end]), fps=FPS, backend=backend, sprites=True) for end in ends]
+    assert looked == [*range(53)]
+    short = iter(video)
+    score_beginnings(short, [7, 32], fps=FPS, backend=backend)
+    assert next(short) is video[32]  # nothing after the longest beginning is read
 
 
 def test_flow_finds_a_shift_and_warping_undoes_it() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
@@ -32,6 +33,17 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
 
     ``sprites``: also those of the sprite world.
     """
+    (scores,) = score_beginnings(frames, None, fps=fps, backend=backend, sprites=sprites)
+    return scores
+
+
+def score_beginnings(
+    frames: Iterable[Tensor], ends: Sequence[int] | None, *, fps: float, backend: Backend, sprites: bool = False
+) -> list[Scores]:
+    """As ``score``, of the first ``ends`` frames of a video, rising, from one pass over the longest.
+
+    None for the whole video. A beginning longer than the video is the whole video.
+    """
     metrics = metrics_of(backend, sprites=sprites)
     series = {metric.series.name: metric.series for metric in metrics if metric.series is not None}
     per_clip: dict[str, list[float | None]] = {name: [] for name in series}
@@ -41,7 +53,7 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
 
     def observed() -> Iterator[Tensor]:
         nonlocal count
-        for frame in frames:
+        for frame in frames if ends is None else islice(frames, ends[-1]):
             if backend.kind == "offline" and min(frame.shape[1:]) < SMALLEST:
                 raise UsageError(
                     f"a video of {frame.shape[2]}x{frame.shape[1]} pixels cannot be scored",
@@ -52,19 +64,31 @@ def score(frames: Iterable[Tensor], *, fps: float, backend: Backend, sprites: bo
             count += 1
             yield frame
 
-    clips = 0
+    def scores(last: Mapping[str, float | None] | None) -> Scores:
+        clips = {name: [*found, *([] if last is None else [last[name]])] for name, found in per_clip.items()}
+        values: dict[str, float | None] = {}
+        kept = _sprite_consistency(looks) if len(looks) > 1 else None
+        video = Video(clips, values, length / fps, backend, kept)
+        for metric in metrics:
+            values[metric.name] = metric.compute(video)
+        return Scores(count, whole + (last is not None), values, clips)
+
+    whole = 0
     clip: Clip | None = None
-    for pictures in clips_of(observed(), length=length):
-        clip = clip_inputs(pictures, fps=fps, backend=backend, before=clip)
-        clips += 1
-        for name, one in series.items():
-            per_clip[name].append(one.measure(clip))
-    values: dict[str, float | None] = {}
-    kept = _sprite_consistency(looks) if len(looks) > 1 else None
-    video = Video(per_clip, values, length / fps, backend, kept)
-    for metric in metrics:
-        values[metric.name] = metric.compute(video)
-    return Scores(count, clips, values, per_clip)
+    last: dict[str, float | None] | None = None
+    found: dict[int, Scores] = {}
+    for part in clips_of(observed(), length=length, ends=ends or ()):
+        now = clip_inputs(part.frames, fps=fps, backend=backend, before=clip)
+        measured = {name: one.measure(now) for name, one in series.items()}
+        last = None if part.is_whole else measured
+        if part.is_whole:
+            whole, clip = whole + 1, now
+            for name, value in measured.items():
+                per_clip[name].append(value)
+        if ends is not None and part.end in ends:
+            found[part.end] = scores(last)
+    whole_video = scores(last) if ends is None or ends[-1] not in found else found[ends[-1]]
+    return [whole_video] if ends is None else [found.get(end, whole_video) for end in ends]
 
 
 def _sprite_consistency(looks: list[Look]) -> Consistency:
