@@ -57,16 +57,37 @@ class Command:
         return self.process.said()[1] if isinstance(self.process, Started) else said
 
     def wait_for_blocks(self, *runs: str) -> None:
-        """Wait until every run has committed blocks and is encoding video."""
+        """Wait until every run has committed blocks and is encoding video.
+
+        A process that has come so far is held until the others have, however unevenly a busy machine treats them.
+        """
+        held: dict[Path, int] = {}
 
         def begun() -> bool:
             assert self.process.poll() is None, self.end()
-            folders = [self.folder / run for run in runs]
-            return all(
-                RunFolder(folder).blocks_committed() >= 2 and list(folder.glob("*.part.mp4")) for folder in folders
-            )
+            for folder in [self.folder / run for run in runs]:
+                if folder not in held and is_amid(folder):
+                    held[folder] = owner_of(folder)
+                    os.kill(held[folder], signal.SIGSTOP)
+            return len(held) == len(runs)
 
-        wait_until(begun)
+        try:
+            wait_until(begun)
+            assert all(is_amid(folder) for folder in held)
+        finally:
+            for number in held.values():
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
+
+
+def is_amid(run: Path) -> bool:
+    """Whether a run has committed blocks and is encoding video."""
+    return RunFolder(run).blocks_committed() >= 2 and bool(list(run.glob("*.part.mp4")))
+
+
+def owner_of(run: Path) -> int:
+    """The process that generates a run."""
+    return int((RunFolder(run).owner() or "").split()[1])
 
 
 @contextmanager
