@@ -37,7 +37,10 @@ def bench(
     context: typer.Context,
     suite: Annotated[
         str | None,
-        typer.Option(help="`paper`: its grid in small, three backbones, native and retrieval, 30, 60 and 120 s"),
+        typer.Option(
+            help="A named benchmark: `paper` is LongLive-RAG's grid with small models, three backbones with and "
+            "without retrieval at 30, 60 and 120 s"
+        ),
     ] = None,
     backbones: Annotated[
         list[str] | None,
