@@ -29,11 +29,17 @@ import typer
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/llrag_cli")
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the tests that are run for it
-    "sampling": ("sampling/*.py", ("tests/sampling", "tests/engine/test_rollout.py")),
+    "sampling": ("sampling/*.py", ("tests/sampling", "tests/engine/test_rollout.py", "tests/parity")),
     "statistics": ("evaluation/statistics.py", ("tests/evaluation/test_statistics.py",)),
     "memory": (
         "memory/*.py",
-        ("tests/memory", "tests/engine/test_rollout.py", "tests/engine/test_commit.py", "tests/engine/test_shots.py"),
+        (
+            "tests/memory",
+            "tests/engine/test_rollout.py",
+            "tests/engine/test_commit.py",
+            "tests/engine/test_shots.py",
+            "tests/parity",
+        ),
     ),
     "cache": (
         "cache/*.py",
@@ -44,6 +50,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the te
             "tests/engine/test_commit.py",
             "tests/engine/test_shots.py",
             "tests/engine/test_gpu.py",
+            "tests/parity",
         ),
     ),
     "scenes": ("scenes/*.py", ("tests/scenes", "tests/cli/test_scene.py", "tests/engine/test_shots.py")),
@@ -217,11 +224,21 @@ def sampled(room: str, *, sample: int, seed: int, root: Path = ROOT) -> list[Mut
 
 
 def listed_tests(room: str, file: str, *, root: Path) -> list[str]:
-    """The test files of a room of a checkout; those that are named like a changed ``file`` come first."""
+    """The test files of a room of a checkout, and those that import a changed ``file``.
+
+    Those that are named like it come first, then those that import it.
+    """
     files = []
     for name in ROOMS[room][1]:
-        files += [name] if name.endswith(".py") else sorted(map(str, (root / name).rglob("test_*.py")))
-    return sorted(files, key=lambda name: not file or Path(file).stem not in Path(name).stem)
+        found = [root / name] if name.endswith(".py") else sorted((root / name).rglob("test_*.py"))
+        files += [path.relative_to(root).as_posix() for path in found]
+    if not file:
+        return files
+    module = "llrag_cli." + file.removesuffix(".py").replace("/", ".")
+    every = {path.relative_to(root).as_posix(): path for path in sorted((root / "tests").rglob("test_*.py"))}
+    importing = [name for name, path in every.items() if f"from {module} import" in path.read_text(encoding="utf-8")]
+    named = [name for name in files if Path(file).stem in Path(name).stem]
+    return list(dict.fromkeys([*named, *importing, *files]))
 
 
 def run_tests(folder: Path, tests: Sequence[str], *, limit: float) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -75,22 +75,20 @@ def full_size_table(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def gpu_counts_table(lines: Sequence[Mapping[str, str]]) -> str:
-    """Of ``benchmarks/gpu_counts.py``: cases in columns."""
-    rows = {
-        "small copies to the GPU": ("small_copies", str),
-        "times the host waits": ("host_waits", str),
+    """Of ``benchmarks/gpu_counts.py``."""
+    columns: dict[str, tuple[str, Callable[[str], str]]] = {
         "kernels": ("kernels", lambda text: f"{int(text):,}"),
+        "graphs": ("graphs", str),
         "TFLOP": ("flops", lambda text: f"{int(text) / 1e12:.1f}"),
-        "bytes that kernels read and write": ("traffic", size),
-        "of those, attention": ("attention_traffic", size),
-        "of those, copies of the context into buffers": ("gather_traffic", size),
+        "read and written": ("traffic", size),
+        "of that, by copies of the context": ("gather_traffic", size),
         "copied to the GPU": ("to_device", size),
         "copied to the host": ("to_host", size),
-        "peak, generating and decoding added": ("peak", size),
+        "peak": ("peak", size),
         "planned": ("planned", size),
     }
-    cells = [["a block", *(line["case"] for line in lines)]]
-    cells += [[title, *(show(line[name]) for line in lines)] for title, (name, show) in rows.items()]
+    cells = [["a block", *columns]]
+    cells += [[line["case"], *(show(line[name]) for name, show in columns.values())] for line in lines]
     return markdown(cells)
 
 

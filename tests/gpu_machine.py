@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fakecuda import FakeGPU, Wait
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.config import ModelShape
 from llrag_cli.engine.execution import Execution
 from llrag_cli.engine.pipeline import Pipeline
@@ -89,13 +90,14 @@ class Machine:
     def make(
         self,
         *settings: str,
+        preset: str = "self-forcing",
         memory: str = "nearest",
         blocks: int = 11,
         scratch: Path | None = None,
         switch: Callable[[Any, int], None] = lambda session, block: None,
     ) -> Video:
         """A video, decoded on a thread as a run does it; the frames retrieved are random ones."""
-        config = load_config("self-forcing", memory=memory, settings=settings)
+        config = load_config(preset, memory=memory, settings=settings)
         size, now, gpu, before = config.backbone.frames_per_block, 0, self.gpu, self.gpu.live
 
         def read(tensor: Tensor) -> Any:
@@ -136,11 +138,11 @@ class Machine:
 
 
 @contextmanager
-def fake_machine(layers: int, *, one_buffer: bool = False) -> Iterator[Machine]:
+def fake_machine(layers: int, *, sharing: Sharing = "none") -> Iterator[Machine]:
     """A fake GPU with Self-Forcing on it, with so many layers."""
     config = load_config("self-forcing")
     with FakeGPU() as gpu:
         shape = ModelShape(num_layers=layers)
-        how = Execution(attention="native", one_buffer=one_buffer)  # a trial would be kept in the user's cache
+        how = Execution(attention="native", sharing=sharing)  # a trial would be kept in the user's cache
         pipeline = random_pipeline(config, shape, device=CUDA, dtype=torch.bfloat16, how=how)
         yield Machine(gpu, pipeline)

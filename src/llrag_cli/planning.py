@@ -14,6 +14,7 @@ import torch
 from llrag_cli.cache.archive import slots_of
 from llrag_cli.cache.pages import Layout
 from llrag_cli.cache.rotary import TABLES
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
 from llrag_cli.config import LOCATIONS, Location, ModelShape, RunConfig
 from llrag_cli.errors import DoesNotFitError, Remedy
@@ -177,7 +178,7 @@ def plan(
     limit: int | None = None,
     scratch: Path | None = None,
     loaded: bool = False,
-    one_buffer: bool = False,
+    sharing: Sharing = "none",
     cuda_graphs: bool = False,
     card: int | None = None,
 ) -> Budget:
@@ -189,7 +190,7 @@ def plan(
     ``shape``; if they are ``loaded`` they are not counted. Files of the archive will be in the folder ``scratch``.
     ``references`` counts the latent frames of references, of which some are ``pinned``. ``switches`` is whether the
     prompt may change without a cut. The text encoder is counted unless the embeddings of all ``prompts`` are known
-    (None: any prompt may come). With ``one_buffer``, all layers share the buffer of what a block attends to. CUDA
+    (None: any prompt may come). Layers can be ``sharing`` buffers of what a block attends to. CUDA
     graphs have memory of their own for a pass. ``card`` are the bytes of a GPU that is planned for though it is not
     here.
     """
@@ -228,7 +229,7 @@ def plan(
         chosen = config
         if isinstance(config.memory, RetrievalMemory):
             chosen = config.model_copy(update={"memory": config.memory.model_copy(update={"archive": tier})})
-        parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch, one_buffer=one_buffer)]
+        parts = [*common, *_caches(chosen, tier, sizes, dtype, frames=frames, batch=batch, sharing=sharing)]
         parts.append(Part("pinned references", pinned * _page(config, sizes) * batch, "device", PICTURE))
         if on_host:
             parts = [
@@ -295,7 +296,7 @@ def _caches(
     *,
     frames: int,
     batch: int,
-    one_buffer: bool,
+    sharing: Sharing,
 ) -> list[Part]:
     memory, block = config.memory, config.backbone.frames_per_block
     tokens, frame = _tokens(config, sizes), _page(config, sizes)
@@ -305,8 +306,9 @@ def _caches(
     if isinstance(memory, RetrievalMemory):
         unread = memory.unread_layers(sizes.layers)
         without = max(attended - memory.retrieved, min(attended, memory.commit_reach(block) or 0))
-    context = max(attended, without) if one_buffer else (sizes.layers - unread) * attended + unread * without
-    parts = [Part("K/V that a block attends to", context * by_layer * batch, "device", window)]
+    shared, own = max(attended, without), (sizes.layers - unread) * attended + unread * without
+    context = {"none": 2 * own, "values": own + shared, "all": 2 * shared}[sharing]  # of keys, and of values
+    parts = [Part("K/V that a block attends to", context * by_layer // 2 * batch, "device", window)]
     if memory.sink_decay is not None and sizes.item < 4:  # the mean of the sink, in float32
         parts.append(Part("running mean of the sink", memory.sink * frame * 4 // sizes.item * batch, "device", PICTURE))
     table = 4 * tokens * sizes.dim // sizes.heads  # cosines and sines of a frame, float32

@@ -9,7 +9,7 @@ import torch
 
 from llrag_cli.cache.archive import new_archive
 from llrag_cli.cache.context import Context
-from llrag_cli.cache.kv import FramePages
+from llrag_cli.cache.kv import KEYS, VALUES, FramePages
 from llrag_cli.cache.rotary import RotaryTables, rotate
 from llrag_cli.cache.tiers import Tier
 
@@ -68,8 +68,8 @@ def test_a_page_that_was_written_again_is_copied_again(tmp_path: Path, tier: Tie
 
     def read(frames: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         archive.fetch([frames], lambda *_: [])
-        keys, values = archive.read(0, 0, frames)
-        return keys[None], values[None]
+        keys, values = (torch.cat(archive.read(0, kind, 0, frames), dim=1) for kind in (KEYS, VALUES))
+        return keys, values
 
     write(0, 1.0)
     write(3, 2.0)

@@ -11,6 +11,7 @@ import torch
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
 from llrag_cli import Pipeline, load_config
 from llrag_cli.cache import archive
+from llrag_cli.cache.kv import KEYS, VALUES
 from llrag_cli.cache.rotary import RotaryTables
 from llrag_cli.cache.tiers import EXACT, TIERS, Tier
 from llrag_cli.cli.hints import hint_for
@@ -147,8 +148,9 @@ def test_a_page_is_recomputed_under_its_last_prompt(backbone: WatchedBackbone) -
         for frame in range(start, start + 3):
             archive._slots.discard(range(24))  # type: ignore[union-attr]
             archive.fetch([[frame]], session.recompute)
-            parts = [archive.read(layer, 0, [frame]) for layer in range(len(session.cache.layers))]
-            restored[frame] = torch.cat([part.flatten() for layer in parts for part in layer])
+            layers = range(len(session.cache.layers))
+            parts = [archive.read(layer, kind, 0, [frame]) for layer in layers for kind in (KEYS, VALUES)]
+            restored[frame] = torch.cat([part.flatten() for (part,) in parts])
         return restored
 
     made = [next(blocks) for _ in range(5)]

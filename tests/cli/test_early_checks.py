@@ -158,11 +158,11 @@ def test_a_dry_run_of_a_finished_study_imports_no_torch(tmp_path: Path) -> None:
 def test_graphs_are_refused_by_a_build_of_torch_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "version", lambda name: "2.13.0+cpu")
     with pytest.raises(UsageError, match="`--cuda-graphs` needs a GPU"):
-        options.require_recordable("auto", cuda_graphs=True, offload=False, one_buffer=False)
-    options.require_recordable("cuda", cuda_graphs=True, offload=False, one_buffer=False)
-    options.require_recordable("auto", cuda_graphs=False, offload=True, one_buffer=True)
+        options.require_recordable("auto", cuda_graphs=True, offload=False, sharing="none")
+    options.require_recordable("cuda", cuda_graphs=True, offload=False, sharing="none")
+    options.require_recordable("auto", cuda_graphs=False, offload=True, sharing="values")
     monkeypatch.setattr(options, "version", lambda name: "2.13.0+cu130")
-    options.require_recordable("auto", cuda_graphs=True, offload=False, one_buffer=False)
+    options.require_recordable("auto", cuda_graphs=True, offload=False, sharing="none")
 
 
 def test_an_unquoted_prompt_is_shown_in_quotes(outcomes: dict[str, Outcome]) -> None:

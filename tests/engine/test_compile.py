@@ -110,8 +110,8 @@ def test_another_batch_size_needs_one_more_graph(compiled: tuple[WanBackbone, Wa
 
 def test_attention_with_its_cache_is_what_the_compiler_is_told() -> None:
     """The operator returns what its description for the compiler says: shape, dtype and strides."""
-    cache = WanKVLayerCache(FramePages(sink=1, ring=6, frames=9), KVBuffer(6))
-    cache.set_context(tuple, torch.ones(1, 0, 1, 8, 2), frames=0, tokens=6, block=18, hidden=slice(0, 0))
+    cache = WanKVLayerCache(FramePages(sink=1, ring=6, frames=9), (KVBuffer(6), KVBuffer(6)))
+    cache.set_context(lambda _: (), torch.ones(1, 0, 1, 8, 2), frames=0, tokens=6, block=18, hidden=slice(0, 0))
     inputs: list[Tensor] = [torch.randn(1, 18, 2, 16) for _ in range(4)]
     module._bound.current = module.Pass([cache], torch.ones(1, 18, 1, 8, 2))
     try:

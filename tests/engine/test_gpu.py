@@ -152,7 +152,7 @@ def test_nothing_races_whatever_the_tier(machine: Machine, tmp_path: Path, archi
 
 def test_the_window_is_freed_after_it_is_archived(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of the last block may still be on their way to the archive when the video ends."""
-    monkeypatch.setattr(machine.pipeline.backbone, "one_buffer", True)
+    monkeypatch.setattr(machine.pipeline.backbone, "sharing", "all")
     machine.make(*SMALL, "memory.archive=host", blocks=9)
 
 

@@ -126,7 +126,7 @@ def test_a_recording_of_another_length_would_be_noticed(
 
 @pytest.mark.parametrize("shows", ["attention", "one buffer"])
 def test_passes_that_do_more_are_computed(backbone: WatchedBackbone, shows: str) -> None:
-    backbone.one_buffer = shows == "one buffer"
+    backbone.sharing = "all" if shows == "one buffer" else "none"
     settings = ["memory.keys=attention"] if shows == "attention" else []
     graphs = compare(backbone, "self-forcing", *settings, memory="nearest", blocks=12)
     assert graphs.recorded == graphs.replayed == 0
@@ -196,7 +196,7 @@ def test_what_cannot_be_recorded_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     [
         (Execution(cuda_graphs=True), "cpu", "CUDA graphs need a GPU"),
         (Execution(cuda_graphs=True, offload=True), "cuda", "weights that are copied to the GPU in every pass"),
-        (Execution(cuda_graphs=True, one_buffer=True), "cuda", "a buffer that all layers share"),
+        (Execution(cuda_graphs=True, sharing="all"), "cuda", "a buffer that all layers share"),
     ],
 )
 def test_where_nothing_can_be_recorded_it_is_refused(how: Execution, device: str, said: str) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
+from llrag_cli.cache.kv import KEYS, VALUES
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.engine.rollout import Block, retrieve, rollout
 from llrag_cli.engine.shots import Change, Cursor
 from llrag_cli.memory.context import retrievable
@@ -342,19 +344,23 @@ def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> No
         assert same == [n < 3 * block for n in range(24)], block
 
 
+@pytest.mark.parametrize("sharing", ["values", "all"])
 @pytest.mark.parametrize("archive", ["none", "device", "host", "recompute"])
-def test_one_buffer_for_all_layers_changes_nothing(backbone: WatchedBackbone, write: Write, archive: str) -> None:
+def test_buffers_that_layers_share_change_nothing(
+    backbone: WatchedBackbone, write: Write, archive: str, sharing: Sharing
+) -> None:
     """Not even where a clean pass attends to other frames than denoising, or a layer to fewer than others."""
     memory: MemoryConfig = NATIVE
     if archive != "none":
         memory = RETRIEVING.model_copy(update={"archive": archive, "commit": "recent", "read_layers": 1})
     plain = latents_of(write(memory, frames=30, batch=2))
     own = backbone.sessions[-1]
-    backbone.one_buffer = True
-    shared: set[int] = set()
+    backbone.sharing = sharing
+    counts: set[tuple[int, ...]] = set()
 
     def look(block: Block) -> None:
-        shared.add(len({id(layer.buffer) for layer in backbone.sessions[-1].cache.layers}))
+        layers = backbone.sessions[-1].cache.layers
+        counts.add(tuple(len({id(layer.buffers[kind].tensor) for layer in layers}) for kind in (KEYS, VALUES)))
 
     assert torch.equal(latents_of(write(memory, frames=30, batch=2, on_block=look)), plain)
-    assert shared == {1} and backbone.sessions[-1] is not own
+    assert counts == {(1 if sharing == "all" else backbone.layers, 1)} and backbone.sessions[-1] is not own

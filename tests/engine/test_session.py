@@ -133,7 +133,7 @@ def held(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[weakref.re
 
     def spy(session: WanSession) -> None:
         for layer in session.cache.layers:
-            for tensor in (layer.pages._keys, *(layer.buffer.parts or ())):
+            for tensor in (layer.pages._keys, *(buffer.tensor for buffer in layer.buffers)):
                 if tensor is not None:
                     references.append(weakref.ref(tensor))
         close(session)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from conftest import SHAPE, WatchedBackbone, Write, latents_of
-from llrag_cli.cache.kv import FramePages, WanKVCache, aligned
+from llrag_cli.cache.kv import KEYS, FramePages, WanKVCache, aligned
 from llrag_cli.cache.rotary import rotate
 from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
@@ -107,6 +107,10 @@ def test_what_leaves_was_seen_by_the_block_before(window: int, sink: int, block:
         assert [*gone] == [frame for frame in (*before, *own) if 0 <= frame < start and frame not in seen]
         left += gone
     assert left == [*range(sink, sink + len(left))]  # every frame once, in order
+
+
+def test_nothing_leaves_a_memory_without_a_window() -> None:
+    assert leaving(SlidingWindow(window=None, sink=0), Stretch(), start=30, block=3) == range(0)
 
 
 def test_times_are_those_of_slots_and_the_sink_has_the_first() -> None:
@@ -292,11 +296,11 @@ def test_a_block_reads_retrieved_frames_aligned_and_keeps_them_as_they_are(
     read: list[tuple[Tensor, Tensor, Tensor]] = []
     pieces = WanKVCache._pieces
 
-    def watched(cache: WanKVCache, number: int, context: Any) -> Any:
-        for piece in pieces(cache, number, context):
-            if context.retrieved and number == 0 and piece.frame == len(context.shared):
+    def watched(cache: WanKVCache, number: int, kind: int, context: Any) -> Any:
+        for piece in pieces(cache, number, kind, context):
+            if context.retrieved and number == 0 and kind == KEYS and piece.frame == len(context.shared):
                 sink = cache.layers[0].pages.read([0])[0]
-                read.append((piece.keys, cache.retrieved(0, context.retrieved)[0], sink))
+                read.append((torch.cat([*piece.parts], dim=1), cache.retrieved(0, context.retrieved)[0], sink))
             yield piece
 
     monkeypatch.setattr(WanKVCache, "_pieces", watched)

@@ -198,6 +198,7 @@ def test_the_timeline_is_read_back(tmp_path: Path) -> None:
     timeline = otio.adapters.read_from_file(str(tmp_path / "timeline.otio"))
     (track,) = timeline.tracks
     assert (timeline.name, track.kind) == ("orchids", "Video")
+    assert (timeline.global_start_time.value, timeline.global_start_time.rate) == (0, FPS)
     starts = [timeline.range_of_child(clip).start_time.to_frames() for clip in track]
     assert starts == [file.frames.start for file in files] == [0, 45, 57]
     for clip, file in zip(track, files, strict=True):

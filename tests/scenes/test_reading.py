@@ -14,7 +14,7 @@ from llrag_cli.files.yaml_lines import parse_yaml
 from llrag_cli.models.embedded.vocabulary import tokenize
 from llrag_cli.presets import load_config
 from llrag_cli.scenes.example import example_scene
-from llrag_cli.scenes.reading import parse_then, read_scene, scene_from_prompts
+from llrag_cli.scenes.reading import parse_then, read_scene, scene_from_prompts, scene_from_text
 from llrag_cli.scenes.schema import Scene
 from llrag_cli.scenes.timeline import plan_timeline
 
@@ -197,6 +197,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"title: caf\xe9")
     assert error_of(path)[0] == f"`{path}` is not UTF-8 text"
+
+
+def test_the_text_of_a_scene_is_read_without_a_file() -> None:
+    assert scene_from_text(ONE) == Scene.model_validate({"shots": [{"prompt": "a fox", "seconds": 1}]})
+    for text in ("a fox", "- a fox", "7"):
+        with pytest.raises(UsageError, match="`scene`: not a scene"):
+            scene_from_text(text)
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))

@@ -76,7 +76,7 @@ def test_frames_near_the_guard_are_of_the_stretch() -> None:
     replay = Replay(MEMORY, TIMELINE)
     assert [replay.near_guard(4, frame) for frame in (-1, 1, 5, 6)] == [False, True, True, False]
     assert not replay.near_guard(7, 14)  # one frame before the cut, but no window reaches over a cut
-    assert replay.near_guard(13, 31)
+    assert replay.near_guard(13, 30) and replay.near_guard(13, 31)  # the first frame of the stretch too
 
 
 def test_pinned_references_are_no_candidates() -> None:

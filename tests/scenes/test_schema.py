@@ -80,6 +80,12 @@ def test_all_problems_are_reported_each_at_its_place() -> None:
     ]
 
 
+def test_of_many_problems_the_first_twenty_are_reported() -> None:
+    with pytest.raises(ValidationError) as raised:
+        scene(*(shot(remember=[f"shot {number}"]) for number in range(30)))
+    assert [error["loc"][1] for error in raised.value.errors()] == [*range(20)]
+
+
 def test_the_schema_is_for_editors() -> None:
     schema = json.loads(json.dumps(scene_json_schema()))
     assert schema["title"] == "llrag scene"

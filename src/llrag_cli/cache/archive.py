@@ -108,13 +108,14 @@ class Archive(ABC):
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
         """Make sure that the pages of frames [B][K] are on the device."""
 
-    def read(self, layer: int, row: int, frames: Sequence[int]) -> LayerKV:
-        """Keys and values [K, tokens, heads, D] of one layer, of fetched frames of one video."""
+    def read(self, layer: int, kind: int, row: int, frames: Sequence[int]) -> list[Tensor]:
+        """Keys (``kind`` 0) or values (1) [1, n, tokens, heads, D] of fetched frames of one video, in one layer.
+
+        They are in one tensor or several, in order.
+        """
         assert self._pages is not None and self._slots is not None
-        words = self._pages[row, :, layer].view(torch.int64)  # parts of pages are aligned; fewer and larger are copied
-        slots = (self._slots.of(row, frame) for frame in frames)
-        pages = torch.cat([words[slot : slot + 1] for slot in slots]).view(torch.uint8)  # slices need no index
-        return self._layout.unpack(pages, self._dtype)
+        slots = [self._slots.of(row, frame) for frame in frames]
+        return self._layout.unpack(self._pages[row : row + 1, :, layer], kind, self._dtype, slots)
 
     def close(self) -> None:
         """Free what is held."""

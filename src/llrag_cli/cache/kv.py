@@ -16,7 +16,8 @@ from torch import Tensor, cat, float32
 from llrag_cli.cache.archive import Archive, Recompute
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.pages import LayerKV
-from llrag_cli.cache.rotary import rotate
+from llrag_cli.cache.rotary import rotate, rotate_into
+from llrag_cli.cache.sharing import Sharing
 
 SMALLEST_DEVIATION = 1e-6  # of a channel over the tokens of a frame, so that one that is constant stays finite
 
@@ -115,42 +116,47 @@ class FramePages:
 
 
 class KVBuffer:
-    """Keys, rotated, and values [B, length, heads, D] that a layer attends to: the block's own, then its context.
+    """Keys, rotated, or values [B, length, heads, D] that a layer attends to: the block's own, then its context.
 
     It is allocated at its full size of ``frames``, and grows only if a context is longer. Layers can share one.
     """
 
-    def __init__(self, frames: int) -> None:
-        self.frames = frames
+    def __init__(self, frames: int, *, shared: bool = False) -> None:
+        self.frames, self.shared = frames, shared
         self.holder: WanKVLayerCache | None = None  # the layer whose context it holds
-        self.parts: LayerKV | None = None
+        self.tensor: Tensor | None = None
 
-    def reserve(self, length: int, tokens: int, like: Tensor) -> LayerKV:
+    def reserve(self, length: int, tokens: int, like: Tensor) -> Tensor:
         """The buffer, with room for ``length`` tokens like those of [B, ..., heads, D]; a frame has ``tokens``."""
-        if self.parts is None or self.parts[0].shape[1] < length:
-            self.parts = None  # before the larger one is allocated
-            shape = (like.shape[0], max(length, self.frames * tokens), *like.shape[-2:])
-            self.parts = like.new_empty(shape), like.new_empty(shape)
-        return self.parts
+        if self.tensor is None or self.tensor.shape[1] < length:
+            self.tensor = None  # before the larger one is allocated
+            self.tensor = like.new_empty(like.shape[0], max(length, self.frames * tokens), *like.shape[-2:])
+        return self.tensor
 
     def free(self) -> None:
         """Give the memory back at once; the layer that holds the buffer also refers to it."""
-        self.parts = self.holder = None
+        self.tensor = self.holder = None
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(part.numel() * part.element_size() for part in self.parts or ())
+        return 0 if self.tensor is None else self.tensor.numel() * self.tensor.element_size()
+
+
+Buffers = tuple[KVBuffer, KVBuffer]  # of keys and of values
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys, not rotated, and values [b, n, tokens, heads, D] of neighbouring frames of a context."""
+    """Keys, not rotated, or values of neighbouring frames of a context: tensors [b, n, tokens, heads, D] in order."""
 
-    keys: Tensor
-    values: Tensor
+    parts: Sequence[Tensor]
     rows: slice  # of the batch
     frame: int  # position of the first of them in the context
+
+
+KEYS, VALUES = range(2)
+Pieces = Callable[[int], Iterable[Piece]]  # of keys, or of values
 
 
 class Observer:
@@ -164,23 +170,23 @@ class Observer:
 class WanKVLayerCache:
     """The keys and values that one self-attention layer reads: the block's own slots, then its context.
 
-    A block's passes rewrite only its own slots, unless other layers use the buffer too.
+    A block's passes rewrite only its own slots, unless other layers use the buffers too.
     """
 
-    def __init__(self, pages: FramePages, buffer: KVBuffer, *, shared: bool = False) -> None:
-        self.pages, self.buffer, self.shared = pages, buffer, shared
+    def __init__(self, pages: FramePages, buffers: Buffers) -> None:
+        self.pages, self.buffers = pages, buffers
         self.observer: Observer | None = None
         self.keeps_fresh = False  # whether a pass leaves its keys and values in ``fresh``
         self.commits_to: int | None = None  # whether a pass writes them to the pages of frames from this one on
         self.fresh: LayerKV | None = None  # keys, not rotated, and values [B, L, heads, D] of the last pass
-        self._pieces: Callable[[], Iterable[Piece]] = tuple
+        self._pieces: Pieces = lambda _: ()
         self._table: Tensor | None = None
         self._tokens = self._block = 0
         self._visible = self._without_retrieved = self._all = [slice(0, 0)]
 
     def set_context(
         self,
-        pieces: Callable[[], Iterable[Piece]],
+        pieces: Pieces,
         table: Tensor,
         *,
         frames: int,
@@ -198,9 +204,10 @@ class WanKVLayerCache:
         total = block + frames * tokens
         self._all, self._without_retrieved = (_around(hidden, end) for end in (total, total - retrieved * tokens))
         self._visible = self._all
-        self.buffer.holder = None
-        if not self.shared:
-            self._fill()
+        for kind, buffer in enumerate(self.buffers):
+            buffer.holder = None
+            if not buffer.shared:
+                self._fill(kind)
 
     def set_reading(self, *, retrieved: bool) -> None:
         """Whether the next passes attend to retrieved frames; after ``set_context`` they do."""
@@ -208,32 +215,41 @@ class WanKVLayerCache:
 
     def store(self, keys: Tensor, turned: Tensor, values: Tensor) -> LayerKV:
         """Write the block's keys (as they are, and rotated) and values [B, L, heads, D]; returns all it attends to."""
-        if self.buffer.holder is not self:
-            self._fill()
-        buffer = self.buffer.reserve(max(self._block, self._all[-1].stop), self._tokens, keys)
-        buffer[0][:, : self._block] = turned
-        buffer[1][:, : self._block] = values
         if self.keeps_fresh:
             self.fresh = keys, values
         if self.observer is not None:
             self.observer.keys = keys.unflatten(1, (-1, self._tokens)).mean(2, dtype=float32).flatten(2)
         if self.commits_to is not None:
             self.pages.write(self.commits_to, *(part.unflatten(1, (-1, self._tokens)) for part in (keys, values)))
-        seen = [[part[:, visible] for visible in self._visible] for part in buffer]  # views
-        return (seen[0][0], seen[1][0]) if len(self._visible) == 1 else (cat(seen[0], 1), cat(seen[1], 1))
+        return self._seen(KEYS, turned), self._seen(VALUES, values)
+
+    def _seen(self, kind: int, fresh: Tensor) -> Tensor:
+        """Write the block's own keys or values [B, L, heads, D] to their buffer; returns all that it attends to."""
+        buffer = self.buffers[kind]
+        if buffer.holder is not self:
+            self._fill(kind)
+        whole = buffer.reserve(self._needed, self._tokens, fresh)
+        whole[:, : self._block] = fresh
+        seen = [whole[:, visible] for visible in self._visible]  # views
+        return seen[0] if len(seen) == 1 else cat(seen, 1)
+
+    @property
+    def _needed(self) -> int:
+        """Tokens of the block and its context."""
+        return max(self._block, self._all[-1].stop)
 
     @property
     def places(self) -> tuple[object, ...] | None:
         """Where passes over the block read and write, so that they can be recorded and repeated.
 
-        None if that is not all that they do: if another layer uses the buffer, or Python is shown what they compute.
+        None if that is not all that they do: if another layer uses a buffer, or Python is shown what they compute.
         """
-        if self.shared or self.observer is not None or self.keeps_fresh or self.commits_to is not None:
+        if self.observer is not None or self.keeps_fresh or self.commits_to is not None:
             return None
-        needed = max(self._block, self._all[-1].stop)
-        if self.buffer.parts is None or self.buffer.parts[0].shape[1] < needed:  # the next pass allocates it
+        tensors = [None if buffer.shared else buffer.tensor for buffer in self.buffers]
+        if any(each is None or each.shape[1] < self._needed for each in tensors):  # the next pass allocates it
             return None
-        parts = tuple((part.data_ptr(), part.shape) for part in self.buffer.parts)
+        parts = tuple((each.data_ptr(), each.shape) for each in tensors if each is not None)
         return parts, self._block, tuple((part.start, part.stop) for part in self._visible)
 
     def observe(self, query: Tensor, table: Tensor) -> None:
@@ -245,21 +261,37 @@ class WanKVLayerCache:
 
     @property
     def bytes(self) -> int:
-        """Memory that the buffer holds."""
-        return self.buffer.bytes
+        """Memory that the buffers hold."""
+        return sum(buffer.bytes for buffer in self.buffers)
 
-    def _fill(self) -> None:
-        """Rotate the context into the buffer."""
-        self.buffer.holder = self
-        for piece in self._pieces():
+    def _fill(self, kind: int) -> None:
+        """Bring the keys, rotated, or the values of the context to their buffer."""
+        buffer = self.buffers[kind]
+        buffer.holder = self
+        for piece in self._pieces(kind):
             assert self._table is not None
-            keys, values = self.buffer.reserve(self._all[-1].stop, self._tokens, piece.keys)
-            begin = piece.frame * self._tokens
-            end = begin + piece.keys.shape[1] * self._tokens
+            whole = buffer.reserve(self._all[-1].stop, self._tokens, piece.parts[0])
+            begin = end = piece.frame * self._tokens
+            end += sum(part.shape[1] for part in piece.parts) * self._tokens
+            target = whole[piece.rows, self._block + begin : self._block + end]
+            if kind == VALUES:
+                cat([part.flatten(1, 2) for part in piece.parts], dim=1, out=target)
+                continue
             rows = piece.rows if len(self._table) > 1 else slice(None)
-            there = slice(self._block + begin, self._block + end)
-            keys[piece.rows, there] = rotate(piece.keys.flatten(1, 2), self._table[rows, begin:end])
-            values[piece.rows, there] = piece.values.flatten(1, 2)
+            rotate_into(target, in_float32(piece.parts).flatten(1, 2), self._table[rows, begin:end])
+
+
+def in_float32(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [b, n, ...] as one [b, N, ...] in float32; they are copied once, or not at all."""
+    if len(parts) == 1:
+        return parts[0].float()
+    shape = parts[0].shape
+    whole = parts[0].new_empty(shape[0], sum(part.shape[1] for part in parts), *shape[2:], dtype=float32)
+    end = 0
+    for part in parts:
+        end += part.shape[1]
+        whole[:, end - part.shape[1] : end] = part  # cast as it is copied
+    return whole
 
 
 def _around(hidden: slice, end: int) -> list[slice]:
@@ -290,8 +322,9 @@ class WanKVCache:
     no retrieved frames: they have no archive, and keep ``unread_recent`` frames besides the sink (None: all).
 
     A block and its context are ``attended`` frames at most, ``unread_attended`` in the unread layers, for which the
-    buffers are allocated at once. With ``one_buffer`` all layers share one: each gathers its context in every pass
-    anew, which saves the memory of all others. Retrieved keys and values are ``aligned`` with those of the sink.
+    buffers are allocated at once. Layers can be ``sharing`` one buffer of values, or of keys as well: each gathers its
+    context in every pass anew, which saves the memory of all others. Retrieved keys and values are ``aligned`` with
+    those of the sink.
     """
 
     def __init__(
@@ -309,24 +342,27 @@ class WanKVCache:
         unread_recent: int | None = None,
         attended: int = 0,
         unread_attended: int = 0,
-        one_buffer: bool = False,
+        sharing: Sharing = "none",
         alignment: float = 0.0,
     ) -> None:
         self.sink, self.alignment = sink, alignment
         self.commit_sink = sink if commit_sink is None else commit_sink
         self.window = None if recent is None else sink + recent
         self.unread = unread
-        self.one_buffer = one_buffer
-        common = KVBuffer(max(attended, unread_attended if unread else 0))
+        shared = sharing == "all", sharing != "none"  # keys, values
+        longest = max(attended, unread_attended if unread else 0)
+        common = KVBuffer(longest, shared=True), KVBuffer(longest, shared=True)
 
         def layer(number: int) -> WanKVLayerCache:
             kept, seen = (unread_recent, unread_attended) if number < unread else (recent, attended)
             ring = None if kept is None else sink + kept
             pages = FramePages(sink=sink, ring=ring, frames=frames, references=references, pinned=pinned)
-            return WanKVLayerCache(pages, common if one_buffer else KVBuffer(seen), shared=one_buffer)
+            keys, values = (common[kind] if shared[kind] else KVBuffer(seen) for kind in (KEYS, VALUES))
+            return WanKVLayerCache(pages, (keys, values))
 
         self.layers = [layer(number) for number in range(layers)]
         self.archive = archive
+        self._reads_in_passes = any(shared)  # pages of the context, not only once before them
         self._newest = -references - 1  # the last frame that was written
 
     def fetch(self, retrieved: Sequence[Sequence[int]], recompute: Recompute) -> None:
@@ -343,7 +379,7 @@ class WanKVCache:
         for number, layer in enumerate(self.layers):
             reads = context.retrieved_count if number >= self.unread else 0
             layer.set_context(
-                lambda number=number: self._pieces(number, context),  # type: ignore[misc]
+                lambda kind, number=number: self._pieces(number, kind, context),  # type: ignore[misc]
                 table,
                 frames=len(context.shared) + reads,
                 tokens=tokens,
@@ -351,7 +387,7 @@ class WanKVCache:
                 hidden=slice(context.hidden.start * tokens, context.hidden.stop * tokens),
                 retrieved=reads,
             )
-        if not self.one_buffer:
+        if not self._reads_in_passes:
             self.release()
 
     def release(self) -> None:
@@ -361,8 +397,11 @@ class WanKVCache:
 
     def retrieved(self, layer: int, retrieved: Sequence[Sequence[int]]) -> LayerKV:
         """Keys and values [B, K, tokens, heads, D] of fetched frames [B][K], of a layer that reads them, copied."""
-        keys, values = zip(*(self._found(layer, row, frames) for row, frames in enumerate(retrieved)), strict=True)
-        return cat(keys), cat(values)
+        keys, values = (
+            cat([cat(self._found(layer, kind, row, frames), dim=1) for row, frames in enumerate(retrieved)])
+            for kind in (KEYS, VALUES)
+        )
+        return keys, values
 
     @contextmanager
     def committing(self, start: int, count: int) -> Iterator[None]:
@@ -380,7 +419,7 @@ class WanKVCache:
         finally:
             for layer in self.layers:
                 layer.commits_to = None
-        if self.one_buffer:
+        if self._reads_in_passes:
             self.release()
 
     def commit(self, start: int, latents: Tensor, *, prompt: int = 0) -> None:
@@ -396,7 +435,8 @@ class WanKVCache:
         if self.archive is not None:
             self.archive.close()  # first: it may still be copying from the pages of the window
         for layer in self.layers:
-            layer.buffer.free()
+            for buffer in layer.buffers:
+                buffer.free()
         self.layers = []
 
     def move_sink(self, frame: int) -> None:
@@ -424,26 +464,21 @@ class WanKVCache:
         """Memory held by the pages of the window (without archive: of all frames)."""
         return sum(layer.pages.bytes for layer in self.layers)
 
-    def _pieces(self, number: int, context: Context) -> Iterator[Piece]:
-        """What a layer reads of a context."""
-        position = 0
-        for keys, values in self.layers[number].pages.views(context.shared) if context.shared else ():
-            yield Piece(keys, values, slice(None), position)
-            position += keys.shape[1]
+    def _pieces(self, number: int, kind: int, context: Context) -> Iterator[Piece]:
+        """The keys or the values that a layer reads of a context."""
         pages = self.layers[number].pages
+        if context.shared:
+            yield Piece([views[kind] for views in pages.views(context.shared)], slice(None), 0)
         trusted = pages.sink_of(context.shared) if self.alignment and context.retrieved else []
-        sink = pages.read(trusted) if trusted else None
+        sink = cat([views[kind] for views in pages.views(trusted)], dim=1) if trusted else None
         for row, frames in enumerate(context.retrieved if number >= self.unread else ()):
-            one, (keys, values) = slice(row, row + 1), self._found(number, row, frames)
+            one, parts = slice(row, row + 1), self._found(number, kind, row, frames)
             if sink is not None:
-                keys, values = (aligned(part, sink[n][one], self.alignment) for n, part in enumerate((keys, values)))
-            yield Piece(keys, values, one, position)
+                parts = [aligned(cat(parts, dim=1), sink[one], self.alignment)]
+            yield Piece(parts, one, len(context.shared))
 
-    def _found(self, layer: int, row: int, frames: Sequence[int]) -> LayerKV:
-        """Keys and values [1, K, tokens, heads, D] of fetched frames of one video, copied."""
+    def _found(self, layer: int, kind: int, row: int, frames: Sequence[int]) -> list[Tensor]:
+        """Keys or values [1, n, tokens, heads, D] of fetched frames of one video, in order."""
         if self.archive is not None:
-            keys, values = self.archive.read(layer - self.unread, row, frames)
-            return keys[None], values[None]
-        pages = [*self.layers[layer].pages.views(frames)]
-        one = slice(row, row + 1)
-        return cat([keys[one] for keys, _ in pages], dim=1), cat([values[one] for _, values in pages], dim=1)
+            return self.archive.read(layer - self.unread, kind, row, frames)
+        return [views[kind][row : row + 1] for views in self.layers[layer].pages.views(frames)]

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,12 +58,12 @@ class Layout:
 
     def parts(self, pages: Tensor) -> list[Tensor]:
         """Views [..., *shape] of the parts of pages [..., bytes], uint8."""
-        views, start = [], 0
-        for shape, dtype, end in zip(self.shapes, self.dtypes, self.ends, strict=True):
-            size = torch.Size(shape).numel() * dtype.itemsize
-            views.append(pages[..., start : start + size].view(dtype).unflatten(-1, shape))
-            start = end
-        return views
+        return [self._part(pages, number) for number in range(len(self.shapes))]
+
+    def _part(self, pages: Tensor, number: int) -> Tensor:
+        shape, dtype, start = self.shapes[number], self.dtypes[number], [0, *self.ends][number]
+        size = torch.Size(shape).numel() * dtype.itemsize
+        return pages[..., start : start + size].view(dtype).unflatten(-1, shape)
 
     def pack(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         """The parts [..., *shape] of keys and values [..., tokens, heads, D].
@@ -76,13 +76,19 @@ class Layout:
         by_channel, by_token = _scale(keys, dim=-3), _scale(values, dim=-1)
         return by_channel, by_token, _eight_bit(keys, by_channel), _eight_bit(values, by_token)
 
-    def unpack(self, pages: Tensor, dtype: torch.dtype) -> LayerKV:
-        """Keys and values [..., tokens, heads, D] of pages [..., bytes]."""
+    def unpack(self, pages: Tensor, kind: int, dtype: torch.dtype, chosen: Sequence[int]) -> list[Tensor]:
+        """Keys (``kind`` 0) or values (1) [b, 1 or n, tokens, heads, D] of ``chosen`` of pages [b, pages, bytes].
+
+        They are views of one page each; in eight bits one tensor of all.
+        """
         if not self.eight_bit:
-            keys, values = self.parts(pages)
-            return keys, values
-        by_channel, by_token, keys, values = self.parts(pages)
-        return (keys * by_channel).to(dtype), (values * by_token).to(dtype)
+            stored = self._part(pages, kind)
+            return [stored[:, page : page + 1] for page in chosen]  # slices need no index
+        scales, rounded = (
+            torch.cat([part[:, page : page + 1] for page in chosen], dim=1)
+            for part in (self._part(pages, kind), self._part(pages, 2 + kind))
+        )
+        return [(rounded * scales).to(dtype)]
 
 
 def _scale(x: Tensor, *, dim: int) -> Tensor:

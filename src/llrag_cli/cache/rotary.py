@@ -14,13 +14,22 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     The table [B or 1, L, 1, D/2, 2] holds float32 cosines and sines. The product is float32, cast back to x's type.
     """
+    return _turned(x, table).type_as(x)
+
+
+def rotate_into(target: Tensor, x: Tensor, table: Tensor) -> None:
+    """As ``rotate``, written to a target [B, L, heads, D], and cast to its type as it is written."""
+    target.copy_(_turned(x, table))
+
+
+def _turned(x: Tensor, table: Tensor) -> Tensor:
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # the compiler fuses real products, and knows no complex ones
         (even, odd), (cosine, sine) = pairs.unbind(-1), table.unbind(-1)
         turned = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
-    return turned.flatten(-2).type_as(x)
+    return turned.flatten(-2)
 
 
 class RotaryTables:

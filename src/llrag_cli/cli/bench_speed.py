@@ -104,7 +104,7 @@ def bench_speed(
             "the embedded model has one size and comes with its weights",
             hint="leave out `--random-weights` and `--config`, or choose another `--backbone`",
         )
-    require_recordable(device, cuda_graphs=cuda_graphs, offload=False, one_buffer=False)
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=False, sharing="none")
     if choices or every:
         for option, is_given in (("compile", compile_), ("cuda-graphs", cuda_graphs)):
             if is_given:

@@ -82,7 +82,7 @@ def _require_possible(choice: Choice, configs: Sequence[RunConfig], *, device: s
     for config in configs:
         changed = with_settings(config, choice.settings)
         family_of(changed).require_settings(changed)
-    require_recordable(device, cuda_graphs=choice.graphs, offload=False, one_buffer=False)
+    require_recordable(device, cuda_graphs=choice.graphs, offload=False, sharing="none")
     if choice.quantize == "fp8" and device == "cpu":
         raise UsageError("`fp8` needs a GPU of compute capability 8.9 or more", hint="choose `int8`")
     if choice.quantize == "int8" and not choice.compiled and device.startswith("cuda"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.cli.options import configuration
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Choice:
     """Options that need less memory of a GPU."""
 
     decoder: str = "full"
-    one_buffer: bool = False
+    sharing: Sharing = "none"
     int8: bool = False
     offload: bool = False
 
@@ -26,7 +27,7 @@ class Choice:
         """As they are typed."""
         chosen = {
             "--decoder tiny": self.decoder == "tiny",
-            "--one-buffer": self.one_buffer,
+            f"--share-buffers {self.sharing}": self.sharing != "none",
             "--quantize int8 --compile": self.int8,
             "--offload": self.offload,
         }
@@ -37,7 +38,8 @@ class Choice:
         """What one pays."""
         costs = {
             "a preview; `llrag decode` makes the final video": self.decoder == "tiny",
-            "the context is gathered in every pass": self.one_buffer,
+            "the values of the context are gathered in every pass": self.sharing == "values",
+            "the context is gathered in every pass": self.sharing == "all",
             "layers in eight bits, and a slow start": self.int8,
             "weights cross the bus in every pass": self.offload,
         }
@@ -46,13 +48,15 @@ class Choice:
 
 CHOICES = (  # the cheapest first
     Choice(),
-    Choice(one_buffer=True),
-    Choice(one_buffer=True, int8=True),
+    Choice(sharing="values"),
+    Choice(sharing="all"),
+    Choice(sharing="all", int8=True),
     Choice(decoder="tiny"),
-    Choice(decoder="tiny", one_buffer=True),
-    Choice(decoder="tiny", one_buffer=True, int8=True),
-    Choice(one_buffer=True, offload=True),
-    Choice(decoder="tiny", one_buffer=True, offload=True),
+    Choice(decoder="tiny", sharing="values"),
+    Choice(decoder="tiny", sharing="all"),
+    Choice(decoder="tiny", sharing="all", int8=True),
+    Choice(sharing="all", offload=True),
+    Choice(decoder="tiny", sharing="all", offload=True),
 )
 
 
@@ -109,7 +113,7 @@ def _plan(backbone: str, card: int, choice: Choice, *, seconds: float, rag: bool
         config = configuration(backbone, rag=rag, archive="host", settings=chosen)
     gpu = torch.device("cuda")
     family = family_of(config)
-    settings: dict[str, Any] = {"offload": choice.offload, "one_buffer": choice.one_buffer, "card": card}
+    settings: dict[str, Any] = {"offload": choice.offload, "sharing": choice.sharing, "card": card}
     return plan(
         config,
         weights_folder(),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.cli.options import (
     Archive,
     Attention,
@@ -18,8 +19,8 @@ from llrag_cli.cli.options import (
     Json,
     MemoryBudget,
     Offload,
-    OneBuffer,
     Seconds,
+    ShareBuffers,
     archive_settings,
     encoder_settings,
     note_fast,
@@ -40,7 +41,7 @@ def extend(
     memory_budget: MemoryBudget = None,
     device: Device = "auto",
     offload: Offload = False,
-    one_buffer: OneBuffer = False,
+    sharing: ShareBuffers = "none",
     attention: Attention = "auto",
     compile_: Compile = False,
     cuda_graphs: CudaGraphs = False,
@@ -61,7 +62,7 @@ def extend(
         memory_budget=memory_budget,
         device=device,
         offload=offload,
-        one_buffer=one_buffer,
+        sharing=sharing,
         attention=attention,
         compile_=compile_,
         cuda_graphs=cuda_graphs,
@@ -87,7 +88,7 @@ def continue_run(
     memory_budget: str | None,
     device: str,
     offload: bool,
-    one_buffer: bool,
+    sharing: Sharing,
     attention: str,
     compile_: bool,
     cuda_graphs: bool,
@@ -106,7 +107,7 @@ def continue_run(
     from llrag_cli.runs.folder import RunFolder
     from llrag_cli.runs.record import require_length, require_same
 
-    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, one_buffer=one_buffer)
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, sharing=sharing)
     for length in (seconds, added):
         if length is not None:
             require_length(length)
@@ -151,7 +152,7 @@ def continue_run(
                 switches=record.timeline.switches or (prompt is not None and not cut),
                 prompts=prompts,
                 offload=offload,
-                one_buffer=one_buffer,
+                sharing=sharing,
                 cuda_graphs=cuda_graphs,
                 limit=limit,
                 scratch=path,
@@ -162,7 +163,7 @@ def continue_run(
             recorded = record.attention if attention == "auto" else ""
             how = Execution(
                 offload=offload,
-                one_buffer=one_buffer,
+                sharing=sharing,
                 attention=recorded or attention,
                 compile=compile_,
                 cuda_graphs=cuda_graphs,

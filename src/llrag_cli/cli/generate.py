@@ -28,11 +28,11 @@ from llrag_cli.cli.options import (
     Memory,
     MemoryBudget,
     Offload,
-    OneBuffer,
     Quantize,
     Rag,
     Seconds,
     Set,
+    ShareBuffers,
     Size,
     configuration,
     given,
@@ -103,7 +103,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
-    one_buffer: OneBuffer = False,
+    sharing: ShareBuffers = "none",
     attention: Attention = "auto",
     quantize: Quantize = None,
     compile_: Compile = False,
@@ -125,7 +125,7 @@ def generate(
     same command to continue.
     """
     text = one_prompt(prompt)
-    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, one_buffer=one_buffer)
+    require_recordable(device, cuda_graphs=cuda_graphs, offload=offload, sharing=sharing)
     chosen = {"video.decoder": decoder, "backbone.quantize": quantize}
     settings = [*(f"{name}={value}" for name, value in chosen.items() if value is not None), *(settings or ())]
     shots = [_OPTIONS.get(name, name) for name in given(context, *_OF_SHOTS)]
@@ -157,7 +157,7 @@ def generate(
             memory_budget=memory_budget,
             device=device,
             offload=offload,
-            one_buffer=one_buffer,
+            sharing=sharing,
             attention=attention,
             compile_=compile_,
             cuda_graphs=cuda_graphs,
@@ -240,7 +240,7 @@ def generate(
 
         how = Execution(
             offload=offload,
-            one_buffer=one_buffer,
+            sharing=sharing,
             attention=attention,
             compile=compile_,
             cuda_graphs=cuda_graphs,
@@ -269,7 +269,7 @@ def generate(
             device=device,
             dtype=dtype,
             offload=offload,
-            one_buffer=one_buffer,
+            sharing=sharing,
             cuda_graphs=cuda_graphs,
             limit=limit,
             scratch=out or Path("runs"),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llrag_cli.cli.options import COMPUTING, Attention, Compile, Device, Dtype, Fast, Offload, OneBuffer
+from llrag_cli.cache.sharing import Sharing
+from llrag_cli.cli.options import COMPUTING, Attention, Compile, Device, Dtype, Fast, Offload, ShareBuffers
 from llrag_cli.errors import RunLockedError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def serve(
     offload: Offload = False,
     attention: Attention = "auto",
     compile_: Compile = False,
-    one_buffer: OneBuffer = False,
+    sharing: ShareBuffers = "none",
     fast: Fast = False,
     engine: Engine = "local",
 ) -> None:
@@ -68,7 +69,7 @@ def serve(
     require_extra()
     settings = settings_of(
         host=host, backbones=backbones, runs=runs, token=token, names=names, device=device, dtype=dtype,
-        computing=(offload, attention, compile_, one_buffer, fast), engine=engine,
+        computing=(offload, attention, compile_, sharing, fast), engine=engine,
     )  # fmt: skip
     run(settings, port)
 
@@ -94,7 +95,7 @@ def settings_of(
     names: list[str] | None = None,
     device: str,
     dtype: str,
-    computing: tuple[bool, str, bool, bool, bool],
+    computing: tuple[bool, str, bool, Sharing, bool],
     engine: str,
 ) -> ServeSettings:
     """The settings of a server, all checked; ``computing`` are the fields of ``Computing`` after the dtype."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Offload, OneBuffer
+from llrag_cli.cli.options import Attention, Compile, Device, Dtype, Fast, Offload, ShareBuffers
 from llrag_cli.cli.serve import Backbones, Engine, Runs, require_extra, run, settings_of
 
 StudioPort = Annotated[
@@ -25,7 +25,7 @@ def studio(
     offload: Offload = False,
     attention: Attention = "auto",
     compile_: Compile = False,
-    one_buffer: OneBuffer = False,
+    sharing: ShareBuffers = "none",
     fast: Fast = False,
     engine: Engine = "local",
     browser: Browser = True,
@@ -38,7 +38,7 @@ def studio(
     require_extra()
     settings = settings_of(
         backbones=backbones, runs=runs, device=device, dtype=dtype, engine=engine,
-        computing=(offload, attention, compile_, one_buffer, fast),
+        computing=(offload, attention, compile_, sharing, fast),
     )  # fmt: skip
     run(settings, port, browse=browser)
 

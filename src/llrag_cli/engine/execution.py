@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.attention import attend, choose_attention
 from llrag_cli.errors import AttentionError, UsageError
@@ -22,7 +23,7 @@ class Execution:
     offload: bool = False  # weights stay on the host and come to the device layer by layer
     attention: str = AUTO  # one of diffusers' attention backends; on a GPU, `auto` is found by trial
     compile: bool = False  # torch.compile over the repeated blocks
-    one_buffer: bool = False  # layers share the buffer of what a block attends to, and gather it in every pass
+    sharing: Sharing = "none"  # buffers of what a block attends to that layers share, and gather in every pass
     cuda_graphs: bool = False  # denoising passes are recorded, and started by the host as one
     batch: int = 1  # videos generated together, for which `auto` chooses the attention backend
     fast: bool = False  # on a GPU: kernels that may give other bytes each time
@@ -31,7 +32,7 @@ class Execution:
 def new_backbone(transformer: Any, device: torch.device, how: Execution, config: RunConfig) -> WanBackbone:
     """Move the transformer of a configuration to its device, apply the execution settings, and wrap it."""
     backbone = WanBackbone(transformer)
-    backbone.one_buffer = how.one_buffer
+    backbone.sharing = how.sharing
     if how.offload:
         transformer.enable_group_offload(
             onload_device=device,
@@ -59,7 +60,7 @@ def require_graphs(how: Execution, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise UsageError("CUDA graphs need a GPU", hint="generate without them on a CPU")
-    if how.offload or how.one_buffer:
+    if how.offload or how.sharing != "none":
         what = "weights that are copied to the GPU in every pass" if how.offload else "a buffer that all layers share"
         raise UsageError(f"CUDA graphs cannot record passes with {what}", hint="choose one of the two")
 

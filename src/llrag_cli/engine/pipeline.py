@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
@@ -229,7 +230,7 @@ class Pipeline:
             batch=batch,
             scratch=scratch,
             loaded=True,
-            one_buffer=self.backbone.one_buffer,
+            sharing=self.backbone.sharing,
             cuda_graphs=self.backbone.recorder is not None,
         )
 
@@ -284,7 +285,7 @@ def memory_plan(
     weights: Path | None = None,
     limit: int | None = None,
     scratch: Path | None = None,
-    one_buffer: bool = False,
+    sharing: Sharing = "none",
     cuda_graphs: bool = False,
     loaded: bool = False,
 ) -> Budget:
@@ -311,7 +312,7 @@ def memory_plan(
         limit=limit,
         scratch=scratch,
         loaded=loaded,
-        one_buffer=one_buffer,
+        sharing=sharing,
         cuda_graphs=cuda_graphs,
     )
 

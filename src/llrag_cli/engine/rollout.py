@@ -25,6 +25,7 @@ from torch import Tensor
 from llrag_cli.cache.archive import new_archive
 from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import Observer, WanKVCache
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.engine.shots import Change, Cursor, Reference, reference_spans
 from llrag_cli.errors import NotFiniteError
 from llrag_cli.files.transfer import HostCopy, to_device
@@ -60,7 +61,7 @@ class Backbone(Protocol):
     @property
     def layers(self) -> int: ...
     @property
-    def one_buffer(self) -> bool: ...
+    def sharing(self) -> Sharing: ...
     def start(self, prompt: Tensor, cache: WanKVCache) -> BackboneSession: ...
 
 
@@ -410,7 +411,7 @@ def new_cache(
         archive=archive,
         attended=attended,
         unread_attended=without,
-        one_buffer=backbone.one_buffer,
+        sharing=backbone.sharing,
         alignment=memory.alignment if isinstance(memory, RetrievalMemory) else 0.0,
     )
 

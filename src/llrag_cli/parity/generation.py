@@ -152,7 +152,7 @@ class Tap:
     device = property(lambda self: self.inner.device)
     dtype = property(lambda self: self.inner.dtype)
     layers = property(lambda self: self.inner.layers)
-    one_buffer = property(lambda self: self.inner.one_buffer)
+    sharing = property(lambda self: self.inner.sharing)
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> Tap:
         """As ``Backbone.start``; it records one video."""
@@ -634,7 +634,7 @@ class _FirstPass:
         self.inner = inner
         self.timestep = torch.tensor(1000.0)
         self.result: Tensor | None = None
-        self.layers, self.one_buffer = inner.layers, inner.one_buffer
+        self.layers, self.sharing = inner.layers, inner.sharing
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> _FirstPass:
         """As ``Backbone.start``."""

@@ -58,7 +58,7 @@ class Answers:
             pinned=question.pinned,
             switches=True,  # as the generator plans it
             offload=computing.offload,
-            one_buffer=computing.one_buffer,
+            sharing=computing.sharing,
             scratch=question.scratch,
             loaded=loaded,
         )

@@ -83,7 +83,7 @@ class Generator:
                 offload=computing.offload,
                 attention=computing.attention,
                 compile=computing.compile,
-                one_buffer=computing.one_buffer,
+                sharing=computing.sharing,
                 fast=computing.fast,
             )
             self._loaded = Pipeline.load(config, device=computing.device, dtype=dtype, how=how, prompts=prompts)
@@ -148,7 +148,7 @@ class Generator:
                 prompts=timeline.prompts,
                 offload=self.computing.offload,
                 scratch=task.folder.path,
-                one_buffer=self.computing.one_buffer,
+                sharing=self.computing.sharing,
             ).require()
         return self.pipeline_for(task.config, task.dtype, timeline.prompts)
 

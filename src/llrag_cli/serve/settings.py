@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llrag_cli.batch.executors import RayCluster
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.files.guarded import MEGABYTE
 
 
@@ -33,7 +34,7 @@ class Computing:
     offload: bool = False
     attention: str = "auto"
     compile: bool = False
-    one_buffer: bool = False
+    sharing: Sharing = "none"
     fast: bool = False
 
 

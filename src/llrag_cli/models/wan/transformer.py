@@ -33,6 +33,7 @@ from llrag_cli.cache.context import Context
 from llrag_cli.cache.kv import KVBuffer, Piece, WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
+from llrag_cli.cache.sharing import Sharing
 from llrag_cli.files.transfer import to_device
 from llrag_cli.models.wan.graphs import PassGraphs, Recorder
 
@@ -208,7 +209,7 @@ class WanBackbone:
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
         self._lock = threading.RLock()  # sessions of several threads take turns, pass by pass
-        self.one_buffer = False  # whether the layers of a session share one, as in ``WanKVCache``
+        self.sharing: Sharing = "none"  # buffers of a session, as in ``WanKVCache``
         self._offloaded_device: torch.device | None = None
         self._stops_early = True
         self._attention: Any = None  # backend of self-attention
@@ -504,20 +505,18 @@ class WanSession:
         sink = range(first_sink, max(first_sink, min(first_sink + self.cache.commit_sink, start)))
         first = min(max(0, start), self.cache.window - block)
         table = self._tables([[range(first, first + block)], [range(len(sink))]], grid)
-        common = KVBuffer(len(sink) + block)
+        common = KVBuffer(len(sink) + block, shared=True), KVBuffer(len(sink) + block, shared=True)
 
-        def sunken(layer: WanKVLayerCache) -> Iterator[Piece]:
-            position = 0
-            for keys, values in layer.pages.views(sink) if sink else ():
-                yield Piece(keys[row : row + 1], values[row : row + 1], slice(None), position)
-                position += keys.shape[1]
+        def sunken(layer: WanKVLayerCache, kind: int) -> Iterator[Piece]:
+            if sink:
+                yield Piece([views[kind][row : row + 1] for views in layer.pages.views(sink)], slice(None), 0)
 
         alone = []
         for layer in self.cache.layers:
-            alone.append(WanKVLayerCache(layer.pages, common, shared=True))
+            alone.append(WanKVLayerCache(layer.pages, common))
             alone[-1].keeps_fresh = True
             alone[-1].set_context(
-                lambda layer=layer: sunken(layer),  # type: ignore[misc]
+                lambda kind, layer=layer: sunken(layer, kind),  # type: ignore[misc]
                 table[:, block * tokens :],
                 frames=len(sink),
                 tokens=tokens,
@@ -527,7 +526,8 @@ class WanSession:
         own = table[0, : block * tokens][None]
         text = self._prompts[prompt].row(row)
         self.backbone.store_keys(latents, self._timestep, caches=alone, prompt=text, table=own)
-        common.free()
+        for buffer in common:
+            buffer.free()
         fresh = [layer.fresh for layer in alone[self.cache.unread :] if layer.fresh is not None]
         return [(keys[0].unflatten(0, (block, -1)), values[0].unflatten(0, (block, -1))) for keys, values in fresh]
 
