@@ -6,8 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
+
+from llrag_cli.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -67,3 +72,21 @@ def test_every_option_of_a_command_is_in_the_docs(title: str) -> None:
     options = {word for word in words if word.startswith("--")}
     assert options
     assert {option for option in options if option not in written} == set()
+
+
+def test_help_of_options_keeps_its_brackets() -> None:
+    """Help is markup: ``llrag[quantize]`` would be printed as ``llrag``."""
+    found: dict[str, str] = {}
+
+    def look(command: Any, name: str) -> None:  # typer has a click of its own, or the package, by its version
+        for option in command.params:
+            if text := getattr(option, "help", None):
+                found[f"{name} {option.name}"] = text
+        for child in getattr(command, "commands", {}).items():
+            look(child[1], f"{name} {child[0]}")
+
+    look(typer.main.get_command(main.app), "llrag")
+    assert len(found) > 200
+    assert any("[" in text for text in found.values())
+    eaten = {name for name, text in found.items() if Text.from_markup(text).plain != text.replace("\\[", "[")}
+    assert not eaten

@@ -225,7 +225,8 @@ def test_errors_of_the_library_name_no_flag() -> None:
 
 def test_speed_is_that_of_new_video() -> None:
     assert Progress(blocks=9, resumed_at=3, done=5, seconds_of_video=7.5, new_seconds=3.0, elapsed=2.0).speed == 1.5
-    assert Progress(blocks=9).speed == 0
+    begun = Progress(blocks=9)
+    assert begun.speed == begun.seconds_of_video == begun.done == 0
 
 
 def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from llrag_cli.errors import LlragError
 from llrag_cli.files.ffmpeg import ffmpeg
 from llrag_cli.models.embedded.vae import TinyDecoder, TinyVAE, TinyVAEConfig
 from llrag_cli.runs.sink import VideoSink
-from llrag_cli.runs.video import VideoWriter, read_video
+from llrag_cli.runs.video import VideoWriter, open_video, read_video
 from waiting import wait_until
 
 
@@ -118,3 +119,12 @@ def test_no_video_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     with pytest.raises(LlragError, match=r"x\.mp4` cannot be read as a video"):
         read_video(tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize("about", [{"size": (0, 4), "fps": 8}, {"size": (4, 0), "fps": 8}, {"size": (4, 4), "fps": 0}])
+def test_a_video_without_a_size_or_a_rate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("imageio_ffmpeg.read_frames", lambda _: iter([about]))
+    with pytest.raises(LlragError, match="cannot be read as a video"):
+        open_video(tmp_path / "video.mp4")

@@ -180,9 +180,9 @@ ShareBuffers = Annotated[
     typer.Option(
         "--share-buffers",
         parser=parse_sharing,
-        metavar="none|values|all",
-        help="Buffers that the layers share, and fill anew in every pass. At full size `values` needs 1.7 GB less GPU "
-        "memory and costs little time; `all`, keys too, needs 3.3 GB less and costs more",
+        metavar="BUFFERS",
+        help="Buffers that all layers share, and fill anew in every pass: none; values, which needs 1.7 GB less GPU "
+        "memory at full size and costs little time; all, keys too, which needs 3.3 GB less and costs more",
         **COMPUTING,
     ),
 ]
@@ -202,7 +202,7 @@ Quantize = Annotated[
         parser=parse_quantize,
         metavar="KIND",
         help="Compute attention and feed-forward layers in eight bits: int8, which needs --compile on a GPU, or fp8, "
-        "which needs a GPU of compute capability 8.9 or higher; `pip install 'llrag[quantize]'`",
+        "which needs a GPU of compute capability 8.9 or higher; `pip install 'llrag\\[quantize]'`",
         **COMPUTING,
     ),
 ]
