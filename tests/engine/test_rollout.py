@@ -315,6 +315,16 @@ def test_pinned_frames_take_no_room_from_a_memory_that_retrieves_nothing() -> No
     assert retrieve(history, memory, cursor, start=30, draw=lambda: torch.zeros(1, 30)) == ([], [])
 
 
+@pytest.mark.parametrize(("window", "kept"), [(12, 12), (8, 9), (3, 3)])
+def test_latents_are_kept_as_long_as_a_switch_could_compute_them_again(window: int, kept: int) -> None:
+    """Whole blocks that reach over the window, and no more."""
+    cursor = Cursor(SlidingWindow(window=window, sink=1), AddressedNoise(0), block=3)
+    for number in range(9):
+        cursor.add(torch.full((1, 3, 4, 3, 5), float(number)))
+    held = torch.cat([*cursor._recent], dim=1)
+    assert held.shape[1] == kept and held[0, -1, 0, 0, 0] == 8
+
+
 def test_a_later_prompt_takes_over_at_its_block(backbone: WatchedBackbone) -> None:
     """The frames before its block are those without it, and the very first of its block are others."""
     prompts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))

@@ -35,7 +35,7 @@ from llrag_cli.runs.journal import Committed
 from llrag_cli.runs.maker import Existing
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.writer import decoder_at
-from llrag_cli.scenes.timeline import one_shot
+from llrag_cli.scenes.timeline import ShotSpan, one_shot
 from waiting import wait_until
 
 PROMPT = "a red circle and a white cross pass by on a striped blue wall"
@@ -402,6 +402,26 @@ def test_a_run_resumes_with_as_many_latents_as_the_decoder_of_wan_reaches(monkey
     seen.clear()
     decoder_at(decoder, timeline, Committed(latents, (BlockMemory(0),) * 15))
     assert seen == []
+    kinds = {"start": 0, "switch": 2, "cut": 5, "later switch": 7, "later cut": 12}
+    shots = [
+        ShotSpan.model_validate(
+            {
+                "name": name,
+                "start": start,
+                "stop": stop,
+                "kind": name.removeprefix("later "),
+                "prompt": name,
+                "sink": name,
+                "remember": "all",
+            }
+        )  # fmt: skip
+        for (name, start), stop in zip(kinds.items(), [*[*kinds.values()][1:], 15], strict=True)
+    ]
+    timeline = timeline.model_copy(update={"shots": tuple(shots)})
+    decoder_at(
+        decoder, timeline, Committed(latents, (BlockMemory(0),) * 15, video=mark.model_copy(update={"blocks": 8}))
+    )
+    assert seen == [1, 9]  # nothing of before the cut; of a cut to come nothing is known
 
 
 def test_a_run_that_retrieves_other_frames_is_not_resumed(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
