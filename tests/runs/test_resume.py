@@ -414,7 +414,7 @@ def test_a_run_resumes_with_as_many_latents_as_the_decoder_of_wan_reaches(monkey
                 "sink": name,
                 "remember": "all",
             }
-        )  # fmt: skip
+        )
         for (name, start), stop in zip(kinds.items(), [*[*kinds.values()][1:], 15], strict=True)
     ]
     timeline = timeline.model_copy(update={"shots": tuple(shots)})
