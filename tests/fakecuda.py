@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -281,6 +282,7 @@ class FakeGPU:
             with self._modes():
                 run(thread)
 
+        patch.setattr(fake_tensor, "init_gpu_context", lambda device: None)  # asks the driver, in builds for GPUs
         patch.setattr(threading.Thread, "run", with_modes)
         patch.setattr(torch.nn.Module, "_apply", _apply)
         patch.setattr(FakeTensor, "tolist", lambda tensor: self._listed(tensor), raising=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -39,8 +40,8 @@ async def read_body(request: Request, *, largest_field: int) -> AsyncIterator[Bo
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         try:
             form = await request.form(max_files=4, max_fields=MOST_FIELDS, max_part_size=largest_field)
-        except (MultiPartException, HTTPException) as error:
-            problem = getattr(error, "message", None) or getattr(error, "detail", "")
+        except (MultiPartException, FormParserError, HTTPException) as error:
+            problem = getattr(error, "message", None) or getattr(error, "detail", None) or error
             raise ApiError(400, f"the form cannot be read: {str(problem)[:200]}", code="invalid_body") from None
         try:
             yield _of_form(form.multi_items())
