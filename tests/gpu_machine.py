@@ -141,6 +141,6 @@ def fake_machine(layers: int, *, one_buffer: bool = False) -> Iterator[Machine]:
     config = load_config("self-forcing")
     with FakeGPU() as gpu:
         shape = ModelShape(num_layers=layers)
-        how = Execution(attention="native", one_buffer=one_buffer)  # a trial would be kept in the user's cache
+        how = Execution(attention="native", decoder_layout="contiguous", one_buffer=one_buffer)  # trials would be kept
         pipeline = random_pipeline(config, shape, device=CUDA, dtype=torch.bfloat16, how=how)
         yield Machine(gpu, pipeline)

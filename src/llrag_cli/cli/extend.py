@@ -165,6 +165,7 @@ def continue_run(
                 one_buffer=one_buffer,
                 attention=recorded or attention,
                 compile=compile_,
+                decoder_layout=record.decoder_layout,
                 cuda_graphs=cuda_graphs,
                 fast=fast,
             )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from llrag_cli.cache.kv import KVBuffer, Piece, WanKVCache, WanKVLayerCache
 from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
 from llrag_cli.files.transfer import to_device
+from llrag_cli.models.compiled_calls import CompiledCalls
 from llrag_cli.models.wan.graphs import PassGraphs, Recorder
 
 
@@ -314,14 +315,14 @@ class WanBackbone:
 
     def flow(self, latents: Tensor, timestep: Tensor, **bound: Any) -> Tensor:
         """As ``forward``, of a pass that generates; its number of frames is a block's."""
-        with self._lock, self._compiles.block(latents.shape[1]):
+        with self._lock, self._compiles.block(latents.shape):
             return self.forward(latents, timestep, **bound)
 
     def store_keys(
         self, latents: Tensor, timestep: float, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
     ) -> None:
         """One pass for the keys and values that it stores in the caches; it ends as soon as they are complete."""
-        with self._lock, self._compiles.other(latents.shape[1]):
+        with self._lock, self._compiles.other(latents.shape):
             stops = self._stops_early and not self._compiles.on
             with suppress(LastKeysStored):
                 self.forward(latents, timestep, caches=caches, prompt=prompt, table=table, stops_early=stops)
@@ -364,6 +365,7 @@ class _Compiled:
         self.on = False  # whether the pass at hand does
         self.any = False
         self._frames: int | None = None  # of a block; None: nothing was generated yet
+        self._calls = CompiledCalls()
 
     def wrap(self, block: nn.Module, **how: Any) -> None:
         """Let a block of the transformer have both ways."""
@@ -373,18 +375,19 @@ class _Compiled:
         self.any = True
 
     @contextmanager
-    def block(self, frames: int) -> Iterator[None]:
-        """A pass that generates a block of so many frames."""
-        self._frames = frames
-        with self.other(frames):
+    def block(self, shape: torch.Size) -> Iterator[None]:
+        """A pass that generates a block of latents of a shape [B, T, C, H, W]."""
+        self._frames = shape[1]
+        with self.other(shape):
             yield
 
     @contextmanager
-    def other(self, frames: int) -> Iterator[None]:
-        """Any pass over so many frames."""
-        before, self.on = self.on, self.any and frames == self._frames
+    def other(self, shape: torch.Size) -> Iterator[None]:
+        """Any pass over latents of a shape."""
+        before, self.on = self.on, self.any and shape[1] == self._frames
         try:
-            yield
+            with self._calls.call(shape) if self.on else nullcontext():
+                yield
         finally:
             self.on = before
 
