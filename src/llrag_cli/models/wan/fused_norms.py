@@ -48,7 +48,9 @@ def _replace(owner: nn.Module, compiled: Pair, *norms: WanRMS_norm) -> None:
 def _apply(compiled: Pair, norm: WanRMS_norm, x: Tensor) -> Tensor:
     """A pair on [B, C, T, H, W], video by video, so that the number of videos is no size of the graph."""
     gamma = _of_any_size(norm.gamma.flatten(1))
-    parts = [compiled(_of_any_size(video.flatten(2)), gamma).unflatten(2, x.shape[2:]) for video in x.split(1)]
+    made = [compiled(_of_any_size(video.flatten(2)), gamma).unflatten(2, x.shape[2:]) for video in x.split(1)]
+    # a stride of the first axis, which compiled code leaves at anything, decides whether torch sees channels as last
+    parts = [each.as_strided(each.shape, (each.numel(), *each.stride()[1:])) for each in made]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
