@@ -49,7 +49,7 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution, config:
     else:
         set_attention(backbone, how.attention)
     if how.compile:
-        backbone.compile()
+        backbone.compile(config.backbone.frames_per_block)
     if how.cuda_graphs:
         backbone.recorder = CUDAGraphs(device)
     return backbone
