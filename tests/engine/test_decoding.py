@@ -227,5 +227,10 @@ def test_a_run_says_so_if_it_continues_in_another_layout(llrag: Llrag, tmp_path:
     record = json.loads(file.read_text())
     assert (record["decoder_layout"], record["decoder_compiled"]) == ("contiguous", False)
 
+    file.write_text(json.dumps(record | {"decoder_compiled": True}))
+    done = llrag("decode", "run")
+    assert done.returncode == 0 and "the decoder ran compiled before, and now does not" in done.stderr
+    assert json.loads(file.read_text()) == record
+
     file.write_text(json.dumps(record | {"decoder_layout": "sideways"}))
     assert "is damaged" in llrag("extend", "run", "--seconds", "2").stderr

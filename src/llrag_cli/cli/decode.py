@@ -54,6 +54,8 @@ def decode(
         same = config.video.decoder == record.config.video.decoder
         how = Execution(decoder_layout=record.decoder_layout) if same else Execution()
         prepare_decoder(loaded, where, how, config)
+    if record.decoder_compiled:
+        console.note("the decoder ran compiled before, and now does not: frames may differ by rounding")
     total = folder.blocks_committed()
     try:
         with console.counting("decoding", total=total) as advance:
