@@ -91,6 +91,13 @@ def test_the_trial_is_made_once_for_a_machine_and_shape(gpu: FakeGPU, times: Tim
     assert [shape.height for shape in times.made] == [4, 6, 4]
 
 
+def test_the_full_decoder_of_a_compiled_run_is_compiled_and_tried_so(gpu: FakeGPU, times: Times) -> None:
+    how = Execution(attention="native", compile=True)
+    assert [loaded(*settings, how=how).is_compiled for settings in ((), ("video.decoder=tiny",))] == [True, False]
+    assert not loaded().is_compiled
+    assert [shape.compiled for shape in times.made] == [True, False]
+
+
 def test_what_is_not_clearly_faster_is_not_chosen(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
     times = Times(monkeypatch, channels_last=9.8)
     decoder = loaded()
