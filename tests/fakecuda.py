@@ -511,6 +511,9 @@ class FakeGPU:
         strangers = (each for each in _flat(args, kwargs) if isinstance(each, Tensor) and not _is_fake(each))
         if fakes and any(each.ndim for each in strangers):
             raise AssertionError(f"{func} mixes tensors of host and device in {site()}")
+        last = _channels_last(*args[:2]) if func is aten.convolution.default else None
+        if last is not None and not args[0].is_contiguous(memory_format=last):  # it is copied, as for cuDNN
+            args = (self._run(aten.clone.default, args[:1], {"memory_format": last}, fakes, to_device=False), *args[1:])
         returns, arguments = func._schema.returns, func._schema.arguments
         if func in _RANDOM:
             result = args[0]
@@ -519,6 +522,9 @@ class FakeGPU:
         else:
             with self.mode:
                 result = func(*args, **kwargs)
+        if last is not None:
+            with self.mode:
+                result = torch.empty_like(result, memory_format=last)
         views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
         if views or func in _FREE or func.namespace == "prim":
             for each in result if isinstance(result, (list, tuple)) else (result,):
@@ -589,6 +595,14 @@ def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
             yield from value
         else:
             yield value
+
+
+def _channels_last(*tensors: Tensor) -> torch.memory_format | None:
+    """The layout that a convolution computes in if its input or its weight has channels last."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensors[0].ndim)
+    if last is None or not any(each.is_contiguous(memory_format=last) and not each.is_contiguous() for each in tensors):
+        return None
+    return last
 
 
 def _is_fake(value: Any) -> bool:

@@ -143,6 +143,6 @@ def fake_machine(layers: int, *, sharing: Sharing = "none") -> Iterator[Machine]
     config = load_config("self-forcing")
     with FakeGPU() as gpu:
         shape = ModelShape(num_layers=layers)
-        how = Execution(attention="native", sharing=sharing)  # a trial would be kept in the user's cache
+        how = Execution(attention="native", decoder_layout="contiguous", sharing=sharing)  # trials would be kept
         pipeline = random_pipeline(config, shape, device=CUDA, dtype=torch.bfloat16, how=how)
         yield Machine(gpu, pipeline)

@@ -76,6 +76,19 @@ def test_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert not (tmp_path / "source/self_forcing.pt").exists()
 
 
+def test_decoding(run: Any) -> None:
+    ways = run("benchmarks/decoding.py", "--pairs", "1", "--base-dim", "4", "--size", "2", "3").splitlines()
+    assert [line.split(" / ")[0] for line in ways] == [
+        "eager",
+        "compiled",
+        "channels_last_3d",
+        "compiled, channels_last_3d",
+    ]
+    counted = run("benchmarks/decoding.py", "--count", "--size", "2", "3").splitlines()
+    assert [line.split(":")[0] for line in counted] == ["contiguous", "channels_last_3d"]
+    assert all("of these 87 norms with activations: 783 kernels" in line for line in counted)
+
+
 def test_growth(run: Any) -> None:
     result = json.loads(run("benchmarks/growth.py", "--only", "host", "--last", "20", "--pairs", "2"))
     assert (result["tier"], result["points"][0]["block"]) == ("host", 20)

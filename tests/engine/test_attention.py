@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,10 @@ from conftest import Llrag
 from fakecuda import FakeGPU
 from llrag_cli.cli import doctor
 from llrag_cli.config import ModelShape
-from llrag_cli.engine import attention
-from llrag_cli.engine.attention import (
-    CANDIDATES,
-    AttentionShape,
-    choose_attention,
-    file_of,
-    machine_of,
-    read_trial,
-    trials_of,
-    try_backends,
-)
+from llrag_cli.engine import attention, trials
+from llrag_cli.engine.attention import BACKENDS, AttentionShape, attend, attention_at, choose_attention
 from llrag_cli.engine.execution import Execution
+from llrag_cli.engine.trials import Compute, Trial, machine_of
 from llrag_cli.evaluation.random_weights import random_pipeline
 from llrag_cli.models.attention import attention_backends
 from llrag_cli.models.wan.transformer import WanBackbone
@@ -50,7 +43,7 @@ class Backends:
         wrong = self.wrong.get(name)
         if name not in self.milliseconds or wrong == "absent":
             raise TypeError("'NoneType' object is not callable\nand more")
-        exact = attention.attend("native", query, keys, values)
+        exact = attend("native", query, keys, values)
         if wrong == "inaccurate":
             return exact + 0.01
         if wrong == "not finite":
@@ -61,10 +54,11 @@ class Backends:
         call()
         return self.milliseconds[self.called[-1]]
 
-    def trial(self, *, repeatable: bool = True) -> attention.Trial:
-        return try_backends(
-            SHAPE, CPU, machine={"device": "none"}, repeatable=repeatable, attending=self.attend, clock=self.clock
-        )
+    def trial(self, *, repeatable: bool = True) -> Trial:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "attend", self.attend)
+            compute = attention_at(SHAPE, CPU)
+            return BACKENDS.compare(SHAPE, compute, machine={"device": "none"}, repeatable=repeatable, clock=self.clock)
 
 
 ALL = {"native": 1.0, "_native_cudnn": 0.8, "_flash_3": 0.5, "flash": 1.2}
@@ -72,11 +66,11 @@ ALL = {"native": 1.0, "_native_cudnn": 0.8, "_flash_3": 0.5, "flash": 1.2}
 
 def test_the_fastest_is_chosen_and_the_times_of_all_are_kept() -> None:
     found = Backends(ALL).trial()
-    assert (found.backend, found.milliseconds, found.refused) == ("_flash_3", ALL, {})
+    assert (found.chosen, found.milliseconds, found.refused) == ("_flash_3", ALL, {})
 
 
 def test_what_is_not_clearly_faster_is_not_chosen() -> None:
-    assert Backends({"native": 1.0, "flash": 0.98}).trial().backend == "native"
+    assert Backends({"native": 1.0, "flash": 0.98}).trial().chosen == "native"
 
 
 @pytest.mark.parametrize(
@@ -90,18 +84,19 @@ def test_what_is_not_clearly_faster_is_not_chosen() -> None:
 )
 def test_a_backend_that_is_wrong_is_left_out_with_the_reason(wrong: str, reason: str) -> None:
     found = Backends(ALL, _flash_3=wrong).trial()
-    assert found.backend == "_native_cudnn"
+    assert found.chosen == "_native_cudnn"
     assert [*found.refused] == ["_flash_3"] and found.refused["_flash_3"].startswith(reason)
     assert "_flash_3" not in found.milliseconds
 
 
 def test_without_determinism_other_bits_are_allowed() -> None:
-    assert Backends(ALL, _flash_3="random").trial(repeatable=False).backend == "_flash_3"
+    assert Backends(ALL, _flash_3="random").trial(repeatable=False).chosen == "_flash_3"
 
 
 def test_on_this_machine_only_what_works_here_is_eligible() -> None:
-    found = try_backends(SHAPE, CPU, machine={}, repeatable=True, clock=lambda call: float(bool(call() is None)))
-    assert "native" in found.milliseconds and {*found.milliseconds} | {*found.refused} == {*CANDIDATES}
+    compute = attention_at(SHAPE, CPU)
+    found = BACKENDS.compare(SHAPE, compute, machine={}, repeatable=True, clock=lambda call: float(call() is None))
+    assert "native" in found.milliseconds and {*found.milliseconds} | {*found.refused} == {*BACKENDS.candidates}
     assert "flash" in found.refused
 
 
@@ -115,68 +110,70 @@ def gpu() -> Iterator[FakeGPU]:
 
 
 @pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
     """The shapes that trials were made of, in which cuDNN is the fastest."""
-    made: list[AttentionShape] = []
-    real = attention.try_backends
+    shapes: list[AttentionShape] = []
+    backends = Backends({"native": 1.0, "_native_cudnn": 0.7})
 
-    def counted(shape: AttentionShape, device: torch.device, **options: Any) -> attention.Trial:
-        made.append(shape)
-        backends = Backends({"native": 1.0, "_native_cudnn": 0.7})
-        return real(shape, device, **options, attending=backends.attend, clock=backends.clock)
+    def counted(shape: AttentionShape, device: torch.device) -> Compute[str]:
+        shapes.append(shape)
+        return attention_at(shape, device)
 
-    monkeypatch.setattr(attention, "try_backends", counted)
-    return made
+    monkeypatch.setattr(attention, "attention_at", counted)
+    monkeypatch.setattr(attention, "attend", backends.attend)
+    monkeypatch.setattr(trials, "milliseconds", backends.clock)
+    return shapes
 
 
 def loaded(*settings: str, how: Execution | None = None) -> WanBackbone:
     config = load_config("self-forcing", memory="nearest", settings=(*SMALL, *settings))
     shape = ModelShape(num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32, text_dim=8)
-    pipeline = random_pipeline(config, shape, device=GPU, dtype=torch.bfloat16, how=how or Execution())
+    how = replace(how or Execution(), decoder_layout="contiguous")  # without a trial of its own
+    pipeline = random_pipeline(config, shape, device=GPU, dtype=torch.bfloat16, how=how)
     return pipeline.backbone
 
 
 def test_the_trial_is_made_once_for_a_machine_and_shape(
-    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGPU, made: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
         assert loaded().attention == "_native_cudnn"
-    assert trials == [AttentionShape(batch=1, queries=48, keys=192, heads=2, head_dim=16, dtype="bfloat16")]
+    assert made == [AttentionShape(batch=1, queries=48, keys=192, heads=2, head_dim=16, dtype="bfloat16")]
     loaded("memory.window=15")
     loaded(how=Execution(fast=True))
     loaded(how=Execution(batch=2))
-    assert [trial.batch for trial in trials] == [1, 1, 1, 2]
+    assert [trial.batch for trial in made] == [1, 1, 1, 2]
     machine = machine_of(GPU)
-    assert sorted(trial.shape["keys"] for trial in trials_of(machine)) == [192, 192, 192, 240]
+    assert sorted(trial.shape["keys"] for trial in BACKENDS.kept(machine)) == [192, 192, 192, 240]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
     loaded()
-    assert len(trials) == 5
+    assert len(made) == 5
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"backend": "flash"}', "sage"])
-def test_a_damaged_file_is_found_again(gpu: FakeGPU, trials: list[AttentionShape], content: str) -> None:
+def test_a_damaged_file_is_found_again(gpu: FakeGPU, made: list[AttentionShape], content: str) -> None:
     loaded()
-    file = file_of(machine_of(GPU), trials[0], repeatable=True)
+    file = BACKENDS.file_of(machine_of(GPU), made[0], repeatable=True)
     kept = file.read_text()
-    file.write_text(kept.replace('"backend": "_native_cudnn"', '"backend": "sage"') if content == "sage" else content)
-    assert read_trial(file) is None
+    file.write_text(kept.replace('"chosen": "_native_cudnn"', '"chosen": "sage"') if content == "sage" else content)
+    assert BACKENDS.read(file) is None
     assert loaded().attention == "_native_cudnn"
-    assert len(trials) == 2 and file.read_text() == kept
+    assert len(made) == 2 and file.read_text() == kept
 
 
-def test_a_trial_of_another_machine_is_not_taken(gpu: FakeGPU, trials: list[AttentionShape]) -> None:
+def test_a_trial_of_another_machine_is_not_taken(gpu: FakeGPU, made: list[AttentionShape]) -> None:
     loaded()
-    file = file_of(machine_of(GPU), trials[0], repeatable=True)
+    file = BACKENDS.file_of(machine_of(GPU), made[0], repeatable=True)
     kept = file.read_text()
     copied = kept.replace(torch.cuda.get_device_name(GPU), "another").replace('"_native_cudnn"', '"native"')
     assert copied != kept
     file.write_text(copied)
     assert loaded().attention == "_native_cudnn"
-    assert len(trials) == 2 and file.read_text() == kept
+    assert len(made) == 2 and file.read_text() == kept
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
-    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gpu: FakeGPU, made: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -184,12 +181,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 
 def test_a_named_backend_is_taken_without_a_trial(
-    gpu: FakeGPU, trials: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGPU, made: list[AttentionShape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert loaded(how=Execution(attention="_native_math")).attention == "_native_math"
     monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "native")  # as diffusers has read it
     assert loaded().attention == "native"
-    assert trials == []
+    assert made == []
 
 
 def test_the_trial_has_the_shape_of_a_block_at_full_size() -> None:
@@ -208,14 +205,14 @@ def _full_size() -> Any:
 
 
 def test_time_is_that_of_the_gpu(gpu: FakeGPU) -> None:
-    found = try_backends(SHAPE, GPU, machine={}, repeatable=True)  # on the fake GPU all take as long
-    assert found.backend == "native" and found.milliseconds["native"] == 0.25
+    found = BACKENDS.compare(SHAPE, attention_at(SHAPE, GPU), machine={}, repeatable=True)  # all take as long
+    assert found.chosen == "native" and found.milliseconds["native"] == 0.25
     assert {*found.milliseconds} >= {"native", "_native_cudnn"}
 
 
-def test_no_trial_on_a_cpu(backbone: WanBackbone, trials: list[AttentionShape]) -> None:
+def test_no_trial_on_a_cpu(backbone: WanBackbone, made: list[AttentionShape]) -> None:
     choose_attention(backbone, load_config("self-forcing"), repeatable=True, batch=1)
-    assert backbone.attention == "native" and trials == []
+    assert backbone.attention == "native" and made == []
 
 
 # --- in a run ---------------------------------------------------------------------------------------
@@ -253,7 +250,7 @@ def test_a_resumed_run_uses_the_recorded_backend(llrag: Llrag, tmp_path: Path) -
     assert (record["attention"], record["compiled"]) == ("_native_math", False)
 
 
-def test_doctor_shows_what_was_found(gpu: FakeGPU, trials: list[AttentionShape]) -> None:
+def test_doctor_shows_what_was_found(gpu: FakeGPU, made: list[AttentionShape]) -> None:
     assert doctor._attention("cuda:0") == "chosen by trial when a backbone is loaded for the first time"
     loaded()
     shown = doctor._attention("cuda:0")

@@ -33,8 +33,8 @@ def _nothing_compiled_yet() -> Iterator[None]:
 
 
 @pytest.fixture
-def compiled() -> tuple[WanBackbone, WanBackbone]:
-    """The same small random transformer, as it is and compiled, by a compiler that is quick and exact."""
+def backbones() -> tuple[WanBackbone, WanBackbone]:
+    """The same small random transformer twice; the second is for ``compiled``."""
     pair = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -43,8 +43,13 @@ def compiled() -> tuple[WanBackbone, WanBackbone]:
         for parameter in transformer.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         pair.append(WanBackbone(transformer))
-    pair[1].compile(backend="aot_eager")
     return pair[0], pair[1]
+
+
+def compiled(backbone: WanBackbone, preset: str) -> WanBackbone:
+    """Compiled for the blocks of a preset, by a compiler that is quick and exact."""
+    backbone.compile(load_config(preset).backbone.frames_per_block, backend="aot_eager")
+    return backbone
 
 
 def video(backbone: WanBackbone, preset: str, memory: str, archive: str | None, *, batch: int) -> Iterator[Block]:
@@ -86,12 +91,12 @@ def video(backbone: WanBackbone, preset: str, memory: str, archive: str | None, 
     ],
 )
 def test_a_preset_needs_one_graph_for_each_batch_size(
-    compiled: tuple[WanBackbone, WanBackbone], preset: str, memory: str, archive: str | None, batch: int, graphs: int
+    backbones: tuple[WanBackbone, WanBackbone], preset: str, memory: str, archive: str | None, batch: int, graphs: int
 ) -> None:
-    plain = latents_of([*video(compiled[0], preset, memory, archive, batch=batch)])
+    plain = latents_of([*video(backbones[0], preset, memory, archive, batch=batch)])
     counters.clear()
     blocks, after_first = [], 0
-    for made in video(compiled[1], preset, memory, archive, batch=batch):
+    for made in video(compiled(backbones[1], preset), preset, memory, archive, batch=batch):
         blocks.append(made)
         after_first = after_first or counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == graphs
@@ -100,12 +105,34 @@ def test_a_preset_needs_one_graph_for_each_batch_size(
     assert torch.equal(latents_of(blocks), plain)
 
 
-def test_another_batch_size_needs_one_more_graph(compiled: tuple[WanBackbone, WanBackbone]) -> None:
+def test_another_batch_size_needs_one_more_graph(backbones: tuple[WanBackbone, WanBackbone]) -> None:
+    backbone = compiled(backbones[1], "self-forcing")
     counters.clear()
     for batch in (1, 2, 1, 2):
         for _ in range(2):
-            next(video(compiled[1], "self-forcing", "none", None, batch=batch))
+            next(video(backbone, "self-forcing", "none", None, batch=batch))
     assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_committed_blocks_pass_compiled_too(backbones: tuple[WanBackbone, WanBackbone]) -> None:
+    """When a run is resumed their clean passes are the first of all, and must compute what they did before."""
+    backbone = compiled(backbones[1], "self-forcing")
+    counters.clear()
+    config = load_config("self-forcing", memory="none")
+    blocks = rollout(
+        backbone,
+        PROMPTS[0],
+        frames=6,
+        shape=SHAPE,
+        block=3,
+        schedule=schedule_of(config),
+        memory=config.memory,
+        history=History(average_pool),
+        noise=AddressedNoise(0, range(1)),
+        initial_latents=torch.ones(1, 3, *SHAPE),
+    )
+    next(blocks)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_attention_with_its_cache_is_what_the_compiler_is_told() -> None:

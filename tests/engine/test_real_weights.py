@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +29,12 @@ from llrag_cli.files.image import read_image
 from llrag_cli.files.tensors import read_metadata
 from llrag_cli.memory.history import History
 from llrag_cli.memory.strategies import RetrievalMemory
+from llrag_cli.models.layouts import Layout
 from llrag_cli.models.wan.base import ORIGINAL_TEXT, ORIGINAL_VAE, WanBase
 from llrag_cli.models.wan.family import TINY_DECODER
 from llrag_cli.models.wan.text import WanText, load_text_encoder, umt5_from, umt5_name
 from llrag_cli.models.wan.tiny_decoder import TinyWanNetwork
-from llrag_cli.models.wan.vae import load_vae
+from llrag_cli.models.wan.vae import WanDecoder, load_vae
 from llrag_cli.parity.generation import RecordedNoise
 from official import HEIGHT, WIDTH, official_repos, save_tokenizer, umt5
 
@@ -235,6 +236,26 @@ def test_a_preview_becomes_the_final_video(
     assert preview.read_record().config == final.read_record().config
     done = llrag("decode", "preview", "--decoder", "tiny")
     assert done.returncode == 0 and preview.read_record().config.video.decoder == "tiny"
+
+    usual = read_video(final.video).float()
+    final.write_record(final.read_record().updated(decoder_layout="channels_last_3d"))
+    layouts: list[str] = []
+    monkeypatch.setattr(WanDecoder, "set_layout", _noting(layouts, WanDecoder.set_layout))
+    for step, (arguments, seconds) in enumerate(((["decode"], 2), (["extend", "--seconds", "1"], 3)), start=1):
+        done = llrag(arguments[0], "final", *arguments[1:])
+        assert done.returncode == 0 and "was begun" not in done.stderr, done.stderr
+        assert layouts == step * ["channels_last_3d"]  # it is decoded in this one
+        record = final.read_record()
+        assert (record.decoder_layout, record.seconds) == ("channels_last_3d", seconds)
+        assert (read_video(final.video)[: len(usual)].float() - usual).abs().max() < 0.05
+
+
+def _noting(layouts: list[str], set_layout: Callable[[WanDecoder, Layout], None]) -> Callable[..., None]:
+    def noted(decoder: WanDecoder, layout: Layout) -> None:
+        layouts.append(layout)
+        set_layout(decoder, layout)
+
+    return noted
 
 
 def test_pictures_that_cannot_be(llrag: Llrag, tmp_path: Path) -> None:

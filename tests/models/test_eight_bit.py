@@ -100,7 +100,7 @@ def test_compiled_it_needs_no_graph_of_its_own() -> None:
         quantize(model, "int8")
         backbone = WanBackbone(model)
         if compiled:
-            backbone.compile(backend="aot_eager")
+            backbone.compile(3, backend="aot_eager")
         made.append(video(backbone))
     torch.compiler.reset()
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

@@ -41,12 +41,21 @@ def decode(
     folder.require_unlocked()
     folder.require_writable()
     with console.working("loading"):
+        from llrag_cli.engine.decoding import prepare_decoder
+        from llrag_cli.engine.determinism import set_deterministic
         from llrag_cli.engine.devices import find_device
+        from llrag_cli.engine.execution import Execution
         from llrag_cli.files.tensors import DTYPES
         from llrag_cli.runs.decode import decode_run
 
+        set_deterministic(device, fast=False)
         where = find_device(device)
         loaded = family.load_decoder(config, weights, device=where, dtype=DTYPES[record.dtype])
+        same = config.video.decoder == record.config.video.decoder
+        how = Execution(decoder_layout=record.decoder_layout) if same else Execution()
+        prepare_decoder(loaded, where, how, config)
+    if record.decoder_compiled:
+        console.note("the decoder ran compiled before, and now does not: frames may differ by rounding")
     total = folder.blocks_committed()
     try:
         with console.counting("decoding", total=total) as advance:

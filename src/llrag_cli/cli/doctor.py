@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from llrag_cli.cli.options import Device, Dtype, Json, MemoryBudget, Rag, Second
 from llrag_cli.errors import LlragError, UsageError
 
 if TYPE_CHECKING:
+    from llrag_cli.engine.trials import Choice
     from llrag_cli.planning import Budget
 
 Plan = Callable[[str, Sequence[str]], "Budget"]  # of a backbone, with settings
@@ -92,7 +93,7 @@ def _show_machine(machine: dict[str, str], rows: Sequence[dict[str, Any]], *, se
     from llrag_cli.formatting import human
 
     for name, value in machine.items():
-        console.result(f"{name:<9}{value}")
+        console.result(f"{name:<9} {value}")
     console.result("")
     table = Table("backbone", "weights", f"memory for {seconds:g} s", "", box=None, pad_edge=False)
     for row in rows:
@@ -184,22 +185,43 @@ def _machine(device: str) -> dict[str, str]:
         free, total = torch.cuda.mem_get_info(index)
         machine[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {human(free)} free of {human(total)}"
     machine["attention"] = _attention(machine["device"])
+    machine["decoder"] = _decoder(machine["device"])
     machine["weights"] = f"{folder}, {human(shutil.disk_usage(existing).free)} free on its disk"
     return machine
 
 
 def _attention(device: str) -> str:
     """Which attention backend `auto` is: what trials on this GPU have found so far."""
+    from llrag_cli.engine.attention import BACKENDS
+
+    return _chosen(
+        BACKENDS, device, lambda of: f"{of.get('batch', 1)} x {of['queries']} tokens that attend to {of['keys']}"
+    )
+
+
+def _decoder(device: str) -> str:
+    """Which memory layout the full VAE decodes in: what trials on this GPU have found so far."""
+    from llrag_cli.engine.decoding import MEMORY_LAYOUTS
+
+    return _chosen(
+        MEMORY_LAYOUTS,
+        device,
+        lambda of: f"latent frames of {of['height']}x{of['width']}{', compiled' if of['compiled'] else ''}",
+    )
+
+
+def _chosen(choice: Choice[Any], device: str, shape: Callable[[Mapping[str, Any]], str]) -> str:
+    """What trials of a choice on a GPU have found so far, in a line."""
     import torch
 
-    from llrag_cli.engine.attention import machine_of, trials_of
+    from llrag_cli.engine.trials import machine_of
 
     if not device.startswith("cuda"):
-        return "native, without a trial, on a CPU"
+        return f"{choice.candidates[0]}, without a trial, on a CPU"
     found = [
-        f"{trial.backend} for {trial.shape.get('batch', 1)} x {trial.shape['queries']} tokens that attend to "
-        f"{trial.shape['keys']} ({', '.join(f'{name} {time:.3g} ms' for name, time in trial.milliseconds.items())})"
-        for trial in trials_of(machine_of(torch.device(device)))
+        f"{trial.chosen} for {shape(trial.shape)} "
+        f"({', '.join(f'{name} {time:.3g} ms' for name, time in trial.milliseconds.items())})"
+        for trial in choice.kept(machine_of(torch.device(device)))
     ]
     return "; ".join(found) or "chosen by trial when a backbone is loaded for the first time"
 

@@ -166,6 +166,7 @@ def continue_run(
                 sharing=sharing,
                 attention=recorded or attention,
                 compile=compile_,
+                decoder_layout=record.decoder_layout,
                 cuda_graphs=cuda_graphs,
                 fast=fast,
             )

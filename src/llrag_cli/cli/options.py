@@ -208,7 +208,9 @@ Quantize = Annotated[
 ]
 Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the backbone's layers: a slow start, then faster blocks", **COMPUTING),
+    typer.Option(
+        "--compile", help="Compile layers of backbone and full decoder: a slow start, then faster blocks", **COMPUTING
+    ),
 ]
 CudaGraphs = Annotated[
     bool,

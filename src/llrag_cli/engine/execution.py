@@ -12,6 +12,7 @@ from llrag_cli.config import RunConfig
 from llrag_cli.engine.attention import attend, choose_attention
 from llrag_cli.errors import AttentionError, UsageError
 from llrag_cli.models.attention import AUTO, require_attention
+from llrag_cli.models.layouts import LayoutOrAuto
 from llrag_cli.models.wan.graphs import CUDAGraphs
 from llrag_cli.models.wan.transformer import WanBackbone
 
@@ -22,7 +23,8 @@ class Execution:
 
     offload: bool = False  # weights stay on the host and come to the device layer by layer
     attention: str = AUTO  # one of diffusers' attention backends; on a GPU, `auto` is found by trial
-    compile: bool = False  # torch.compile over the repeated blocks
+    compile: bool = False  # torch.compile over the repeated blocks, and over norms of the full VAE's decoder
+    decoder_layout: LayoutOrAuto = "auto"  # of the full VAE
     sharing: Sharing = "none"  # buffers of what a block attends to that layers share, and gather in every pass
     cuda_graphs: bool = False  # denoising passes are recorded, and started by the host as one
     batch: int = 1  # videos generated together, for which `auto` chooses the attention backend
@@ -48,7 +50,7 @@ def new_backbone(transformer: Any, device: torch.device, how: Execution, config:
     else:
         set_attention(backbone, how.attention)
     if how.compile:
-        backbone.compile()
+        backbone.compile(config.backbone.frames_per_block)
     if how.cuda_graphs:
         backbone.recorder = CUDAGraphs(device)
     return backbone

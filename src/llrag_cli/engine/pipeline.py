@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llrag_cli.cache.sharing import Sharing
 from llrag_cli.config import RunConfig
+from llrag_cli.engine.decoding import prepare_decoder
 from llrag_cli.engine.determinism import set_deterministic
 from llrag_cli.engine.devices import find_device, find_dtype
 from llrag_cli.engine.execution import Execution, new_backbone, require_graphs, require_working
@@ -94,6 +95,7 @@ class Pipeline:
                 require_fit(encoder.config, config, channels=encoder.config.in_channels)  # before much is read
             models = family.load(config, folder, device=compute_device, dtype=compute_dtype, prompts=prompts)
             backbone = new_backbone(models.transformer, compute_device, how, config)
+            prepare_decoder(models.decoder, compute_device, how, config)
         if encoder is not None:
             require_fit(encoder.config, config, channels=backbone.channels)
         return cls(config, backbone, models.text, models.decoder, encoder or average_pool, folder)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from llrag_cli.config import ModelShape, RunConfig
+from llrag_cli.engine.decoding import prepare_decoder
 from llrag_cli.engine.execution import Execution, new_backbone, require_graphs
 from llrag_cli.engine.pipeline import Pipeline
 from llrag_cli.errors import UsageError
@@ -73,6 +74,7 @@ def random_pipeline(
 
     tiny = config.video.decoder == "tiny"
     decoder = TinyWanDecoder(TinyWanNetwork().to(device, dtype), full) if tiny else full()
+    prepare_decoder(decoder, device, how, config)
     keys: KeyEncoder = average_pool
     if encoding_memory(config) is not None:
         sizes = EncoderConfig(in_channels=shape.in_channels, spatial_h=height, spatial_w=width)

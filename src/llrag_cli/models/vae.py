@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llrag_cli.models.layouts import CONTIGUOUS, Layout
+
 
 class DecoderStream(Protocol):
     """Turns the latents of one video, or of one batch of videos, into frames; it keeps what it needs of the past."""
@@ -50,6 +52,16 @@ class Decoder(Protocol):
         """Latent frames back that a frame depends on."""
         ...
 
+    @property
+    def layout(self) -> Layout:
+        """Memory layout of its convolutions."""
+        ...
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether parts of it run compiled."""
+        ...
+
     def stream(self) -> DecoderStream:
         """Start to decode a video."""
         ...
@@ -57,3 +69,10 @@ class Decoder(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
         """Latents [B, n, C, h, w] of a video [B, temporal_ratio (n - 1) + 1, 3, H, W] in [-1, 1]."""
         ...
+
+
+class PlainDecoder:
+    """Of a decoder that is run in one way only."""
+
+    layout = CONTIGUOUS
+    is_compiled = False

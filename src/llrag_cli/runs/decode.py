@@ -64,6 +64,8 @@ def decode_run(
         replace_marks(folder, marks)
         record = record.updated(
             config=config,
+            decoder_layout=decoder.layout,
+            decoder_compiled=decoder.is_compiled,
             video_frames_written=video.frames,
             video_crc32=video.crc32 if record.is_complete else None,
         )

@@ -217,13 +217,15 @@ def _new_record(pipeline: Pipeline, timeline: Timeline, *, title: str, seconds: 
 
 def _settings(pipeline: Pipeline) -> dict[str, Any]:
     """The settings of a run that come from its pipeline."""
-    backbone = pipeline.backbone
+    backbone, decoder = pipeline.backbone, pipeline.decoder
     return {
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "config": pipeline.config,
         "gpu_settings": gpu_settings(backbone.device),
         "attention": backbone.attention,
         "compiled": backbone.is_compiled,
+        "decoder_layout": decoder.layout,
+        "decoder_compiled": decoder.is_compiled,
         "cuda_graphs": backbone.recorder is not None,
     }
 
@@ -260,23 +262,33 @@ def _resumed(pipeline: Pipeline, folder: RunFolder, record: RunRecord, longer: R
     if committed.video_has_changed or folder.video_has_changed(record):
         message = f"`{folder.video}` has changed since it was written; it is written again from the latents"
         warnings.warn(message, LlragWarning, stacklevel=2)
-    if record.gpu_settings != gpu_settings(pipeline.backbone.device):
-        message = f"`{folder.path}` was begun with other settings of the GPU: it may differ from an uninterrupted run"
+    settings = _settings(pipeline)
+    for change in _other_ways(record, record.model_copy(update=settings)):
+        message = f"`{folder.path}` was begun {change}: it may differ from an uninterrupted run"
         warnings.warn(message, LlragWarning, stacklevel=2)
-    if record.attention not in ("", attention := pipeline.backbone.attention):
-        message = (
-            f"`{folder.path}` was begun with the attention backend `{record.attention}`, and continues with "
-            f"`{attention}`: it may differ from an uninterrupted run"
-        )
-        warnings.warn(message, LlragWarning, stacklevel=2)
-    if record.blocks_committed and record.compiled != pipeline.backbone.is_compiled:
-        ways = ("compiled", "not compiled") if record.compiled else ("not compiled", "compiled")
-        message = (
-            f"`{folder.path}` was begun {ways[0]}, and continues {ways[1]}: it may differ from an uninterrupted run"
-        )
-        warnings.warn(message, LlragWarning, stacklevel=2)
-    record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **_settings(pipeline))
+    record = longer.updated(resumed_at=(*record.resumed_at, committed.blocks), error=None, **settings)
     return _Run(folder, record, committed)
+
+
+def _other_ways(before: RunRecord, now: RunRecord) -> Iterator[str]:
+    """How a run was begun and continues, where it is computed in another way than before."""
+    if before.gpu_settings != now.gpu_settings:
+        yield "with other settings of the GPU"
+    if before.attention not in ("", now.attention):
+        yield f"with the attention backend `{before.attention}`, and continues with `{now.attention}`"
+    if not before.blocks_committed:
+        return
+    if before.compiled != now.compiled:
+        yield _compiled(before.compiled) + ", and continues " + _compiled(now.compiled)
+    elif before.decoder_compiled != now.decoder_compiled:
+        how = _compiled(before.decoder_compiled), _compiled(now.decoder_compiled)
+        yield f"with the decoder {how[0]}, and continues with it {how[1]}"
+    if before.decoder_layout != now.decoder_layout:
+        yield f"with the decoder {before.decoder_layout} in memory, and continues with it {now.decoder_layout}"
+
+
+def _compiled(is_compiled: bool) -> str:  # noqa: FBT001 - it is what is named
+    return "compiled" if is_compiled else "not compiled"
 
 
 def _to_the_end(blocks: Blocks, on_progress: OnProgress) -> list[RunRecord]:

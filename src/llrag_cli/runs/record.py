@@ -15,6 +15,7 @@ from llrag_cli.config import RunConfig
 from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
 from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, reason_of
 from llrag_cli.files.records import Record, parse_as
+from llrag_cli.models.layouts import CONTIGUOUS, Layout
 from llrag_cli.runs.statistics import ArchiveUse
 from llrag_cli.scenes.timeline import Timeline
 
@@ -47,6 +48,8 @@ class RunRecord(Record):
     gpu_settings: dict[str, str] = Field(default_factory=dict, description="which kernels a GPU may choose")
     attention: str = Field(default="", max_length=100, description="diffusers' attention backend; empty: not recorded")
     compiled: bool = Field(default=False, description="the backbone's layers were compiled")
+    decoder_layout: Layout = Field(default=CONTIGUOUS, description="memory layout of the decoder's convolutions")
+    decoder_compiled: bool = Field(default=False, description="norms and activations of the decoder were compiled")
     cuda_graphs: bool = Field(default=False, description="denoising passes were recorded as CUDA graphs")
     versions: dict[str, str] = Field(description="of Python and packages")
     config: RunConfig

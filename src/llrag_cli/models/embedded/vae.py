@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from llrag_cli.models.vae import PlainDecoder
+
 TIME = 4  # video frames in each latent frame but the first
 ENCODED_TOGETHER = 8  # latent frames, which bounds the memory of encoding a long video
 PATCH = 4  # pixels folded into channels before the first convolution, and after the last
@@ -140,7 +142,7 @@ def _require_whole_groups(frames: int) -> None:
         raise ValueError(f"a video of {frames} frames is not 4(n-1)+1 long")
 
 
-class TinyDecoder:
+class TinyDecoder(PlainDecoder):
     """The weights of the embedded VAE."""
 
     spatial_ratio = 16

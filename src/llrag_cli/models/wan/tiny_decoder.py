@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llrag_cli.files.tensors import State, load_strictly
-from llrag_cli.models.vae import Decoder
+from llrag_cli.models.vae import Decoder, PlainDecoder
 
 CHANNELS = 16  # of a latent frame
 PREFIX, ENCODER = "decoder.", "encoder."  # of names in the released file
@@ -100,7 +100,7 @@ class TinyWanNetwork(nn.Module):
         return x.unflatten(0, (batch, -1))
 
 
-class TinyWanDecoder:
+class TinyWanDecoder(PlainDecoder):
     """As ``Decoder``; what it cannot do, to encode, is left to the VAE, which is loaded if that is asked for."""
 
     channels = CHANNELS

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from llrag_cli.cache.pages import LayerKV
 from llrag_cli.cache.rotary import TABLES, RotaryTables, rotate
 from llrag_cli.cache.sharing import Sharing
 from llrag_cli.files.transfer import to_device
+from llrag_cli.models.compiled_calls import CompiledCalls
 from llrag_cli.models.wan.graphs import PassGraphs, Recorder
 
 
@@ -256,19 +257,20 @@ class WanBackbone:
         for cross in self._cross_attention:
             cross.backend = backend
 
-    def compile(self, **how: Any) -> None:
+    def compile(self, frames: int, **how: Any) -> None:
         """Compile the block that all layers repeat, as ``torch.compile`` does; the first pass takes long.
 
-        Compiled is what generates: passes over a block. Passes over more or fewer frames, which are rare, as when the
-        prompt changes, run as they are.
+        Compiled are passes over ``frames`` latent frames, those of a block. Passes over more or fewer, which are rare,
+        as when the prompt changes, run as they are.
         """
+        self._compiles.frames = frames
         for block in self.transformer.blocks:
             self._compiles.wrap(block, **how)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether passes that generate run compiled."""
-        return self._compiles.any
+        """Whether passes over a block run compiled."""
+        return self._compiles.frames is not None
 
     def start(self, prompt: Tensor, cache: WanKVCache) -> WanSession:
         """Begin a video under prompt embeddings [B, text, D_text] (zero rows after the words), with an empty cache."""
@@ -314,15 +316,15 @@ class WanBackbone:
         return predicted.transpose(1, 2)
 
     def flow(self, latents: Tensor, timestep: Tensor, **bound: Any) -> Tensor:
-        """As ``forward``, of a pass that generates; its number of frames is a block's."""
-        with self._lock, self._compiles.block(latents.shape[1]):
+        """As ``forward``, of a pass that generates."""
+        with self._lock, self._compiles.run(latents.shape):
             return self.forward(latents, timestep, **bound)
 
     def store_keys(
         self, latents: Tensor, timestep: float, *, caches: Sequence[WanKVLayerCache], prompt: PromptKV, table: Tensor
     ) -> None:
         """One pass for the keys and values that it stores in the caches; it ends as soon as they are complete."""
-        with self._lock, self._compiles.other(latents.shape[1]):
+        with self._lock, self._compiles.run(latents.shape):
             stops = self._stops_early and not self._compiles.on
             with suppress(LastKeysStored):
                 self.forward(latents, timestep, caches=caches, prompt=prompt, table=table, stops_early=stops)
@@ -363,29 +365,22 @@ class _Compiled:
 
     def __init__(self) -> None:
         self.on = False  # whether the pass at hand does
-        self.any = False
-        self._frames: int | None = None  # of a block; None: nothing was generated yet
+        self.frames: int | None = None  # of a block; None: no pass does
+        self._calls = CompiledCalls()
 
     def wrap(self, block: nn.Module, **how: Any) -> None:
         """Let a block of the transformer have both ways."""
         eager: Callable[..., Tensor] = block.forward
         compiled = torch.compile(eager, **{"dynamic": False, **how})
         block.forward = lambda *inputs, **named: (compiled if self.on else eager)(*inputs, **named)
-        self.any = True
 
     @contextmanager
-    def block(self, frames: int) -> Iterator[None]:
-        """A pass that generates a block of so many frames."""
-        self._frames = frames
-        with self.other(frames):
-            yield
-
-    @contextmanager
-    def other(self, frames: int) -> Iterator[None]:
-        """Any pass over so many frames."""
-        before, self.on = self.on, self.any and frames == self._frames
+    def run(self, shape: torch.Size) -> Iterator[None]:
+        """A pass over latents of a shape [B, T, C, H, W] in this context."""
+        before, self.on = self.on, shape[1] == self.frames
         try:
-            yield
+            with self._calls.call(shape) if self.on else nullcontext():
+                yield
         finally:
             self.on = before
 

@@ -15,10 +15,14 @@ from torch import Tensor
 
 from llrag_cli.errors import UnsupportedModelError
 from llrag_cli.files.tensors import State, load_strictly, read_file, require_tensors
+from llrag_cli.models.compiled_calls import CompiledCalls
+from llrag_cli.models.layouts import CONTIGUOUS, Layout
 from llrag_cli.models.measuring import PeakMemory
 from llrag_cli.models.wan.base import WanBase, reading
+from llrag_cli.models.wan.fused_norms import fuse_norms
 
 _HINT = "use the VAE of Wan2.1-T2V-1.3B"
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes of a convolution's weight
 
 
 class WanDecoder:
@@ -35,6 +39,27 @@ class WanDecoder:
         device = next(vae.parameters()).device
         self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(device)
         self._std = torch.tensor(vae.config.latents_std).view(shape).to(device)
+        self.layout = CONTIGUOUS
+        self._compiled: CompiledCalls | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether norms and activations of its decoder half run compiled."""
+        return self._compiled is not None
+
+    def compile(self, **how: Any) -> None:
+        """Compile norms and activations of the decoder half, as ``torch.compile`` does; the first frame takes long."""
+        fuse_norms(self.vae.decoder, **how)
+        self._compiled = CompiledCalls()
+
+    def set_layout(self, layout: Layout) -> None:
+        """Keep the weights of the decoder half in a layout; what they compute has it too. Numbers stay the same."""
+        for weight in self.vae.decoder.parameters():
+            last = _CHANNELS_LAST.get(weight.ndim, torch.contiguous_format)
+            weight.data = weight.data.contiguous(
+                memory_format=torch.contiguous_format if layout == CONTIGUOUS else last
+            )
+        self.layout = layout
 
     def stream(self) -> WanDecoderStream:
         """As ``Decoder.stream``."""
@@ -52,6 +77,13 @@ class WanDecoder:
         hidden: Tensor = self.vae.post_quant_conv(raw)
         return hidden
 
+    def frames(self, hidden: Tensor, cache: list[Any], *, index: int) -> Tensor:
+        """Frames [B, 3, t, H, W] of what the decoder reads of latent frame ``index``, the next of a video's cache."""
+        if self._compiled is None:
+            return decode_frame(self.vae, hidden, cache, first=index == 0)
+        with self._compiled.call((self.layout, hidden.shape, min(index, 2))):  # from the third on all are alike
+            return decode_frame(self.vae, hidden, cache, first=index == 0)
+
 
 class WanDecoderStream:
     """One video being decoded; it keeps the last frames that each causal convolution saw."""
@@ -59,7 +91,7 @@ class WanDecoderStream:
     def __init__(self, decoder: WanDecoder) -> None:
         self._decoder = decoder
         self._cache = empty_cache(decoder.vae.decoder)
-        self._opened = False
+        self._decoded = 0  # latent frames
 
     @property
     def past(self) -> list[Tensor]:
@@ -72,8 +104,8 @@ class WanDecoderStream:
         decoded = []
         for latent in latents.split(1, dim=1):
             frame = self._decoder.hidden(latent)  # several at once would round differently
-            decoded.append(decode_frame(self._decoder.vae, frame, self._cache, first=not self._opened))
-            self._opened = True
+            decoded.append(self._decoder.frames(frame, self._cache, index=self._decoded))
+            self._decoded += 1
         return torch.cat(decoded, dim=2).transpose(1, 2).float().clamp(-1, 1)
 
 
