@@ -26,6 +26,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -517,6 +518,8 @@ class FakeGPU:
         returns, arguments = func._schema.returns, func._schema.arguments
         if func in _RANDOM:
             result = args[0]
+        elif fakes and func is aten.convolution.default:
+            result = self._convolved(func, args, kwargs)
         elif fakes:
             result = func(*args, **kwargs)
         else:
@@ -556,6 +559,19 @@ class FakeGPU:
         self.traffic[where] += sum(
             each.numel() * each.element_size() for each in (*read, *written) if isinstance(each, FakeTensor)
         )
+
+    def _convolved(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """An empty result of a convolution, for which torch would ask cuDNN in builds for GPUs."""
+        with no_dispatch():
+            shapes = [
+                torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta")
+                if isinstance(each, Tensor)
+                else each
+                for each in args
+            ]
+            made = func(*shapes, **kwargs)
+        with self.mode:
+            return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=DEVICE)
 
     def _on_device(self, index: Tensor) -> Tensor:
         return (
