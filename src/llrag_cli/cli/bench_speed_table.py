@@ -171,9 +171,11 @@ def _show(table: Sequence[Sequence[str]], about: Sequence[str], rows: Mapping[st
 
 def _speed(arguments: Sequence[str]) -> tuple[dict[str, Any] | None, str | None, float]:
     """Measure a choice in a process of its own."""
+    from llrag_cli.evaluation.speed_table import is_result
+
     code, out, err, seconds = run_command(arguments)
     result = _parsed(out) if code == 0 else None
-    return (result, None, seconds) if isinstance(result, dict) else (None, reason_of_end(code, err), seconds)
+    return (result, None, seconds) if is_result(result, arguments) else (None, reason_of_end(code, err), seconds)
 
 
 def _verify(arguments: Sequence[str]) -> tuple[dict[str, Any] | None, str | None, float]:

@@ -98,14 +98,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class _Rates(_Part):
+class _Generation(_Part):
     block_seconds: Seconds
+
+
+class _EndToEnd(_Part):
     pixel_fps: Rate
 
 
 class _Memory(_Part):
-    generation: _Rates
-    end_to_end: _Rates
+    generation: _Generation
+    end_to_end: _EndToEnd
     decode_seconds: Seconds
     planned_bytes: Bytes
     peak_bytes: Bytes | None

@@ -35,7 +35,8 @@ def unpacked(content: State, *, source: str = "weights") -> State:
     """
     result: State = {}
     for name, value in content.items():
-        if name.endswith(SCALE) and name.removesuffix(SCALE) in content:
+        matrix = name.removesuffix(SCALE)
+        if name.endswith(SCALE) and matrix in content and not matrix.endswith(SCALE):
             continue
         scale = content.get(f"{name}{SCALE}")
         if value.dtype != torch.int8 and scale is None:
