@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -164,15 +164,14 @@ class _Check(_Part):
         return self
 
 
-def is_result(result: Any, arguments: Sequence[str]) -> bool:
+def _is_result(result: Any, arguments: Sequence[str], memories: Sequence[str]) -> bool:
     """Whether the process of these arguments could have printed this, so that a table can be made of it."""
     model = _Check if arguments[0] == "verify" else _Speed
     try:
         found = model.model_validate(result)
     except ValidationError:
         return False
-    wanted = [value for option, value in pairwise(arguments) if option == "--memory"]
-    return isinstance(found, _Check) or [*found.memories] == wanted
+    return isinstance(found, _Check) or [*found.memories] == [*memories]
 
 
 class Measured(Record):
@@ -191,8 +190,8 @@ Run = Callable[[Sequence[str]], tuple[dict[str, Any] | None, str | None, float]]
 class Results:
     """The folder where results are kept, so that the same request measures only what is missing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, memories: Sequence[str]) -> None:
+        self.folder, self.memories = folder, tuple(memories)
 
     def find(self, name: str, arguments: Sequence[str]) -> Measured | None:
         """A result of the same arguments, versions and machine; None if it failed, is damaged or is not there."""
@@ -201,7 +200,7 @@ class Results:
         except (OSError, UnreadableError):
             return None
         same = kept.identity == identity_of(arguments) and kept.command == tuple(arguments)
-        return kept if same and kept.error is None and is_result(kept.result, arguments) else None
+        return kept if same and kept.error is None and _is_result(kept.result, arguments, self.memories) else None
 
     def measure(self, name: str, arguments: Sequence[str], run: Run) -> Measured:
         """The result that is kept, or else a new one."""
@@ -209,6 +208,8 @@ class Results:
         if kept is not None:
             return kept
         result, error, seconds = run(arguments)
+        if result is not None and not _is_result(result, arguments, self.memories):
+            result, error = None, "what it printed is not a result of this version"
         measured = Measured(
             identity=identity_of(arguments),
             command=tuple(arguments),
