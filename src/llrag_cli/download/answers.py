@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,11 +16,19 @@ from llrag_cli.files.paths import is_inner_path
 COMMIT = re.compile("[0-9a-f]{40}")
 ETAG = re.compile(r'(W/)?"?[0-9A-Za-z_+=:-]{1,200}"?')
 ETAGS = ("ETag", "X-Linked-Etag")
+BUSY = (429, 503)
+LONGEST_WAIT = 60  # seconds that the hub's client may be asked to wait before it tries again
 VALUES = 1_000_000  # of an answer in JSON
 
 
 def require_plausible(response: Any) -> None:
     """Event hook: raise ``LlragError`` for an answer of the hub that names what cannot be a file of its cache."""
+    if response.status_code in BUSY and (seconds := _asked_to_wait(response.headers)) > LONGEST_WAIT:
+        raise LlragError(
+            f"{urlsplit(str(response.request.url)).netloc} answered {response.status_code}, and asks to wait for "
+            f"{seconds} seconds",
+            hint="try again later; complete files are kept",
+        )
     url = urlsplit(str(response.request.url))
     if url[:2] != urlsplit(constants.ENDPOINT)[:2]:  # scheme and host
         return
@@ -37,6 +46,13 @@ def require_plausible(response: Any) -> None:
             raise unreadable(response, error.reason) from None
 
 
+def _asked_to_wait(headers: Mapping[str, str]) -> int:
+    """Seconds until a busy server wants to be asked again; 0 if it does not say."""
+    told = re.fullmatch(r"\s*(\d+)(\.\d*)?\s*", headers.get("Retry-After", ""), re.ASCII)
+    limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""), re.ASCII)
+    return max((int(found[1][:12]) for found in (told, limit) if found is not None), default=0)
+
+
 def _require_listing(content: Any) -> None:
     """Raise ``UnreadableError`` for a repository or a list of its files that no hub has."""
     entries, name = content, "path"
@@ -48,12 +64,14 @@ def _require_listing(content: Any) -> None:
             raise UnreadableError("it is no repository at a commit")
     if not isinstance(entries, list):
         raise UnreadableError("it is no list of files")
+    seen: set[str] = set()
     for entry in entries:
         path = entry.get(name) if isinstance(entry, dict) else None
         if not isinstance(path, str):
             raise UnreadableError("a file has no name")
-        if not is_inner_path(path):
-            raise UnreadableError(f"it names the file {shortened(repr(path))}")
+        if not is_inner_path(path) or path in seen:
+            raise UnreadableError(f"it names the file {shortened(repr(path))}{' twice' if path in seen else ''}")
+        seen.add(path)
         size, lfs = entry.get("size", 0), entry.get("lfs")
         if type(size) is not int or size < 0:
             raise UnreadableError(f"a file has the size `{shortened(size)}`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -68,6 +69,22 @@ def read_state(path: Path, *, model: str) -> State:
     ):
         raise LlragError(f"`{path}` does not hold tensors by name", hint=f"these are not the weights of {model}")
     return dict(content)
+
+
+def write_file(state: State, path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write safetensors; equal tensors and metadata give equal bytes, which the library alone does not promise."""
+    from safetensors.torch import save_file
+
+    save_file(state, path, metadata=dict(metadata))
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise RuntimeError(f"the header of {path.name} is {length} bytes long, {len(text)} when it is sorted")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
