@@ -122,7 +122,11 @@ def _encoders() -> list[Attack]:
                 {"encoder.fc.bias": torch.full((128,), torch.nan).to(torch.float8_e4m3fn)}
             ),
         ),
-        changed("weights of 3e38", "makes no keys", change=lambda state: [each.fill_(3e38) for each in state.values()]),
+        changed(
+            "weights of 3e38",
+            "makes no keys",
+            change=lambda state: state.update({name: torch.full(each.shape, 3e38) for name, each in state.items()}),
+        ),
         changed("weights of zeros", "makes no keys", change=lambda state: [each.zero_() for each in state.values()]),
         changed(
             "a tensor of NaN",
@@ -568,7 +572,7 @@ def _arguments() -> list[Attack]:
         Attack("suite: seed 2^70", "the seed", ("bench", "--suite", "paper", "--seed", str(2**70), "--dry-run")),
         Attack("seed of a benchmark: -2^63", "the seed", ("bench", "--seed", str(-(2**63) - 1), "--dry-run")),
         *(
-            Attack(f"page size: {size[:9]}", "not an amount", ("bench", "--page-size", size, "--dry-run"))
+            Attack(f"page size: {size[:9]}{len(size)}", "not an amount", ("bench", "--page-size", size, "--dry-run"))
             for size in ("9" * 300 + "TB", "1e308TB", "9" * 5000, "0", "-1MB", "nan", "٣٣x")
         ),
         Attack("choice: 5000 characters", "unknown word", ("bench", "speed", "--choice", "x" * 5000)),
