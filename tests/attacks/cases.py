@@ -201,7 +201,12 @@ def _records() -> list[Attack]:
         record("a shot to block 10^12", "is damaged", timeline__shots__0__stop=10**12),
         record("a shot of booleans", "is damaged", timeline__shots__0__start=False),
         record("yes as a number", "is damaged", config__memory__retrieved=True),
-        record("weights of a device", "not a regular file", EXTEND, config__backbone__weights="/dev/zero"),
+        record(
+            "weights of a device",
+            "not a regular file",
+            ("extend", "run", "--seconds", "3"),
+            config__backbone__weights="/dev/zero",
+        ),
         record("huge window", "", EXTEND, config__memory__window=10**12, config__memory__retrieved=10**11),
         record("version of numbers", "is damaged", versions={"torch": 1}),
         record("null characters", "is damaged", title="a\0b"),
