@@ -7,6 +7,7 @@ since then may be there, or not, in part, or as zeros.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ class Disk:
         about = os.fstat(descriptor)
         if self.folder.is_dir() and about.st_ino == self.folder.stat().st_ino:
             return FOLDER
-        if not about.st_nlink:
+        if not about.st_nlink or stat.S_ISDIR(about.st_mode):  # of a folder inside, which has a disk of its own
             return None
         if about.st_ino not in self._files and self.folder.is_dir():  # a library has put it in place of another
             for path in self.folder.iterdir():

@@ -45,6 +45,8 @@ class Hub:
     sent: Counter[str] = field(default_factory=Counter)  # bytes sent of those
     status: dict[str, int] = field(default_factory=dict)  # repository or path: HTTP status to answer with
     headers: dict[str, str] = field(default_factory=dict)  # to send along with such a status
+    answers: dict[str, bytes] = field(default_factory=dict)  # revision, tree or paths-info: what is sent instead
+    about: dict[str, dict[str, str | None]] = field(default_factory=dict)  # path: other headers; None leaves one out
     fetched: Counter[str] = field(default_factory=Counter)  # GETs of each path
     ranges: list[str] = field(default_factory=list)  # Range headers received
 
@@ -94,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fails(name):
             return
         files = self.hub.repos[name]
-        self._json([_entry(path, files[path]) for path in asked if path in files])
+        self._json([_entry(path, files[path]) for path in asked if path in files], kind="paths-info")
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -112,9 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.hub.repos[name]
             if what.startswith("revision/"):
                 siblings = [{"rfilename": each} for each in files]
-                self._json({"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
+                about = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []}
+                self._json(about, kind="revision")
             else:
-                self._json([_entry(each, content) for each, content in files.items()])
+                self._json([_entry(each, content) for each, content in files.items()], kind="tree")
             return
         name, what = self._split(path[1:])
         if what is None:
@@ -152,8 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _json(self, value: Any) -> None:
-        body = json.dumps(value).encode()
+    def _json(self, value: Any, *, kind: str) -> None:
+        body = self.hub.answers.get(kind, json.dumps(value).encode())
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -167,11 +170,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.ranges.append(wanted)
             start = int(wanted.removeprefix("bytes=").split("-")[0])
         self.send_response(206 if wanted else 200)
-        self.send_header("X-Repo-Commit", self.hub.moved.get(path, COMMIT))
-        self.send_header("ETag", f'"{_etag(path, content)}"')
+        headers: dict[str, str | None] = {"X-Repo-Commit": self.hub.moved.get(path, COMMIT)}
+        headers["ETag"] = f'"{_etag(path, content)}"'
         if _large(path):
-            self.send_header("X-Linked-Etag", f'"{_etag(path, content)}"')
-            self.send_header("X-Linked-Size", str(len(content)))
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
+        for name, value in (headers | self.hub.about.get(path, {})).items():
+            if value is not None:
+                self.send_header(name, value)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         endless = path in self.hub.endless and self.command == "GET"

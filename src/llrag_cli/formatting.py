@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
         amount = float(match[1]) if match else 0.0
     except ValueError:
         amount = 0.0
-    if match is None or not 1 <= amount < float("inf"):
+    if match is None or not 1 <= amount < 2.0**64:
         raise UsageError(f"`{text}` is not an amount of memory", hint="for example `8GB` or `500MB`")
     power = 1 + "kmgt".index(match[2].lower()) if match[2] else 0
     return int(amount * (1024 if match[3] else 1000) ** power)

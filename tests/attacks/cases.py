@@ -111,6 +111,24 @@ def _encoders() -> list[Attack]:
             change=lambda state: state.update({"encoder.fc.bias": state["encoder.fc.bias"].long()}),
         ),
         changed(
+            "float64 beyond float32",
+            "not finite",
+            change=lambda state: state.update({"encoder.fc.bias": state["encoder.fc.bias"].double() + 1e300}),
+        ),
+        changed(
+            "float8 of NaN",
+            "not finite",
+            change=lambda state: state.update(
+                {"encoder.fc.bias": torch.full((128,), torch.nan).to(torch.float8_e4m3fn)}
+            ),
+        ),
+        changed(
+            "weights of 3e38",
+            "makes no keys",
+            change=lambda state: state.update({name: torch.full(each.shape, 3e38) for name, each in state.items()}),
+        ),
+        changed("weights of zeros", "makes no keys", change=lambda state: [each.zero_() for each in state.values()]),
+        changed(
             "a tensor of NaN",
             "not finite",
             change=lambda state: state.update({"encoder.fc.bias": state["encoder.fc.bias"] * torch.nan}),
@@ -183,6 +201,12 @@ def _records() -> list[Attack]:
         record("a shot to block 10^12", "is damaged", timeline__shots__0__stop=10**12),
         record("a shot of booleans", "is damaged", timeline__shots__0__start=False),
         record("yes as a number", "is damaged", config__memory__retrieved=True),
+        record(
+            "weights of a device",
+            "not a regular file",
+            ("extend", "run", "--seconds", "3"),
+            config__backbone__weights="/dev/zero",
+        ),
         record("huge window", "", EXTEND, config__memory__window=10**12, config__memory__retrieved=10**11),
         record("version of numbers", "is damaged", versions={"torch": 1}),
         record("null characters", "is damaged", title="a\0b"),
@@ -549,6 +573,14 @@ def _arguments() -> list[Attack]:
         ),
         Attack("seeds: 10^9", "", ("bench", "--seeds", "1000000000", "--dry-run", "--out", "b")),
         Attack("seeds: 10^9 of a study", "", ("bench", "leave-and-return", "--seeds", "1000000000", "--out", "b")),
+        Attack("suite: no prompt", "at least one prompt", ("bench", "--suite", "paper", "--count", "0", "--dry-run")),
+        Attack("suite: seed 2^70", "the seed", ("bench", "--suite", "paper", "--seed", str(2**70), "--dry-run")),
+        Attack("seed of a benchmark: -2^63", "the seed", ("bench", "--seed", str(-(2**63) - 1), "--dry-run")),
+        *(
+            Attack(f"page size: {size[:9]}{len(size)}", "not an amount", ("bench", "--page-size", size, "--dry-run"))
+            for size in ("9" * 300 + "TB", "1e308TB", "9" * 5000, "0", "-1MB", "nan", "٣٣x")
+        ),
+        Attack("choice: 5000 characters", "unknown word", ("bench", "speed", "--choice", "x" * 5000)),
         Attack("count: 10^9", "", ("bench", "--count", "1000000000", "--dry-run", "--out", "b")),
         Attack("seed: 10^30", "", (*GENERATE, "--seed", "1" + "0" * 30)),
         Attack("seed: negative of 10^30", "", (*GENERATE, "--seed", "-1" + "0" * 30)),

@@ -89,6 +89,21 @@ def test_files_are_put_together(llrag: Llrag, tmp_path: Path) -> None:
         (lambda text: text.splitlines()[0], "it has no rows"),
         (lambda text: text.replace("1000,", "x,", 1), "line 2: `seed` is no number: `x`"),
         (lambda text: text.replace("1000,", "nan,", 1), "line 2: `seed` is not finite"),
+        *(
+            (lambda text, wrong=wrong: text.replace("1000,", f"{wrong},", 1), f"`seed` is no whole number: `{wrong}`")
+            for wrong in ("1.5", "1e3", "9" * 21)
+        ),
+        (lambda text: text.replace("1000,", "1_0,", 1), "`seed` is no number: `1_0`"),
+        (lambda text: text.replace("1000,", "٣,", 1), "`seed` is no number: `٣`"),
+        (lambda text: text.replace(",30,", ",-30,", 1), "is out of range: -30, 1"),
+        (lambda text: text.replace(",30,1,", ",30,0,", 1), "is out of range: 30, 0"),
+        (lambda text: text.replace("k2", "k\0", 1), "`memory`: a text has a null character"),
+        (
+            lambda text: "\n".join(
+                [text.splitlines()[0], *(text.splitlines()[1].replace("none", f"m{number}") for number in range(201))]
+            ),
+            "more than 200 different values of `memory`",
+        ),
         (lambda text: text + "tiny,none\n", "line 16: 2 values instead of "),
         (lambda text: text.replace("offline", "other"), "unknown backend `other`"),
     ],

@@ -106,6 +106,43 @@ def test_the_same_command_measures_what_is_missing(llrag: Llrag, monkeypatch: py
     assert llrag(*asked, "--blocks", "3").returncode == 0 and len(fake.run) == 8
 
 
+def _without(content: dict[str, Any], *path: str) -> None:
+    *sections, last = path
+    for section in sections:
+        content = content[section]
+    del content[last]
+
+
+@pytest.mark.parametrize("file", ["eager", "verify-float32"])
+def test_a_damaged_result_is_measured_again(
+    llrag: Llrag, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+) -> None:
+    fake = commands(monkeypatch)
+    asked = ("bench", "speed", *LARGER, "--choice", "eager")
+    assert llrag(*asked).returncode == 0 and len(fake.run) == 2
+    path = Path("bench-speed") / f"{file}.json"
+    whole = path.read_text()
+    damages: list[Any] = [None, {}, {"memories": {}}, []]
+    if file == "eager":
+        for place in (
+            ("memories", "none"),
+            ("ratios", "nearest"),
+            ("memories", "none", "decode_seconds"),
+            ("threads",),
+        ):
+            result = json.loads(whole)["result"]
+            _without(result, *place)
+            damages.append(result)
+        damages += [{**json.loads(whole)["result"], "parameters": "many"}]
+    else:
+        damages += [{"dtype": "float32", "compared": 1, "failed": failed} for failed in ("a", [1], None, ["a", "b"])]
+    for result in damages:
+        path.write_text(json.dumps({**json.loads(whole), "result": result}))
+        fake.run.clear()
+        done = llrag(*asked)
+        assert (done.returncode, len(fake.run)) == (0, 1), (result, done.stderr)
+
+
 @pytest.mark.parametrize(
     ("endings", "said"),
     [

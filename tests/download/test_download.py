@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llrag_cli.download.convert.save_file", full)
+    monkeypatch.setattr("llrag_cli.download.convert.write_file", full)
     done = llrag("download", "weights", "self-forcing", "--only", "--to", "weights")
     assert done.returncode == 1
     assert "could not be written: no space left on device" in done.stderr

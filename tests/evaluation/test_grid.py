@@ -181,6 +181,25 @@ def test_half_made_and_other_videos_are_made_anew(llrag: Llrag, bench: Path) -> 
     assert "4 missing" in llrag(*GRID[:-1], "sampler.steps=[1000]", "--dry-run").stderr
 
 
+@pytest.mark.parametrize("change", [{"clips": 1}, {"per_clip": {}}, {"per_clip": {"x": [1e308]}, "clips": 1}])
+def test_scores_that_contradict_themselves_are_computed_again(
+    llrag: Llrag, made: Path, bench: Path, change: dict[str, object]
+) -> None:
+    file = next(iter(sorted(bench.glob("videos/tiny/*/*/scores-offline.json"))))
+    content = json.loads(file.read_text())
+    content["horizons"]["9"] |= change
+    file.write_text(json.dumps(content))
+    done = llrag(*GRID)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes() == (made / file.relative_to(bench)).read_bytes()
+
+
+def test_a_video_of_no_frames_has_no_rate(llrag: Llrag, bench: Path) -> None:
+    file = next(iter(sorted(bench.glob("videos/tiny/*/*/run.json"))))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"video_frames_written": 0}))
+    assert llrag(*GRID, "--dry-run").returncode == 0
+
+
 def test_an_engine_makes_and_scores_the_same(
     llrag: Llrag, made: Path, bench: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

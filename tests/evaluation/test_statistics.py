@@ -110,3 +110,21 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # 0.04 * 1 may not fall below 0.03 * 2
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_many_clusters_are_found_in_one_pass() -> None:
+    """Names are compared no more than a few times each: a search for each of them would take 10^10 comparisons."""
+
+    class Name(int):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return int.__eq__(self, other)
+
+        __hash__ = int.__hash__
+
+    names = [Name(number % 500) for number in range(2000)]
+    interval([1.0] * 2000, clusters=names)
+    sign_flip_test([1.0] * 2000, clusters=names)
+    assert Name.compared < 10 * 2000

@@ -245,6 +245,13 @@ def test_videos_that_do_not_run_are_not_switched_or_extended(server: Unserved) -
     assert server.get(f"/v1/videos/{identifier}/export").json()["error"]["code"] == "no_frames"
 
 
+def test_a_video_is_not_extended_by_a_prompt_of_nothing(server: Unserved) -> None:
+    """It would fail only once the worker reads the prompt."""
+    identifier = server.create()["id"]
+    answer = server.post("/v1/videos/extensions", {"video": identifier, "seconds": 2, "prompt": "zebra"})
+    assert answer.status_code == 400 and "understands nothing of `zebra`" in answer.json()["error"]["message"]
+
+
 def test_the_description_of_the_api_is_complete_in_itself(server: Unserved) -> None:
     content = server.get("/openapi.json").json()
     assert "multipart/form-data" in content["paths"]["/v1/videos"]["post"]["requestBody"]["content"]

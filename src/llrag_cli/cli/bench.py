@@ -119,7 +119,10 @@ def bench(
     chosen = None if suite is None else find_suite(suite)
     if chosen is not None:
         backbones, memories = backbones or list(chosen.backbones), memories or list(chosen.memories)
-        horizons, count = horizons or list(chosen.horizons), count or (chosen.prompts if prompts is None else None)
+        horizons, count = (
+            horizons or list(chosen.horizons),
+            chosen.prompts if count is None and prompts is None else count,
+        )
     out = out or Path("bench" if suite is None else f"bench-{suite}")
     RunFolder(out).require_writable()
     for name in ("results.json", "results.csv", "report.html"):
@@ -209,7 +212,7 @@ def _grid(
     from llrag_cli.evaluation.grid import SEED_STRIDE, Grid, subset
     from llrag_cli.files.prompts import read_prompt_file
     from llrag_cli.models.family import family_of
-    from llrag_cli.runs.record import require_length
+    from llrag_cli.runs.record import require_length, require_seed
 
     for backbone in backbones:
         for memory in memories:
@@ -247,6 +250,8 @@ def _grid(
         prompts,
         tuple(range(seed, seed + seeds)),
     )
+    for case in grid.cases():
+        require_seed(case.seed)
     folders = [case.folder(Path()) for case in grid.cases()]
     if len(set(folders)) < len(folders):
         raise UsageError("two backbones have the same name", hint="rename one of the YAML files")

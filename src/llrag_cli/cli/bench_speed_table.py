@@ -94,7 +94,7 @@ def show_plan(request: Request) -> None:
     from llrag_cli.cli import console
     from llrag_cli.evaluation.speed_table import Results
 
-    results = Results(request.out)
+    results = Results(request.out, request.memories)
     dtypes = ["float32"] if request.dtype in ("auto", "float32") else ["float32", request.dtype]
     for name, arguments in [
         *((f"verify-{dtype}", request.check(dtype)) for dtype in dtypes),
@@ -119,7 +119,7 @@ def measure_table(request: Request, config: RunConfig) -> None:
 
         target = find_device(request.device)  # one that is not there is refused before anything runs
         dtype = str(find_dtype(request.dtype, target, family=family_of(config))).removeprefix("torch.")
-    results, checks, rows = Results(request.out), dict[str, "Measured"](), dict[str, "Measured"]()
+    results, checks, rows = Results(request.out, request.memories), dict[str, "Measured"](), dict[str, "Measured"]()
     total = len({"float32", dtype}) + len(request.choices)
     with console.counting("measuring", total=total, resume_with="the same command") as advance:
         for each in dict.fromkeys(("float32", dtype)):

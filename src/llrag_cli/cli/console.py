@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -27,7 +29,23 @@ if TYPE_CHECKING:
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}  # `[red]` and `:cat:` are text in names
 # report on every start what torchao, which diffusers imports where it is installed, does not need
 _CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
-_stderr = Console(stderr=True, **_PLAIN)
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are escapes: a name in a file could otherwise command the terminal."""
+    return text.translate(_CONTROLS)
+
+
+class _Console(Console):
+    """A console that sends a terminal the styles of its own alone."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+_stderr = _Console(stderr=True, **_PLAIN)
 
 
 def silence() -> None:
@@ -38,19 +56,20 @@ def silence() -> None:
 def result(text: str) -> None:
     """Print a result to stdout."""
     if not _stderr.quiet:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
         sys.stdout.flush()  # a result is there when it is made, also for a reader of a pipe
 
 
 def result_json(value: Any) -> None:
     """Print a result as JSON."""
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    result(json.dumps(value, indent=2, ensure_ascii=not unicode))
+    text = json.dumps(value, indent=2, ensure_ascii=not unicode)
+    result(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def result_table(table: Table) -> None:
     """Print a table to stdout; when piped it is wide enough for its content."""
-    console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
+    console = _Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
     console.print(table)
 
 

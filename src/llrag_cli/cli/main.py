@@ -118,7 +118,7 @@ def main() -> None:
 
 def _fail(problem: str, hint: str, *, code: int = 1) -> NoReturn:
     """Print an error, and exit."""
-    sys.stderr.write(f"error: {problem}" + (f"\n\nhint: {hint}\n" if hint else "\n"))
+    sys.stderr.write(console.printable(f"error: {problem}" + (f"\n\nhint: {hint}\n" if hint else "\n")))
     sys.exit(code)
 
 

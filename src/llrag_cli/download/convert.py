@@ -7,10 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 
 from llrag_cli.files.durable import replacing
-from llrag_cli.files.tensors import DTYPES, State, read_file
+from llrag_cli.files.tensors import DTYPES, State, read_file, write_file
 from llrag_cli.memory.encoder import load_encoder
 from llrag_cli.models.wan.checkpoints import (
     diffusers_name,
@@ -53,5 +52,5 @@ def convert(
         TemporaryDirectory(prefix=f"{target.name}.", suffix=".partial", dir=target.parent) as scratch,
     ):
         converted = Path(scratch) / target.name
-        save_file(state, converted, metadata=metadata)
+        write_file(state, converted, metadata=metadata)
         converted.replace(partial)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llrag_cli.download.folder import RECORD, add_to_record, locked, remove_stale, writing
-from llrag_cli.download.hub import Advance, fetch_from_hub, remove_from_cache
+from llrag_cli.download.hub import Advance, fetch_from_hub, remove_from_cache, remove_orphans
 from llrag_cli.download.plan import PlannedFile
 from llrag_cli.download.web import fetch_from_web
 from llrag_cli.errors import LlragError
@@ -41,6 +41,8 @@ def _fetch_one(file: PlannedFile, folder: Path, *, dtype: str, prune: bool, adva
     with writing(file.target):
         create_folder(file.target.parent)
     if file.url is None:
+        if digest := file.sha256 or file.blob:
+            remove_orphans(file.repo, digest)
         source = fetch_from_hub(file.repo, file.path, file.commit, size=file.bytes, advance=advance)
     else:
         source = file.target.with_name(f"{file.target.name}.partial")
@@ -109,3 +111,4 @@ def link(cached: Path, target: Path) -> None:
     except OSError:
         partial.symlink_to(blob)
     partial.replace(target)
+    partial.unlink(missing_ok=True)  # renaming a hard link to another one of the same file leaves both

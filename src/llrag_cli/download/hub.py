@@ -9,7 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import tqdm
 
@@ -112,6 +114,24 @@ def _require_shards(index: Path) -> None:
     missing = sorted(shard for shard in shards if not (index.parent / shard).exists())
     if missing:
         raise not_cached(f"{missing[0]}` of `{index.name}")
+
+
+def remove_orphans(repo: str, digest: str) -> None:
+    """Remove what killed processes left of a file in the hub's cache: its client begins again under another name.
+
+    ``digest`` is the file's SHA-256 or git blob id. What another process is downloading, which holds a lock, stays.
+    """
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    cache = Path(constants.HF_HUB_CACHE)
+    orphans = [*(cache / name / "blobs").glob(f"{digest}.*incomplete")]
+    if not orphans:
+        return
+    try:
+        with FileLock(cache / ".locks" / name / f"{digest}.lock", timeout=0):
+            for orphan in orphans:
+                orphan.unlink(missing_ok=True)
+    except (Timeout, OSError):
+        return  # they cost room, but no download depends on them
 
 
 def fetch_from_hub(repo: str, path: str, commit: str, *, size: int, advance: Advance) -> Path:

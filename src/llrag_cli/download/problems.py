@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import (
     DryRunError,
     EntryNotFoundError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -22,6 +23,11 @@ from llrag_cli.download.catalogue import alternatives
 from llrag_cli.errors import DownloadSourceError, LlragError
 
 KEPT = "complete files are kept"
+# what the hub's client raises for answers that lack something, or have it in another form
+_UNEXPECTED_ANSWER = (
+    *(FileMetadataError, LocalEntryNotFoundError),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError),
+)
 
 
 @contextmanager
@@ -36,6 +42,11 @@ def explained(repo: str, path: str = "", *, host: str | None = None) -> Iterator
         raise
     except Exception as error:
         known = _explain(error, repo, path, host or constants.ENDPOINT)
+        if known is None and isinstance(error, _UNEXPECTED_ANSWER):
+            known = LlragError(
+                f"the hub's answer about `{f'{repo}/{path}' if path else repo}` cannot be used: {_reason(error)}",
+                hint=f"check HF_ENDPOINT and the proxy, then try again; {KEPT}",
+            )
         if known is None:
             raise
         raise known from error

@@ -11,7 +11,9 @@ from typing import Any
 
 from huggingface_hub import constants, get_session
 
+from llrag_cli.download.answers import require_plausible, unreadable
 from llrag_cli.errors import LlragError
+from llrag_cli.files.guarded import shortened
 from llrag_cli.formatting import human
 
 PHASES = ("connect", "read", "write", "pool")  # of a request, each with a timeout
@@ -38,7 +40,7 @@ def session() -> Any:
     client = get_session()
     if _limited not in client.event_hooks["response"]:
         client.event_hooks["request"].append(_timed)
-        client.event_hooks["response"].append(_limited)
+        client.event_hooks["response"] += [_limited, require_plausible]
     return client
 
 
@@ -48,10 +50,14 @@ def _timed(request: Any) -> None:
     default = constants.HF_HUB_DOWNLOAD_TIMEOUT
     timeout = {phase: default if (value := given.get(phase)) is None else value for phase in PHASES}
     request.extensions = {**request.extensions, "timeout": timeout}
+    request.headers["Accept-Encoding"] = "identity"  # a few bytes could unpack to any number
 
 
 def _limited(response: Any) -> None:
-    """Event hook: check the body of an answer while it arrives."""
+    """Event hook: check the body of an answer while it arrives; one that is compressed is refused."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity" and response.request.method != "HEAD":
+        raise unreadable(response, f"it is encoded as `{shortened(encoding)}`, which was not asked for")
     # the clients of httpx and httpx2, of which the hub uses one or the other, insist on a stream of their own class
     base = next(each for each in type(response.stream).__mro__ if each.__name__ == "SyncByteStream")
     response.stream = _checked(base)(response.stream, str(response.request.url).partition("?")[0], _limit.get())

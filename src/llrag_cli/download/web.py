@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +29,8 @@ def size_on_web(url: str, *, target: Path) -> int | None:
     with explained(url, host=_host(url)):
         response = session().head(url, headers=UNCOMPRESSED, follow_redirects=True)
     _require_success(response, url)
-    length = response.headers.get("Content-Length")
-    return int(length) if length else None
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,15}", length) else None
 
 
 def fetch_from_web(url: str, partial: Path, *, size: int, advance: Advance) -> None:

@@ -282,7 +282,10 @@ def denoise(
 def require_finite(finite: HostCopy, block: int) -> None:
     """Raise ``NotFiniteError`` unless all values of a block are finite, neither NaN nor infinite."""
     if not finite.tolist():
-        raise NotFiniteError(f"block {block} has NaN or infinite values", hint="try another dtype: bfloat16 or float32")
+        raise NotFiniteError(
+            f"block {block} has NaN or infinite values",
+            hint="try another dtype, bfloat16 or float32; in float32 too, the weights are damaged",
+        )
 
 
 @dataclass(frozen=True)

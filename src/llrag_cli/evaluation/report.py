@@ -339,8 +339,10 @@ def charts(longest: Sequence[Scored], runs: Mapping[Case, Run]) -> list[Chart]:
 
 
 def _curve(group: Sequence[Scored], series: Series, runs: Mapping[Case, Run]) -> Curve | None:
-    """A series of the videos of one memory; None where the backend or a clip has no number."""
+    """A series of the videos of one memory; None where the backend or a clip has no number, or a video more clips."""
     rows = [video.scores.per_clip.get(series.name, []) for video in group]
+    if len({len(row) for row in rows}) > 1:
+        return None
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=float)
     if values.size == 0 or np.isnan(values).all(axis=0).any():
         return None

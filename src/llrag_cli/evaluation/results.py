@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
@@ -16,8 +17,9 @@ from llrag_cli.evaluation.metrics.registry import GROUPS, METRICS, drift_metrics
 from llrag_cli.evaluation.metrics.score import Scores
 from llrag_cli.evaluation.run import Scored
 from llrag_cli.evaluation.statistics import average_ranks, holm, interval, sign_flip_test, win_rate
-from llrag_cli.files.guarded import UnreadableError, shortened
+from llrag_cli.files.guarded import UnreadableError, require_text, shortened
 from llrag_cli.formatting import listed
+from llrag_cli.runs.record import LONGEST
 
 MIN_PROMPTS = 5  # with fewer, a bootstrap over prompts gives intervals that are far too narrow
 UNCORRECTED = "†"  # marks a difference that is significant on its own alone
@@ -40,11 +42,11 @@ def compare(scored: Sequence[Scored], *, baseline: str, ranked: Sequence[str]) -
             hint="score every video with the same backend",
         )
     results = []
-    for backbone, seconds in dict.fromkeys((video.case.backbone, video.seconds) for video in scored):
-        tables: dict[str, dict[Pair, Scores]] = {}
-        for video in scored:
-            if (video.case.backbone, video.seconds) == (backbone, seconds):
-                tables.setdefault(video.case.memory, {})[video.case.number, video.case.seed] = video.scores
+    groups: dict[tuple[str, float], dict[str, dict[Pair, Scores]]] = {}
+    for video in scored:
+        tables = groups.setdefault((video.case.backbone, video.seconds), {})
+        tables.setdefault(video.case.memory, {})[video.case.number, video.case.seed] = video.scores
+    for (backbone, seconds), tables in groups.items():
         pairs = sorted(set.intersection(*(set(table) for table in tables.values())))
         if pairs:
             comparison = _compare_memories(tables, pairs, baseline=baseline, ranked=ranked)
@@ -208,6 +210,8 @@ def _clause(group: str, gaps: Mapping[str, Mapping[str, float]]) -> str:
 
 COLUMNS = ("backbone", "memory", "seconds", "prompt_number", "seed", "prompt", "backend")  # before the metrics
 MOST_ROWS = 200_000
+MOST_DIFFERENT = {"memory": 200, "backbone": 200, "seconds": 200, "prompt_number": 10_000}  # values of a column
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf(inity)?"  # as ``float`` reads it, but in ASCII, no `1_0`
 
 
 def as_csv(scored: Sequence[Scored]) -> str:
@@ -246,19 +250,46 @@ def from_csv(text: str) -> list[Scored]:
         raise UnreadableError(f"not valid CSV: {error}", line=rows.line_num) from None
     if not scored:
         raise UnreadableError("it has no rows")
+    _require_plausible(scored)
     return scored
+
+
+def _require_plausible(scored: Sequence[Scored]) -> None:
+    """Raise ``UnreadableError`` for more memories, prompts and so on than a comparison can take."""
+    different: Mapping[str, set[object]] = {
+        "memory": {video.case.memory for video in scored},
+        "backbone": {video.case.backbone for video in scored},
+        "seconds": {video.seconds for video in scored},
+        "prompt_number": {video.case.number for video in scored},
+    }
+    for name, values in different.items():
+        if len(values) > MOST_DIFFERENT[name]:
+            raise UnreadableError(
+                f"more than {MOST_DIFFERENT[name]} different values of `{name}`", hint="split the file"
+            )
 
 
 def _scored(row: Mapping[str, str], *, line: int) -> Scored:
     numbers: dict[str, float | None] = {}
     for name in ("seconds", "prompt_number", "seed", *METRICS):
         text = row.get(name, "")
-        try:
-            numbers[name] = float(text) if text or name not in METRICS else None
-        except ValueError:
-            raise UnreadableError(f"`{name}` is no number: `{shortened(text, 40)}`", line=line) from None
+        if not re.fullmatch(NUMBER, text, re.IGNORECASE | re.ASCII) and (text or name not in METRICS):
+            raise UnreadableError(f"`{name}` is no number: `{shortened(text, 40)}`", line=line)
+        numbers[name] = float(text) if text else None
         if (number := numbers[name]) is not None and not math.isfinite(number):
             raise UnreadableError(f"`{name}` is not finite", line=line)
-    seconds, number, seed = (numbers.pop(name) or 0.0 for name in ("seconds", "prompt_number", "seed"))
-    case = Case(row["backbone"], row["memory"], int(number), row["prompt"], int(seed))
+    for name in ("prompt_number", "seed"):  # a float would round large ones
+        if not re.fullmatch(r"-?\d{1,20}", row[name], re.ASCII):
+            raise UnreadableError(f"`{name}` is no whole number: `{shortened(row[name], 40)}`", line=line)
+    seconds, number, seed = numbers.pop("seconds") or 0.0, int(row["prompt_number"]), int(row["seed"])
+    for name in ("prompt_number", "seed"):
+        numbers.pop(name)
+    if not 0 < seconds <= LONGEST or number < 1:
+        raise UnreadableError(f"`seconds` or `prompt_number` is out of range: {seconds:g}, {number}", line=line)
+    for name in ("backbone", "memory", "backend"):
+        try:
+            require_text(row[name])
+        except UnreadableError as error:
+            raise UnreadableError(f"`{name}`: {error.reason}", hint=error.hint, line=line) from None
+    case = Case(row["backbone"], row["memory"], number, row["prompt"], seed)
     return Scored(case, seconds, Scores(frames=0, clips=0, metrics=numbers, per_clip={}), row["backend"])

@@ -89,7 +89,7 @@ class Bench:
         record = self._record(case)
         if record is None:
             return None
-        seconds = record.video_frames_written / record.fps
+        seconds = max(1, record.video_frames_written) / record.fps
         size = RunFolder(case.folder(self.root)).video.stat().st_size
         return record.seconds_of_work / seconds, size / seconds
 
@@ -230,7 +230,9 @@ def kept_scores(path: Path, config: RunConfig, backend: Backend) -> dict[str, Sc
 
     None if the video, the backend or the metrics have changed, or the file is damaged.
     """
-    names = [metric.name for metric in metrics_of(backend, sprites=family_of(config).shows_sprites)]
+    metrics = metrics_of(backend, sprites=family_of(config).shows_sprites)
+    names = [metric.name for metric in metrics]
+    series = {metric.series.name for metric in metrics if metric.series is not None}
     file = scores_file(path, backend)
     require_own(file)
     try:
@@ -240,5 +242,10 @@ def kept_scores(path: Path, config: RunConfig, backend: Backend) -> dict[str, Sc
         return {}
     if (content.schema_, content.backend, content.bytes) != expected:
         return {}
-    scores = {horizon: Scores(**dict(entry)) for horizon, entry in content.horizons.items()}
-    return {horizon: entry for horizon, entry in scores.items() if list(entry.metrics) == names}
+    return {
+        horizon: Scores(**dict(entry))
+        for horizon, entry in content.horizons.items()
+        if list(entry.metrics) == names
+        and entry.per_clip.keys() == series
+        and all(len(values) == entry.clips for values in entry.per_clip.values())
+    }

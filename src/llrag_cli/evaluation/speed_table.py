@@ -12,19 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llrag_cli.config import EightBit
 from llrag_cli.errors import UsageError, closest
 from llrag_cli.files.durable import create_folder, replace_text
-from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, read_bytes, shortened
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.formatting import human
 from llrag_cli.runs.statistics import versions
 
 Decoder = Literal["full", "tiny"]
+Seconds = Annotated[float, Field(ge=0, le=10.0**9)]
+Rate = Annotated[float, Field(ge=0, le=10.0**12)]
+Bytes = Annotated[int, Field(ge=0, le=2**60)]
 WORDS: Mapping[str, tuple[str, Any]] = {  # of a choice: the field that a word sets, and its value
     "eager": ("compiled", False),
     "compiled": ("compiled", True),
@@ -51,10 +54,13 @@ class Choice:
         fields: dict[str, Any] = {}
         for word in text.split("+"):
             if word not in WORDS:
-                raise UsageError(f"unknown word `{word}` in the choice `{text}`", hint=closest(word, WORDS))
+                problem = f"unknown word `{shortened(word)}` in the choice `{shortened(text)}`"
+                raise UsageError(problem, hint=closest(word, WORDS))
             field, value = WORDS[word]
             if field in fields:
-                raise UsageError(f"the choice `{text}` says twice how it differs", hint=f"one of {_words_of(field)}")
+                raise UsageError(
+                    f"the choice `{shortened(text)}` says twice how it differs", hint=f"one of {_words_of(field)}"
+                )
             fields[field] = value
         return cls(**fields)
 
@@ -86,6 +92,88 @@ def all_choices() -> list[Choice]:
     return [Choice(*each) for each in product((False, True), (False, True), get_args(Decoder), kinds)]
 
 
+class _Part(BaseModel):
+    """Of what a process printed, what a table reads; it may have more."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class _Generation(_Part):
+    block_seconds: Seconds
+
+
+class _EndToEnd(_Part):
+    pixel_fps: Rate
+
+
+class _Memory(_Part):
+    generation: _Generation
+    end_to_end: _EndToEnd
+    decode_seconds: Seconds
+    planned_bytes: Bytes
+    peak_bytes: Bytes | None
+
+
+class _Ratio(_Part):
+    median: Rate
+
+
+class _Ratios(_Part):
+    generation: _Ratio
+
+
+class _Speed(_Part):
+    """The result of ``bench speed --json``."""
+
+    backbone: str
+    weights: str
+    parameters: int = Field(ge=0)
+    width: int
+    height: int
+    dtype: str
+    device: str
+    threads: int
+    attention: str
+    blocks: int
+    frames_per_block: int
+    warmup: int
+    memories: dict[str, _Memory] = Field(min_length=1)
+    ratios: dict[str, _Ratios]
+    planned_bytes: Bytes
+    peak_memory_bytes: Bytes | None
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _of_the_same_memories(self) -> Self:
+        if {*self.ratios} != {*[*self.memories][1:]}:
+            raise ValueError("the ratios are not those of the memories")
+        return self
+
+
+class _Check(_Part):
+    """The result of ``checked``."""
+
+    dtype: str
+    compared: int = Field(ge=0)
+    failed: list[str]
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if len(self.failed) > self.compared:
+            raise ValueError("more failed than were compared")
+        return self
+
+
+def _is_result(result: Any, arguments: Sequence[str], memories: Sequence[str]) -> bool:
+    """Whether the process of these arguments could have printed this, so that a table can be made of it."""
+    model = _Check if arguments[0] == "verify" else _Speed
+    try:
+        found = model.model_validate(result)
+    except ValidationError:
+        return False
+    return isinstance(found, _Check) or [*found.memories] == [*memories]
+
+
 class Measured(Record):
     """How the process of a choice, or a check, ended."""
 
@@ -102,8 +190,8 @@ Run = Callable[[Sequence[str]], tuple[dict[str, Any] | None, str | None, float]]
 class Results:
     """The folder where results are kept, so that the same request measures only what is missing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, memories: Sequence[str]) -> None:
+        self.folder, self.memories = folder, tuple(memories)
 
     def find(self, name: str, arguments: Sequence[str]) -> Measured | None:
         """A result of the same arguments, versions and machine; None if it failed, is damaged or is not there."""
@@ -111,7 +199,8 @@ class Results:
             kept = parse_as(Measured, read_bytes(self._file(name), limit=MEGABYTE))
         except (OSError, UnreadableError):
             return None
-        return kept if kept.identity == identity_of(arguments) and kept.error is None else None
+        same = kept.identity == identity_of(arguments) and kept.command == tuple(arguments)
+        return kept if same and kept.error is None and _is_result(kept.result, arguments, self.memories) else None
 
     def measure(self, name: str, arguments: Sequence[str], run: Run) -> Measured:
         """The result that is kept, or else a new one."""
@@ -119,6 +208,8 @@ class Results:
         if kept is not None:
             return kept
         result, error, seconds = run(arguments)
+        if result is not None and not _is_result(result, arguments, self.memories):
+            result, error = None, "what it printed is not a result of this version"
         measured = Measured(
             identity=identity_of(arguments),
             command=tuple(arguments),

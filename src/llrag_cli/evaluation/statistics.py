@@ -46,7 +46,7 @@ def interval(
     """
     array = np.asarray(differences, dtype=float)
     names = list(range(len(array))) if clusters is None else list(clusters)
-    groups = {name: [index for index, cluster in enumerate(names) if cluster == name] for name in dict.fromkeys(names)}
+    groups = _groups(names)
     sums = np.array([np.nansum(array[group]) for group in groups.values()])
     counts = np.array([np.count_nonzero(~np.isnan(array[group])) for group in groups.values()])
     if not counts.sum():
@@ -55,6 +55,14 @@ def interval(
     means = sums[drawn].sum(axis=1) / np.maximum(1, counts[drawn].sum(axis=1))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def _groups(names: Sequence[object]) -> dict[object, list[int]]:
+    """The indices of each name."""
+    groups: dict[object, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    return groups
 
 
 def win_rate(differences: Sequence[float]) -> float:
@@ -75,7 +83,7 @@ def sign_flip_test(differences: Sequence[float], *, clusters: Sequence[object] |
     names = list(range(len(array))) if clusters is None else list(clusters)
     if np.isnan(array).all():
         return float("nan")
-    groups = {name: [index for index, cluster in enumerate(names) if cluster == name] for name in dict.fromkeys(names)}
+    groups = _groups(names)
     sums = np.array([np.nansum(array[group]) for group in groups.values()])
     observed = abs(sums.sum()) * (1 - 1e-9)  # equal but for rounding counts as equal
     if len(sums) <= EXACT_CLUSTERS:

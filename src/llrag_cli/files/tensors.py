@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -39,6 +40,8 @@ SHARED = 4  # tensors of a pickled checkpoint that may be views of the same byte
 def read_file(path: Path) -> Any:
     """The content of a checkpoint: nested dicts of tensors for ``.pt``, one flat dict for safetensors."""
     try:
+        if path.exists() and not path.is_file():  # a device may never end
+            raise ValueError("it is not a regular file")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -56,6 +59,32 @@ def read_file(path: Path) -> Any:
         if out_of_memory(error):
             raise
         raise damaged(path, error) from error
+
+
+def read_state(path: Path, *, model: str) -> State:
+    """The tensors of a checkpoint that holds them by name, and nothing else."""
+    content = read_file(path)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise LlragError(f"`{path}` does not hold tensors by name", hint=f"these are not the weights of {model}")
+    return dict(content)
+
+
+def write_file(state: State, path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write safetensors; equal tensors and metadata give equal bytes, which the library alone does not promise."""
+    from safetensors.torch import save_file
+
+    save_file(state, path, metadata=dict(metadata))
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise RuntimeError(f"the header of {path.name} is {length} bytes long, {len(text)} when it is sorted")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
@@ -94,9 +123,11 @@ def _require_stored(path: Path) -> None:
 
 
 def _require_within(content: Any, size: int) -> None:
-    """Raise an error if tensors claim more bytes than their file has, as those of stride 0 do."""
+    """Raise an error if tensors claim more bytes than their file has, as those of stride 0 do, or have no values."""
     claimed = 0
     for tensor in _tensors(content):
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError("it holds tensors of another kind than plain numbers")
         claimed += tensor.numel() * tensor.element_size()
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() or claimed > SHARED * size:
             raise ValueError("its tensors are larger than the file")
@@ -146,6 +177,17 @@ def require_tensors(state: Mapping[str, Tensor], names: Iterable[str], *, source
         raise LlragError(f"`{source}` lacks {name_some(missing)}", hint=f"these are not the weights of {model}")
 
 
+def require_axes(state: Mapping[str, Tensor], axes: Mapping[str, int], *, source: str, model: str) -> None:
+    """As ``require_tensors``; none of them may be empty or have another number of axes."""
+    require_tensors(state, axes, source=source, model=model)
+    for name, count in axes.items():
+        if state[name].ndim != count or not state[name].numel():
+            raise LlragError(
+                f"`{source}` has `{shortened(name)}` of shape {[*state[name].shape]}, not of {count} axes",
+                hint=f"these are not the weights of {model}",
+            )
+
+
 def load_strictly(module: nn.Module, state: State, *, source: str) -> None:
     """Fill a module; a missing, extra or misshapen tensor is an error that names it, and nothing is loaded."""
     expected = module.state_dict()
@@ -176,6 +218,16 @@ def require_floating(state: Mapping[str, Tensor], *, source: str) -> None:
             raise LlragError(
                 f"`{source}` has `{shortened(name)}` in {dtype}, not in a floating-point type",
                 hint="the file is damaged, or was written by another program",
+            )
+
+
+def require_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise an error if a tensor of weights has NaN or infinite values."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise LlragError(
+                f"`{source}` has values in `{shortened(name)}` that are not finite",
+                hint="the file is damaged; replace it",
             )
 
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from llrag_cli.errors import LlragError
 from llrag_cli.files.guarded import UnreadableError, shortened
 from llrag_cli.files.records import parse_as
-from llrag_cli.files.tensors import load_strictly, read_file, read_metadata
+from llrag_cli.files.tensors import load_strictly, read_file, read_metadata, require_finite
+
+PROBE = 16  # height and width of the noise that a loaded encoder is tried on
 
 
 class EncoderConfig(BaseModel):
@@ -130,6 +132,7 @@ def load_encoder(path: Path, *, device: torch.device | None = None) -> LatentAut
     if not isinstance(model, Mapping) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
         raise LlragError(f"`{path}` is not a retrieval encoder: its `model` does not hold tensors", hint=hint)
     autoencoder = encoder_from(content["model"], content["config"], source=str(path))
+    _require_keys(autoencoder, source=str(path))
     return autoencoder if device is None else autoencoder.to(device)
 
 
@@ -154,9 +157,20 @@ def encoder_from(state: Mapping[str, Tensor], config: Mapping[str, Any], *, sour
     with torch.device("meta"):  # nothing is allocated before the shapes are known to be right
         autoencoder = LatentAutoencoder(sizes).eval().requires_grad_(requires_grad=False)
     load_strictly(autoencoder, dict(state), source=source)
-    if not all(tensor.isfinite().all() for tensor in autoencoder.state_dict().values()):
-        raise LlragError(f"`{source}` has values that are not finite", hint="the file is damaged; replace it")
-    return autoencoder.float()
+    autoencoder.float()  # float64 may overflow, and float8 has no comparisons
+    require_finite(autoencoder.state_dict(), source=source)
+    return autoencoder
+
+
+@torch.no_grad()
+def _require_keys(autoencoder: LatentAutoencoder, *, source: str) -> None:
+    """Raise an error unless the encoder makes a key of noise: finite weights may still overflow or cancel out."""
+    config = autoencoder.config
+    height, width = min(config.spatial_h, PROBE), min(config.spatial_w, PROBE)
+    noise = torch.randn(1, config.in_channels, height, width, generator=torch.Generator().manual_seed(0))
+    key = autoencoder(noise)
+    if not key.isfinite().all() or not key.any():
+        raise LlragError(f"`{source}` makes no keys: its output is not finite, or zero", hint="use another encoder")
 
 
 def _metadata_config(path: Path) -> dict[str, Any]:

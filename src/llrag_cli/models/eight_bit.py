@@ -130,13 +130,13 @@ class EightBitFile:
 
     def write(self, transformer: Any) -> None:
         """Keep a transformer; where that is not possible, the next start takes as long as this one."""
-        from safetensors.torch import save_file
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
         from llrag_cli.files.durable import replacing
+        from llrag_cli.files.tensors import write_file
 
         tensors, metadata = flatten_tensor_state_dict(
             {f"{_ROOT}{name}": tensor for name, tensor in transformer.state_dict().items()}
         )
         with suppress(LlragError), replacing(self.path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            write_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)

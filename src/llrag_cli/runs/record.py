@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from llrag_cli.cache.tiers import EXACT
 from llrag_cli.config import RunConfig
 from llrag_cli.errors import DamagedRunError, RunDiffersError, RunSchemaError, UsageError
-from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, reason_of
+from llrag_cli.files.guarded import MEGABYTE, UnreadableError, parse_json, reason_of, shortened
 from llrag_cli.files.records import Record, parse_as
 from llrag_cli.models.layouts import CONTIGUOUS, Layout
 from llrag_cli.runs.statistics import ArchiveUse
@@ -25,7 +25,8 @@ LARGEST = 16 * MEGABYTE  # bytes of `run.json`
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
-Duration = Annotated[float, Field(ge=0, le=10.0**12)]
+MOST_WORK = 10.0**12  # seconds
+Duration = Annotated[float, Field(ge=0, le=MOST_WORK)]
 
 
 class RunRecord(Record):
@@ -122,6 +123,12 @@ def require_length(seconds: float) -> None:
         raise UsageError(
             f"a video cannot last {seconds:g} seconds", hint=f"its length is more than 0 and at most {LONGEST:g} s"
         )
+
+
+def require_seed(seed: int) -> None:
+    """Raise an error unless noise can be drawn from ``seed``."""
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"the seed {shortened(seed)} is too large", hint="a seed is less than 2^64")
 
 
 def parse_record(text: str | bytes, path: Path) -> RunRecord:

@@ -16,7 +16,7 @@ from llrag_cli.memory.strategies import RetrievalMemory
 from llrag_cli.models.vae import Decoder, DecoderStream, stream_after_cut
 from llrag_cli.runs.folder import BlockMemory, RunFolder
 from llrag_cli.runs.journal import Committed, Journal
-from llrag_cli.runs.record import RunRecord
+from llrag_cli.runs.record import MOST_WORK, RunRecord
 from llrag_cli.runs.sink import VideoSink
 from llrag_cli.runs.statistics import ArchiveUse
 from llrag_cli.runs.video import SegmentedVideo
@@ -81,7 +81,7 @@ class RunWriter:
 
     def finish(self, outcome: dict[str, Any], *, elapsed: float, peak: int | None) -> None:
         """Close the files; an error in that is raised only if the run itself did not fail."""
-        elapsed += self.record.seconds_of_work
+        elapsed = min(elapsed + self.record.seconds_of_work, MOST_WORK)
         self.record = self.record.updated(
             **outcome,
             blocks_committed=self._journal.blocks,

@@ -153,13 +153,17 @@ class Service:
 
     def switch(self, video: Video, prompt: str, *, cut: bool) -> Switch:
         """Ask for another prompt from the next block of a video on."""
+        return self.queue.switch(video, self.require_prompt(video, prompt), cut=cut)
+
+    def require_prompt(self, video: Video, prompt: str) -> str:
+        """A prompt for the next part of a video; raises ``ApiError`` for one that its model cannot read."""
         prompt, config = require_prompt(prompt, self.settings), config_of(video)
         if config is not None:
             try:
                 require_words(config, [prompt])
             except UsageError as error:
                 raise refused(error, param="prompt") from None
-        return self.queue.switch(video, prompt, cut=cut)
+        return prompt
 
     def frame(self, video: Video, latent_frame: int) -> bytes | None:
         """A small picture of the first video frame of a latent frame; those of references have negative numbers."""

@@ -23,7 +23,6 @@ from llrag_cli.serve.plans import (
     RemixFields,
     SwitchFields,
     require_added,
-    require_prompt,
 )
 from llrag_cli.serve.problems import ApiError
 from llrag_cli.serve.queue import Video
@@ -70,7 +69,7 @@ def video_routes(service: Service) -> APIRouter:
                     return shown(service.extend_file(Fields.model_validate(values), file.file)[0])
                 fields.require_plain()
                 video = queue.get(identifier or "")
-                prompt = None if fields.prompt is None else require_prompt(fields.prompt, settings)
+                prompt = None if fields.prompt is None else service.require_prompt(video, fields.prompt)
                 queue.extend(video, seconds=require_added(fields.seconds, settings), prompt=prompt, cut=fields.cut)
                 return shown(video)
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llrag_cli.errors import LlragError
+from llrag_cli.files.tensors import State
 from llrag_cli.models.embedded.model import load_backbone, weights_folder
 from llrag_cli.models.embedded.storage import packed, unpacked
 
@@ -35,11 +36,44 @@ def test_rows_of_zeros_stay_zero() -> None:
     assert torch.equal(unpacked(packed({"a": matrix}))["a"][3], torch.zeros(64))
 
 
-def test_integers_without_scales_are_refused(tmp_path: Path) -> None:
-    content = load_file(WEIGHTS)
-    name = "transformer.blocks.0.attn1.to_q.weight"
-    for damage in ({f"{name}.scale": None}, {f"{name}.scale": torch.ones(3)}, {f"{name}.scale": torch.ones(1)}):
-        broken = {key: value for key, value in {**content, **damage}.items() if value is not None}
-        save_file(broken, tmp_path / "broken.safetensors")
-        with pytest.raises(LlragError, match=r"`transformer\.blocks\.0\.attn1\.to_q\.weight` in int8"):
-            load_backbone(tmp_path / "broken.safetensors")
+NAME = "transformer.blocks.0.attn1.to_q.weight"
+SCALES = load_file(WEIGHTS)[f"{NAME}.scale"]
+VECTOR = "transformer.blocks.0.attn1.to_q.bias"
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ({f"{NAME}.scale": None}, "in int8, without scales"),
+        ({f"{NAME}.scale": torch.ones(3)}, r"scales of shape \[3\] for the 128 rows"),
+        ({f"{NAME}.scale": torch.ones(1)}, r"scales of shape \[1\]"),
+        ({f"{NAME}.scale": torch.ones(128, 1)}, r"scales of shape \[128, 1\]"),
+        *(({f"{NAME}.scale": SCALES * wrong}, "not positive numbers") for wrong in (-1, 0, torch.nan, torch.inf)),
+        ({f"{NAME}.scale": SCALES.double() * 1e300}, "not positive numbers"),
+        ({f"{NAME}.scale": torch.ones(128, dtype=torch.int64)}, "not positive numbers"),
+        ({NAME: torch.ones(128, 128)}, "scales for `.*`, which is not a matrix of bytes"),
+        ({f"{VECTOR}.scale": torch.ones(128)}, "scales for `.*`, which is not a matrix of bytes"),
+        ({f"{NAME}.scale": torch.full((128,), 3e38)}, "not finite"),
+        ({f"{NAME}.scale.scale": torch.ones(1)}, "has scales for|has unknown"),
+        ({VECTOR: torch.full((128,), torch.nan)}, f"`{VECTOR}` that are not finite"),
+        ({VECTOR: torch.full((128,), 1e300, dtype=torch.float64)}, f"`{VECTOR}` that are not finite"),
+    ],
+)
+def test_what_packing_does_not_write_is_refused(tmp_path: Path, damage: State, problem: str) -> None:
+    broken = {key: value for key, value in {**load_file(WEIGHTS), **damage}.items() if value is not None}
+    save_file(broken, tmp_path / "broken.safetensors")
+    with pytest.raises(LlragError, match=problem):
+        load_backbone(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize("content", [[1], {"model": {}}, {1: torch.ones(1)}, {"a": "b"}])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(LlragError, match="does not hold tensors by name"):
+        load_backbone(tmp_path / "w.pt")
+
+
+def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "w.pt")
+    with pytest.raises(LlragError, match="tensors of another kind"):
+        load_backbone(tmp_path / "w.pt")

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from llrag_cli.config import EMBEDDED_SHAPE
-from llrag_cli.files.tensors import load_strictly, read_file
+from llrag_cli.files.tensors import load_strictly, read_state, require_finite
 from llrag_cli.models.embedded.storage import unpacked
 from llrag_cli.models.embedded.text import TinyText
 from llrag_cli.models.embedded.vae import TinyVAE
@@ -41,7 +41,9 @@ def new_transformer(*, seed: int = 0) -> WanTransformer3DModel:
 def load_vae(path: Path) -> TinyVAE:
     """The embedded VAE from its file, in float32."""
     vae = TinyVAE().eval().requires_grad_(requires_grad=False)
-    load_strictly(vae, {name: tensor.float() for name, tensor in read_file(path).items()}, source=str(path))
+    state = {name: tensor.float() for name, tensor in read_state(path, model="the embedded VAE").items()}
+    load_strictly(vae, state, source=str(path))
+    require_finite(state, source=str(path))
     return vae
 
 
@@ -62,5 +64,5 @@ def load_backbone(path: Path) -> tuple[WanTransformer3DModel, TinyText]:
     transformer, text = WanTransformer3DModel(**TRANSFORMER), TinyText()
     transformer.rope = nn.Identity()  # whoever uses the transformer brings its own
     both = nn.ModuleDict({"transformer": transformer, "text": text}).eval().requires_grad_(requires_grad=False)
-    load_strictly(both, unpacked(read_file(path)), source=str(path))
+    load_strictly(both, unpacked(read_state(path, model="the embedded backbone"), source=str(path)), source=str(path))
     return transformer, text

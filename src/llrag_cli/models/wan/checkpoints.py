@@ -58,7 +58,9 @@ def generator_state(content: Mapping[str, Any], *, ema: bool, source: str = "che
         )
     else:
         state = content.get("model", content)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise LlragError(
             f"`{source}` is not a generator checkpoint: its keys are {name_some(content)}",
             hint=_EXPECTED,
@@ -125,8 +127,10 @@ def transformer_arguments(shape: ModelShape) -> dict[str, Any]:
 def lora_state(content: Mapping[str, Any], *, source: str = "LoRA") -> State:
     """A LoRA's tensors as ``blocks.0.self_attn.q.lora_A.weight``, from ``{'generator_lora': ...}`` or bare."""
     state = content.get("generator_lora", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise LlragError(f"`{source}` is not a LoRA: it holds no tensors", hint="expected `lora_A` and `lora_B`")
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise LlragError(
+            f"`{source}` is not a LoRA: it holds no tensors by name", hint="expected `lora_A` and `lora_B`"
+        )
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     wrong = [
         name

@@ -186,7 +186,7 @@ class WanFamily:
 
     def load_decoder(self, config: RunConfig, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         """As ``Family.load_decoder``."""
-        from llrag_cli.files.tensors import read_file
+        from llrag_cli.files.tensors import read_state
         from llrag_cli.models.wan.tiny_decoder import TinyWanDecoder, tiny_network_from
         from llrag_cli.models.wan.vae import WanDecoder, load_vae
 
@@ -199,7 +199,8 @@ class WanFamily:
         if config.video.decoder == "full":
             return full()
         file = files["video.decoder"]
-        return TinyWanDecoder(tiny_network_from(read_file(file), source=str(file), dtype=dtype).to(device), full)
+        state = read_state(file, model="the tiny decoder")
+        return TinyWanDecoder(tiny_network_from(state, source=str(file), dtype=dtype).to(device), full)
 
     def example_prompts(self, count: int, *, seed: int) -> list[str] | None:
         """As ``Family.example_prompts``: none."""

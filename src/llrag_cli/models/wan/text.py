@@ -20,8 +20,17 @@ from torch import Tensor
 
 from llrag_cli.errors import LlragError, LlragWarning
 from llrag_cli.files.durable import create_folder, replacing
-from llrag_cli.files.tensors import State, load_strictly, read_file, read_metadata, read_shapes, require_tensors
+from llrag_cli.files.tensors import (
+    State,
+    load_strictly,
+    read_file,
+    read_metadata,
+    read_shapes,
+    read_state,
+    require_axes,
+)
 from llrag_cli.models.wan.base import TEXT_LENGTH, WanBase, reading
+from llrag_cli.models.wan.checkpoints import layers_of
 
 _T5_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^token_embedding\.", "shared."),
@@ -176,7 +185,7 @@ def load_text_encoder(base: WanBase, dtype: torch.dtype) -> Any:
 
     path = base.text_encoder
     if base.original:
-        return umt5_from(read_file(path), source=str(path), dtype=dtype).eval()
+        return umt5_from(read_state(path, model="Wan's UMT5 text encoder"), source=str(path), dtype=dtype).eval()
     disable_progress_bar()
     with reading(path, kind="a text encoder"):
         return UMT5EncoderModel.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
@@ -195,8 +204,11 @@ def umt5_from(state: Mapping[str, Tensor], *, source: str, dtype: torch.dtype | 
     """A ``UMT5EncoderModel`` from the original checkpoint's tensors, sizes read from them; strict."""
     from transformers import UMT5Config, UMT5EncoderModel
 
+    layers = layers_of(dict(state))
+    numbered = (f"blocks.{number}.attn.q.weight" for number in range(layers) if layers <= len(state))
     needed = ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.fc1.weight")
-    require_tensors(state, needed, source=source, model="Wan's UMT5 text encoder")
+    axes = dict.fromkeys((*needed, "blocks.0.attn.q.weight", *numbered, f"blocks.{layers - 1}.attn.q.weight"), 2)
+    require_axes(state, axes, source=source, model="Wan's UMT5 text encoder")
     vocabulary, width = state["token_embedding.weight"].shape
     buckets, heads = state["blocks.0.pos_embedding.embedding.weight"].shape
     config = UMT5Config(
@@ -204,7 +216,7 @@ def umt5_from(state: Mapping[str, Tensor], *, source: str, dtype: torch.dtype | 
         d_model=width,
         d_kv=state["blocks.0.attn.q.weight"].shape[0] // heads,
         d_ff=state["blocks.0.ffn.fc1.weight"].shape[0],
-        num_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        num_layers=layers,
         num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",

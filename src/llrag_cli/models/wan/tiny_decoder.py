@@ -163,7 +163,7 @@ def tiny_network_from(state: Mapping[str, Tensor], *, source: str, dtype: torch.
         if name.startswith(ENCODER):
             continue
         layer = made.get(name)
-        if isinstance(layer, MoreFrames) and len(value) > len(layer.conv.weight):
+        if isinstance(layer, MoreFrames) and value.ndim and len(value) > len(layer.conv.weight):
             value = value[-len(layer.conv.weight) :]
         own[name] = value.to(dtype) if value.is_floating_point() else value
     load_strictly(network, own, source=source)

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
-from llrag_cli.errors import UnsupportedModelError
-from llrag_cli.files.tensors import State, load_strictly, read_file, require_tensors
+from llrag_cli.errors import LlragError, UnsupportedModelError
+from llrag_cli.files.tensors import State, load_strictly, read_state, require_axes
 from llrag_cli.models.compiled_calls import CompiledCalls
 from llrag_cli.models.layouts import CONTIGUOUS, Layout
 from llrag_cli.models.measuring import PeakMemory
@@ -141,7 +141,7 @@ def require_vae(config: Mapping[str, Any], *, source: str) -> None:
 def load_vae(base: WanBase, dtype: torch.dtype) -> AutoencoderKLWan:
     """The VAE of a folder, in a dtype."""
     if base.original:
-        vae: AutoencoderKLWan = wan_vae_from(read_file(base.vae), source=str(base.vae)).to(dtype)
+        vae: AutoencoderKLWan = wan_vae_from(read_state(base.vae, model="Wan's VAE"), source=str(base.vae)).to(dtype)
         return vae
     require_vae(base.vae_config(), source=str(base.vae))
     with reading(base.vae, kind="a VAE"):
@@ -217,13 +217,18 @@ def wan_vae_from(state: Mapping[str, Tensor], *, source: str, **sizes: Any) -> A
     """
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-    require_tensors(state, ("decoder.head.2.weight", "conv2.weight"), source=source, model="Wan's VAE")
+    require_axes(state, {"decoder.head.2.weight": 5, "conv2.weight": 5}, source=source, model="Wan's VAE")
     colours, width = state["decoder.head.2.weight"].shape[:2]
     channels = state["conv2.weight"].shape[0]
     if colours != 3:
         reason = f"its frames have {colours} channels, not 3, as in the VAE of Wan2.2"
         raise UnsupportedModelError(source, reason, hint=_HINT)
     vae = AutoencoderKLWan(base_dim=width, z_dim=channels, **sizes)
-    converted: State = convert_wan_vae_to_diffusers(dict(state))
+    try:
+        converted: State = convert_wan_vae_to_diffusers(dict(state))
+    except (ValueError, LookupError, AttributeError):  # names that it takes apart
+        raise LlragError(
+            f"`{source}` has tensors under unknown names", hint="these are not the weights of Wan's VAE"
+        ) from None
     load_strictly(vae, {name: tensor.float() for name, tensor in converted.items()}, source=source)
     return vae

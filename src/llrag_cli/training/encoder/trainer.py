@@ -20,13 +20,12 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llrag_cli.errors import LlragError, TrainingDiffersError, UsageError
 from llrag_cli.evaluation.encoder.quality import Geometry, quality
 from llrag_cli.files.guarded import reason_of
-from llrag_cli.files.tensors import read_file
+from llrag_cli.files.tensors import read_file, write_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.training.encoder.config import EncoderTraining
 from llrag_cli.training.encoder.data import LatentPool, batches
@@ -208,7 +207,7 @@ class EncoderTrainer:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             about = {"config": model.config.model_dump_json(), "training": self.training.model_dump_json()}
             with folder.replacing(folder.out) as path:
-                save_file(tensors, path, metadata=about)
+                write_file(tensors, path, metadata=about)
         record["best_epoch"] = self.best_epoch
         lines = [json.dumps(each) for each in [*folder.records()[: record["epoch"] - 1], record]]
         with folder.replacing(folder.metrics) as path:
