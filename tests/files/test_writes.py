@@ -14,7 +14,7 @@ FREE = {  # modules that may write by themselves, and why
     "files.durable": "it is the helper",
     "cli.streams": "opens the null device",
     "download.web": "writes the partial file of a download, under the lock of its folder",
-    "download.convert": "safetensors writes into a temporary folder, and `replacing` takes the file from there",
+    "files.tensors": "puts the header in order of a file that `replacing` has not put in place yet",
     "serve.decoding": "writes into the temporary folder of an upload",
     "serve.exports": "writes into the temporary folder of a download",
     "serve.uploads": "writes into the temporary folder of an upload",
