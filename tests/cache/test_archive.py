@@ -182,6 +182,13 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         DiskPool(1, 64, folder=tmp_path / "nowhere")
 
 
+def test_space_is_reserved_where_the_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file.fileno(), 2_500_000)
+    assert (tmp_path / "file").stat().st_size == 2_500_000
+
+
 def test_tiers_need_more_slots_where_a_page_costs_a_pass() -> None:
     assert archive.slots_of("host", 6) == 6
     assert archive.slots_of("recompute", 6) == 12

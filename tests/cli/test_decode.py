@@ -67,6 +67,15 @@ class Stuck(TinyDecoder):
         return Stream()
 
 
+def test_a_decoded_run_is_told_block_by_block(run: RunFolder) -> None:
+    told: list[int] = []
+    record = run.read_record()
+    decoder = TinyDecoder(load_vae(weights_folder() / "vae.safetensors"))
+    made = decode_run(run, record.config, decoder, device=torch.device("cpu"), on_block=told.append)
+    assert told == [*range(1, run.blocks_committed() + 1)]
+    assert made == run.read_record() and made.video_frames_written == record.video_frames_written
+
+
 def test_until_the_end_an_interruption_changes_nothing(run: RunFolder) -> None:
     before = contents(run)
     config: RunConfig = run.read_record().config

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gpu_machine import CUDA, Machine, Video, fake_machine
+from llrag_cli.cache.pages import PIECE
 from llrag_cli.config import ModelShape
 from llrag_cli.errors import LlragWarning
 from llrag_cli.planning import plan
@@ -159,6 +160,7 @@ def test_the_window_is_freed_after_it_is_archived(machine: Machine, monkeypatch:
 def test_host_memory_is_locked_in_pieces_by_the_thread_that_writes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert PIECE == 2**30  # bytes, as docs/performance.md says
     monkeypatch.setattr("llrag_cli.cache.pages.PIECE", 2**19)
     machine.make(*SMALL, "memory.archive=host", blocks=8)
     calls = machine.gpu.runtime.calls

@@ -33,6 +33,7 @@ from llrag_cli.runs.commits import VideoMark
 from llrag_cli.runs.folder import BlockMemory
 from llrag_cli.runs.journal import Committed
 from llrag_cli.runs.maker import Existing
+from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord
 from llrag_cli.runs.writer import decoder_at
 from llrag_cli.scenes.timeline import ShotSpan, one_shot
@@ -192,7 +193,10 @@ def test_changed_latents_are_named(pipeline: Pipeline, whole: RunFolder, tmp_pat
 
 def test_a_longer_video_is_the_same_as_one_made_at_once(pipeline: Pipeline, whole: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    make_video(pipeline, PROMPT, folder, seconds=3)
+    told: list[Progress] = []
+    make_video(pipeline, PROMPT, folder, seconds=3, on_progress=told.append)
+    assert [state.done for state in told if state.done] == [1, 2, 3]
+    assert told[-1].seconds_of_video == told[-1].new_seconds == 33 / 8  # nine latent frames are 33 at 8 fps
     with pytest.raises(UsageError, match="is a run of 3 s and cannot be shortened to 2 s"):
         resume_video(pipeline, folder, seconds=2)
     resume_video(pipeline, folder, seconds=SECONDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,18 @@ def test_times_go_on(tmp_path: Path) -> None:
     kinds = [box.kind for box in boxes(content)]
     assert kinds[:2] == ["ftyp", "moov"]
     assert kinds[2:] == ["moof", "mdat"] * kinds.count("moof")
+    numbers, times, counts = [], [], []
+    for fragment in (box for box in boxes(content) if box.kind == "moof"):
+        inner = {box.kind: box for box in boxes(content, fragment.content, fragment.end)}
+        track = {box.kind: box for box in boxes(content, inner["traf"].content, inner["traf"].end)}
+        numbers += struct.unpack_from(">I", content, inner["mfhd"].content + 4)
+        times += struct.unpack_from(
+            ">Q" if content[track["tfdt"].content] else ">I", content, track["tfdt"].content + 4
+        )
+        counts += struct.unpack_from(">I", content, track["trun"].content + 4)
+    assert numbers == [*range(1, len(numbers) + 1)] and sum(counts) == 33
+    ticks = times[1] // counts[0]
+    assert ticks > 0 and times == [ticks * frames for frames in accumulate(counts[:-1], initial=0)]
     again = split_fragments(content)
     assert (again.frames, again.opening + again.body) == (33, content)
     assert video.frames == 33
