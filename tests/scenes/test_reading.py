@@ -206,6 +206,13 @@ def test_the_text_of_a_scene_is_read_without_a_file() -> None:
             scene_from_text(text)
 
 
+def test_a_misspelt_key_is_named_rather_than_what_it_leaves_missing(tmp_path: Path) -> None:
+    problem, hint = error_of(written(tmp_path, "shots:\n- {promt: a fox, seconds: 1}\n"))
+    assert problem.endswith("unknown key `promt`") and "`prompt`" in hint
+    problem, _ = error_of(written(tmp_path, "shots:\n- {prompt: a fox, seconds: x, colour: 1}\n"))
+    assert "`seconds` must be a number" in problem  # both are wrong, and it comes first
+
+
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 

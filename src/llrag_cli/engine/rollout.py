@@ -374,9 +374,9 @@ def new_cache(
     *,
     block: int,
     frames: int,
-    references: int = 0,
-    pinned: int = 0,
-    scratch: Path | None = None,
+    references: int,
+    pinned: int,
+    scratch: Path | None,
 ) -> WanKVCache:
     """An empty cache with capacity for what a memory can attend to in a video of so many frames.
 
