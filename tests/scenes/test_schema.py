@@ -80,6 +80,11 @@ def test_all_problems_are_reported_each_at_its_place() -> None:
     ]
 
 
+def test_a_home_folder_that_is_nobodys_is_left_as_it_is() -> None:
+    assert scene(shot(), image="~nobody-at-all/a.png").image == Path("~nobody-at-all/a.png")
+    assert scene(shot(), image="~/a.png").image == Path.home() / "a.png"
+
+
 def test_of_many_problems_the_first_twenty_are_reported() -> None:
     with pytest.raises(ValidationError) as raised:
         scene(*(shot(remember=[f"shot {number}"]) for number in range(30)))
