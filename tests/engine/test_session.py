@@ -118,6 +118,10 @@ def test_frames_are_decoded_in_order_whenever_they_are_asked_for(pipeline: Pipel
         for block in session:  # the others are not kept
             if block.index == 3:
                 assert torch.equal(block.frames, expected[3])
+    with pipeline.start(PROMPTS[0], seconds=6) as session:
+        for _ in range(3):
+            next(session)  # not even the block before is kept, but its latents are
+        assert torch.equal(next(session).frames, expected[3])
 
 
 def test_frames_that_nobody_asks_for_cost_no_memory(pipeline: Pipeline) -> None:
