@@ -18,7 +18,7 @@ from torch import Tensor
 from conftest import Llrag
 from llrag_cli.errors import ExportFolderError, LlragError, UsageError
 from llrag_cli.files.ffmpeg import ffmpeg
-from llrag_cli.runs import edit
+from llrag_cli.runs import edit, export
 from llrag_cli.runs.edit import write_otio
 from llrag_cli.runs.export import (
     MANIFEST,
@@ -293,3 +293,21 @@ def test_the_command_refuses_before_it_works(llrag: Llrag, tmp_path: Path, monke
 def test_seeds_that_a_timeline_cannot_hold_are_text(tmp_path: Path, seed: int, written: int | str) -> None:
     write_otio(tmp_path / "timeline.otio", shot_files(SHOTS), name="orchids", fps=FPS, seed=seed)
     assert json.loads((tmp_path / "timeline.otio").read_text())["metadata"]["llrag"]["seed"] == written
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "said"),
+    [
+        (-9, "half a line", "ffmpeg was killed by signal 9"),
+        (1, "first\nlast\n", "last"),
+        (1, "", "ffmpeg stopped"),
+        (0, "", "ffmpeg stopped"),
+    ],
+)
+def test_why_ffmpeg_failed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, said: str
+) -> None:
+    done = subprocess.CompletedProcess(["ffmpeg"], code, stdout="", stderr=stderr)
+    monkeypatch.setattr(export, "run_ffmpeg", lambda *_, **__: done)
+    with pytest.raises(LlragError, match=rf"cannot be read as a video: {said}$"):
+        count_frames(tmp_path / "video.mp4")
