@@ -18,6 +18,7 @@ from llrag_cli import LlragError, Pipeline, load_config
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
+from llrag_cli.engine.timing import TimedBlocks
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.models.wan.transformer import WanSession, _bound
 
@@ -246,3 +247,8 @@ def test_a_pipeline_is_loaded_by_name_by_file_or_from_a_configuration(tmp_path: 
     assert Pipeline.load("tiny").config == load_config("tiny")
     assert Pipeline.load(config).config == config
     assert Pipeline.load(file).config == config
+
+
+def test_the_speed_of_timed_blocks_is_in_frames_of_video() -> None:
+    blocks = tuple(torch.zeros(1, frames, 3, 8, 6) for frames in (9, 12))
+    assert TimedBlocks(blocks, 0.5).frames_per_second == 42

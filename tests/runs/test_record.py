@@ -24,7 +24,7 @@ from llrag_cli.errors import (
     UnwritableError,
 )
 from llrag_cli.presets import load_config
-from llrag_cli.runs.folder import RunFolder
+from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line
 from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
 from llrag_cli.runs.statistics import peak_memory
@@ -234,3 +234,12 @@ def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for platform, size in (("linux", 3072), ("darwin", 3)):  # Linux counts in units of 1024 bytes
         monkeypatch.setattr("sys.platform", platform)
         assert peak_memory(torch.device("cpu")) == size
+
+
+def test_the_memory_log_is_readable_as_it_is() -> None:
+    line = memory_line(2, BlockMemory(6, (1, -1), (0.12345678, 1.0), ("Bjorn på taket", "猫")))
+    assert line == (
+        b'{"block": 2, "frame": 6, "retrieved": [1, -1], "similarities": [0.123457, 1.0], "sources": '
+        + '["Bjorn på taket", "猫"]}\n'.encode()
+    )
+    assert memory_line(0, BlockMemory(0)) == b'{"block": 0, "frame": 0, "retrieved": [], "similarities": []}\n'

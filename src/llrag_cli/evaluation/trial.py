@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llrag_cli.config import RunConfig
 from llrag_cli.engine.pipeline import Pipeline
-from llrag_cli.engine.trial import time_blocks
+from llrag_cli.engine.timing import time_blocks
 from llrag_cli.evaluation.metrics.inputs import Backend
 from llrag_cli.evaluation.metrics.score import score
 from llrag_cli.evaluation.study import unit_range

@@ -10,7 +10,7 @@ from pathlib import Path
 from llrag_cli.config import Location
 from llrag_cli.engine.devices import find_device
 from llrag_cli.engine.pipeline import memory_plan
-from llrag_cli.engine.trial import time_blocks
+from llrag_cli.engine.timing import time_blocks
 from llrag_cli.errors import LlragError
 from llrag_cli.files.resources import free_memory
 from llrag_cli.models.family import family_of

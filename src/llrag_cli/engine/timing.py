@@ -15,7 +15,7 @@ TIMED = 2  # blocks, after as many as fill the window
 
 
 @dataclass(frozen=True)
-class Trial:
+class TimedBlocks:
     """Blocks that were generated and decoded, and how long that took."""
 
     frames: tuple[Tensor, ...]  # of each block [1, t, 3, H, W], in [-1, 1], on the CPU
@@ -27,7 +27,9 @@ class Trial:
         return sum(each.shape[1] for each in self.frames) / self.seconds
 
 
-def time_blocks(pipeline: Pipeline, prompt: str, *, interrupted: Callable[[], bool] = lambda: False) -> Trial | None:
+def time_blocks(
+    pipeline: Pipeline, prompt: str, *, interrupted: Callable[[], bool] = lambda: False
+) -> TimedBlocks | None:
     """Generate and decode a few blocks of a video whose window is full; None if it was interrupted between blocks.
 
     Nothing is written.
@@ -47,4 +49,4 @@ def time_blocks(pipeline: Pipeline, prompt: str, *, interrupted: Callable[[], bo
                 began = time.perf_counter()
             else:
                 frames.append(decoded)
-        return Trial(tuple(frames), time.perf_counter() - began)
+        return TimedBlocks(tuple(frames), time.perf_counter() - began)
