@@ -8,6 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from llrag_cli import LlragError, Pipeline, load_config
 from llrag_cli.cache.tiers import TIERS
 from llrag_cli.engine.rollout import Block
 from llrag_cli.engine.session import Session
-from llrag_cli.engine.timing import TimedBlocks
+from llrag_cli.engine.timing import time_blocks
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.models.wan.transformer import WanSession, _bound
 
@@ -249,6 +250,10 @@ def test_a_pipeline_is_loaded_by_name_by_file_or_from_a_configuration(tmp_path: 
     assert Pipeline.load(file).config == config
 
 
-def test_the_speed_of_timed_blocks_is_in_frames_of_video() -> None:
-    blocks = tuple(torch.zeros(1, frames, 3, 8, 6) for frames in (9, 12))
-    assert TimedBlocks(blocks, 0.5).frames_per_second == 42
+def test_blocks_are_timed_once_the_window_is_full(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=iter((100.0, 100.5)).__next__)
+    monkeypatch.setattr("llrag_cli.engine.timing.time", clock)
+    timed = time_blocks(pipeline, PROMPTS[0])
+    assert timed is not None
+    assert [each.shape[1] for each in timed.frames] == [12, 12]  # not the shorter first block
+    assert timed.frames_per_second == 48
