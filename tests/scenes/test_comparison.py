@@ -11,8 +11,9 @@ from llrag_cli.presets import load_config
 from llrag_cli.scenes.comparison import native_scene, require_retrieval
 from llrag_cli.scenes.example import demo_scene, example_scene
 from llrag_cli.scenes.reading import read_scene
+from llrag_cli.scenes.replay import Replay
 from llrag_cli.scenes.schema import Scene, Shot
-from llrag_cli.scenes.timeline import plan_timeline
+from llrag_cli.scenes.timeline import one_shot, plan_timeline
 
 TINY = load_config("tiny")
 
@@ -65,6 +66,15 @@ def test_something_must_be_retrieved() -> None:
     with pytest.raises(UsageError, match="no shot of the scene can retrieve anything"):
         require(alone)
     require(Scene(shots=(Shot(prompt="a", seconds=3), Shot(prompt="b", seconds=3, cut=True))))
+
+
+def test_the_last_block_alone_may_retrieve() -> None:
+    longest = plan_timeline(Scene(shots=(Shot(prompt="a", seconds=20),)), TINY)
+    first = next(block for block in range(longest.blocks) if [*Replay(TINY.memory, longest).candidates(block)])
+    size = TINY.backbone.frames_per_block
+    require_retrieval(TINY.memory, one_shot("a", TINY, latent_frames=(first + 1) * size))
+    with pytest.raises(UsageError, match="nothing to compare"):
+        require_retrieval(TINY.memory, one_shot("a", TINY, latent_frames=first * size))
 
 
 def test_a_clip_that_fills_the_scene_leaves_nothing_to_compare() -> None:
