@@ -92,8 +92,11 @@ def test_the_originals_files_are_read(tmp_path: Path) -> None:
     latents = torch.randn(6, 16, 4, 4)
     torch.save(latents[None].bfloat16(), tmp_path / "latent_000003.pt")
     torch.save({"latents": latents}, tmp_path / "latent_000001.pt")
+    torch.save({"z": latents}, tmp_path / "latent_000005.pt")  # the only tensor, whatever its name
+    torch.save({"z": latents[:1], "latents": latents}, tmp_path / "latent_000006.pt")
     files = LatentFolder(tmp_path).files()
-    assert [file.name for file in files] == ["latent_000001.pt", "latent_000003.pt"]
+    assert [file.name for file in files] == [f"latent_00000{number}.pt" for number in (1, 3, 5, 6)]
+    assert all(torch.equal(read_latents(file).latents, latents) for file in files[2:])
     assert torch.equal(read_latents(files[0]).latents, latents)
     assert read_latents(files[1]).latents.shape == latents.shape
 

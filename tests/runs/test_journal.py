@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def test_zeros_of_a_power_cut_are_no_commit(tmp_path: Path, torn: bytes) -> None
     assert found.blocks == 3
     keep(tmp_path, blocks=range(3, 4), committed=found)
     assert committed(tmp_path).blocks == 4 and b"\0" not in (tmp_path / "commits.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("field", ["frames", "memory_bytes"])
+def test_a_commit_of_nothing_is_damage(tmp_path: Path, field: str) -> None:
+    keep(tmp_path, blocks=range(3))
+    lines = [json.loads(line) for line in (tmp_path / "commits.jsonl").read_text().splitlines()]
+    lines[2][field] = lines[1][field]
+    (tmp_path / "commits.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(LlragError, match=r"commits\.jsonl` is damaged: its lines are out of order"):
+        committed(tmp_path)
 
 
 def test_zeros_in_earlier_lines_are_damage(tmp_path: Path) -> None:
