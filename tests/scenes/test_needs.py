@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llrag_cli.presets import load_config
 from llrag_cli.scenes.needs import memory_needs
-from llrag_cli.scenes.timeline import one_shot
+from llrag_cli.scenes.timeline import ReferenceSpan, one_shot
 
 
 def test_every_take_needs_as_much_as_one() -> None:
@@ -20,3 +22,9 @@ def test_every_take_needs_as_much_as_one() -> None:
         "archive of K/V": 30 * page,
         "latents on disk": 30 * 16 * 60 * 104 * 2,
     }
+    references = (
+        ReferenceSpan(name="near", path=Path("near.png"), latent_frames=1, pinned=True),
+        ReferenceSpan(name="far", path=Path("far.mp4"), latent_frames=4),
+    )
+    with_references = memory_needs(config, timeline.model_copy(update={"references": references}))
+    assert with_references == one | {"archive of K/V": 35 * page, "pinned references": page}
