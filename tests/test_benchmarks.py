@@ -333,7 +333,7 @@ def test_mutations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 def test_oldest_versions_are_the_lower_bounds() -> None:
     found = script(".ci/oldest").oldest((ROOT / "pyproject.toml").read_text())
-    assert {"torch==2.6", "pytest==8", "opencv-python-headless==4.10.0.82"} <= {*found}
+    assert {"torch==2.8", "pytest==8", "opencv-python-headless==4.10.0.82"} <= {*found}
     assert not any(line.startswith(("ruff", "mypy", "hatchling", "llrag")) for line in found)
     names = [line.split("==")[0] for line in found]
     assert len(names) == len({*names}) > 25

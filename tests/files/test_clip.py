@@ -441,7 +441,7 @@ def test_a_clip_that_breaks_says_where(tmp_path: Path, kind: str) -> None:
         with pytest.raises(UsageError, match=r"cannot be read beyond \S+ s: it is damaged or incomplete") as raised:
             read_clip(path, size=(48, 64), fps=8, frames=frames)
         found = re.search(r"beyond ([\d.]+) s", raised.value.problem)
-        assert found is not None and 1.7 <= float(found[1]) < 2.2
+        assert found is not None and 1.5 <= float(found[1]) < 2.2  # by the version of ffmpeg
         assert raised.value.hint == "choose an intact copy, or cut out the part that can be read"
 
 

@@ -151,7 +151,8 @@ def test_two_processes_agree_with_one(latents: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{name}.safetensors"
         done = subprocess.run([*launch, *arguments, "--out", str(out)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{out}\n"  # one process speaks
+        said = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # of torch before 2.9
+        assert said == [str(out)]  # one process speaks
         results.append((load_file(out), TrainingFolder(out).records()))
     (one, records), (two, other_records) = results
     assert json.loads((tmp_path / "together.training/config.json").read_text())["processes"] == 2
