@@ -48,7 +48,7 @@ def interval(
     names = list(range(len(array))) if clusters is None else list(clusters)
     groups = _groups(names)
     sums = np.array([np.nansum(array[group]) for group in groups.values()])
-    counts = np.array([np.count_nonzero(~np.isnan(array[group])) for group in groups.values()])
+    counts = np.array([np.count_nonzero(~np.isnan(array[group])) for group in groups.values()], dtype=float)
     if not counts.sum():
         return float("nan"), float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, len(groups), size=(4000, len(groups)))

@@ -67,7 +67,7 @@ def _in_rgb(picture: Image.Image, path: Path) -> Image.Image:
         return picture.convert("RGB")
     pixels = np.asarray(picture).astype(np.float64)
     white = 1.0 if picture.mode == "F" else 65_535.0
-    if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > white:
+    if not np.isfinite(pixels).all() or np.min(pixels) < 0 or np.max(pixels) > white:
         raise UsageError(
             f"`{path}` has pixels outside of 0 to {white:g}", hint="save the picture with 8 or 16 bits a channel"
         )
