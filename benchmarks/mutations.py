@@ -1,9 +1,10 @@
 """Change the code in one place at a time and see whether a test notices: ``python benchmarks/mutations.py``.
 
-A mutation swaps a comparison or an operator, negates a condition, changes a number or a boolean, or returns None. The
-tests of its room must fail then; a mutation that survives is code that no test looks at, or one that changes nothing
-that can be seen. Works on a copy of the checkout; each run of the tests is a fork of a process that has loaded torch,
-so this needs Linux or macOS. Prints the mutations that survive, and for each room how many were killed.
+A mutation swaps a comparison or an operator, negates a condition, changes a number or a boolean, or returns None. One
+of the tests that run the changed lines must fail then; ``--coverage`` is the file of ``benchmarks/coverage_by_test.py``
+that says which these are. A mutation that survives is code whose result no test looks at, or changes nothing that can
+be seen. Works on a copy of the checkout; each run of the tests is a fork of a process that has loaded torch, so this
+needs Linux or macOS. Prints the mutations that survive, and for each room how many were killed.
 """
 
 from __future__ import annotations
@@ -28,66 +29,8 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/llrag_cli")
-ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # files of a room, and the tests that are run for it
-    "sampling": ("sampling/*.py", ("tests/sampling", "tests/engine/test_rollout.py", "tests/parity")),
-    "statistics": ("evaluation/statistics.py", ("tests/evaluation/test_statistics.py",)),
-    "memory": (
-        "memory/*.py",
-        (
-            "tests/memory",
-            "tests/engine/test_rollout.py",
-            "tests/engine/test_commit.py",
-            "tests/engine/test_shots.py",
-            "tests/parity",
-        ),
-    ),
-    "cache": (
-        "cache/*.py",
-        (
-            "tests/cache",
-            "tests/engine/test_rollout.py",
-            "tests/engine/test_read.py",
-            "tests/engine/test_commit.py",
-            "tests/engine/test_shots.py",
-            "tests/engine/test_gpu.py",
-            "tests/parity",
-        ),
-    ),
-    "scenes": ("scenes/*.py", ("tests/scenes", "tests/cli/test_scene.py", "tests/engine/test_shots.py")),
-    "engine": (
-        "engine/*.py",
-        (
-            "tests/engine/test_pipeline.py",
-            "tests/engine/test_rollout.py",
-            "tests/engine/test_read.py",
-            "tests/engine/test_shots.py",
-            "tests/engine/test_commit.py",
-            "tests/engine/test_session.py",
-            "tests/engine/test_scenes.py",
-            "tests/engine/test_determinism.py",
-            "tests/engine/test_execution.py",
-            "tests/engine/test_attention.py",
-            "tests/engine/test_real_weights.py",
-            "tests/engine/test_gpu.py",
-            "tests/cli/test_cli.py",
-        ),
-    ),
-    "runs": (
-        "runs/*.py",
-        (
-            "tests/runs/test_record.py",
-            "tests/runs/test_journal.py",
-            "tests/runs/test_segments.py",
-            "tests/runs/test_video.py",
-            "tests/cli/test_decode.py",
-            "tests/runs/test_export.py",
-            "tests/runs/test_links.py",
-            "tests/batch/test_collect.py",
-            "tests/runs/test_power_cut.py",
-            "tests/runs/test_resume.py",
-        ),
-    ),
-}
+ROOMS = ("evaluation/statistics.py", "sampling", "memory", "cache", "scenes", "engine", "runs")
+TIMED_OUT, IMPORT = "timed out", "no test could be collected"
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -111,16 +54,21 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And,
 }
 UPPER = ("le", "lt", "max_length")  # limits of fields against files that are out of all proportion: left out
-MARGIN = 60.0  # seconds that tests may take longer than twice their usual time
+MARGIN = 60.0  # seconds that tests may take longer than three times their recorded time
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of one file: which of its places, the line, and the code before and after."""
+    """A change of one file: which of its places, the lines of its statement, and the code before and after.
+
+    ``first`` and ``last`` are 0 if only an import runs the statement.
+    """
 
     file: str  # below the package
     number: int
     line: int
+    first: int
+    last: int
     before: str
     after: str
 
@@ -128,10 +76,32 @@ class Mutation:
 def mutations(source: str, file: str = "") -> Iterator[tuple[Mutation, str]]:
     """Every mutation of a module, and the module's source with it."""
     tree = ast.parse(source)
+    lines = _lines_of_statements(tree)
     for number, (node, change) in enumerate(_places(tree)):
         with _changed(node, change):
             after, whole = _first_line(node), ast.unparse(tree)
-        yield Mutation(file, number, getattr(node, "lineno", 0), _first_line(node), after), whole
+        yield Mutation(file, number, getattr(node, "lineno", 0), *lines[node], _first_line(node), after), whole
+
+
+def _lines_of_statements(tree: ast.AST) -> dict[ast.AST, tuple[int, int]]:
+    """For each node the first and the last line of the statement that it is in, without the statement's body."""
+    lines: dict[ast.AST, tuple[int, int]] = {}
+
+    def visit(node: ast.AST, within: tuple[int, int], *, in_function: bool) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body, in_function = (node.body[0].lineno, node.end_lineno or 0), True
+        elif isinstance(node, ast.stmt) and in_function:
+            blocks = [each for name in ("body", "cases") for each in getattr(node, name, ())[:1]]
+            last = min([getattr(each, "lineno", node.lineno + 1) - 1 for each in blocks], default=node.end_lineno or 0)
+            within = body = (node.lineno, max(node.lineno, last))
+        else:
+            body = within
+        lines[node] = body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else within
+        for child in ast.iter_child_nodes(node):
+            visit(child, body, in_function=in_function)
+
+    visit(tree, (0, 0), in_function=False)
+    return lines
 
 
 def _first_line(node: ast.AST) -> str:
@@ -216,33 +186,64 @@ def _is_none(node: ast.AST) -> bool:
 def sampled(room: str, *, sample: int, seed: int, root: Path = ROOT) -> list[Mutation]:
     """Some mutations of each file of a room of a checkout, at most ``sample`` of a file."""
     chosen = []
-    for path in sorted((root / PACKAGE).glob(ROOMS[room][0])):
-        file = path.relative_to(root / PACKAGE).as_posix()
+    package = root / PACKAGE
+    for path in [package / room] if room.endswith(".py") else sorted((package / room).rglob("*.py")):
+        file = path.relative_to(package).as_posix()
         found = [mutation for mutation, _ in mutations(path.read_text(encoding="utf-8"), file)]
         chosen += random.Random(f"{seed}/{file}").sample(found, min(sample, len(found)))
     return chosen
 
 
-def listed_tests(room: str, file: str, *, root: Path) -> list[str]:
-    """The test files of a room of a checkout, and those that import a changed ``file``.
+def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path) -> list[str]:
+    """The tests that run a mutation's lines, file by file, those first that take least; at most ``most`` seconds.
 
-    Those that are named like it come first, then those that import it.
+    If only an import runs the lines, they are the tests that run any line of the file. Tests that were not recorded, as
+    they are new, are added.
     """
-    files = []
-    for name in ROOMS[room][1]:
-        found = [root / name] if name.endswith(".py") else sorted((root / name).rglob("test_*.py"))
-        files += [path.relative_to(root).as_posix() for path in found]
-    if not file:
-        return files
-    module = "llrag_cli." + file.removesuffix(".py").replace("/", ".")
-    every = {path.relative_to(root).as_posix(): path for path in sorted((root / "tests").rglob("test_*.py"))}
-    importing = [name for name, path in every.items() if f"from {module} import" in path.read_text(encoding="utf-8")]
-    named = [name for name in files if Path(file).stem in Path(name).stem]
-    return list(dict.fromkeys([*named, *importing, *files]))
+    lines = recorded.lines.get(mutation.file, {})
+    chosen = {name for line, names in lines.items() if mutation.first <= line <= mutation.last for name in names}
+    if not chosen and not mutation.first:
+        chosen = {name for names in lines.values() for name in names}
+    files: dict[str, list[str]] = {}
+    for name in sorted(chosen & {*recorded.present}):
+        files.setdefault(name.partition("::")[0], []).append(name)
+    seconds = {file: sum(recorded.seconds[name] for name in names) for file, names in files.items()}
+    tests, total = [name for name in recorded.present if name not in recorded.seconds], 0.0
+    for file in sorted(files, key=lambda file: seconds[file]):
+        for name in files[file]:
+            if total + recorded.seconds[name] <= most or not total:
+                tests.append(name)
+                total += recorded.seconds[name]
+    return tests
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What ``benchmarks/coverage_by_test.py`` wrote, and the tests of the checkout."""
+
+    lines: dict[str, dict[int, list[str]]]  # by file below the package: tests by line
+    seconds: dict[str, float]  # of each test
+    present: list[str]
+
+    @staticmethod
+    def read(file: Path, *, root: Path = ROOT) -> Recorded:
+        """What was recorded in a file."""
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines = {name: {int(line): tests for line, tests in each.items()} for name, each in found["lines"].items()}
+        return Recorded(lines, found["seconds"], list(_test_functions(root)))
+
+
+def _test_functions(root: Path) -> Iterator[str]:
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
+                yield f"{path.relative_to(root).as_posix()}::{node.name}"
 
 
 def run_tests(folder: Path, tests: Sequence[str], *, limit: float) -> str:
-    """Run tests in a copy of the checkout: ``passed``, ``failed``, or ``timed out`` after ``limit`` seconds."""
+    """Run tests in a copy of the checkout until one fails, and say which: ``""`` if none, ``TIMED_OUT`` if stopped."""
+    failed = folder / "failed.txt"
+    failed.unlink(missing_ok=True)
     process = os.fork()
     if not process:
         os.setsid()  # what the tests start is killed with them
@@ -253,34 +254,42 @@ def run_tests(folder: Path, tests: Sequence[str], *, limit: float) -> str:
         sys.path[:0] = [str(folder / "src")]
         import pytest
 
+        class Noting:
+            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+                if report.failed:
+                    failed.write_text(report.nodeid, encoding="utf-8")
+
         loaded = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins that are imported already
-        code = pytest.main(["-n", "0", "-x", "-q", "-p", "no:cacheprovider", *loaded, *tests])
+        code = pytest.main(["-n", "0", "-x", "-q", "-p", "no:cacheprovider", *loaded, *tests], plugins=[Noting()])
         os._exit(int(code))
     started = time.monotonic()
     while time.monotonic() - started < limit:
         if (ended := os.waitpid(process, os.WNOHANG))[0]:
-            return "passed" if os.waitstatus_to_exitcode(ended[1]) == 0 else "failed"
+            if os.waitstatus_to_exitcode(ended[1]) == 0:
+                return ""
+            return failed.read_text(encoding="utf-8") if failed.exists() else IMPORT
         time.sleep(0.05)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return "timed out"
+    return TIMED_OUT
 
 
 def main(
-    rooms: Annotated[str, typer.Option(help="Rooms, with commas between them")] = ",".join(ROOMS),
+    coverage: Annotated[Path, typer.Option(help="What benchmarks/coverage_by_test.py wrote")],
+    rooms: Annotated[str, typer.Option(help="Folders or files of the package, with commas between them")] = ",".join(
+        ROOMS
+    ),
     sample: Annotated[int, typer.Option(help="Mutations of each file")] = 4,
     seed: Annotated[int, typer.Option(help="Which of them")] = 0,
+    most: Annotated[float, typer.Option(help="Recorded seconds of the tests that are run for a mutation")] = 300.0,
     out: Annotated[Path | None, typer.Option(help="File for the outcomes, as lines of JSON")] = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(help="Seconds for the tests of a mutation; if not given, they are run without one, to know"),
-    ] = None,
     again: Annotated[Path | None, typer.Option(help="Try those again that survived in an earlier --out")] = None,
 ) -> None:
     """Try a sample of mutations."""
     os.environ |= {"PYTEST_XDIST_WORKER": "gw0", "OMP_NUM_THREADS": "1"}  # as one worker of the tests
-    survivors = None if again is None else {_key(each) for each in _read(again) if each["outcome"] == "passed"}
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    survivors = None if again is None else {_key(each) for each in _read(again) if not each["killed"]}
+    counts: collections.Counter[tuple[str, bool]] = collections.Counter()
+    killers = set()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkout"
         for name in ("src", "tests", "presets", "docs", "benchmarks", ".ci"):
@@ -289,33 +298,35 @@ def main(
             shutil.copy(ROOT / name, folder / name)
         os.environ["PYTHONPATH"] = str(folder / "src")  # of commands that tests start
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutation may be written within one tick of the clock
+        recorded = Recorded.read(coverage, root=folder)
         _preload()
         for room in rooms.split(","):
-            allowed = limit
-            if allowed is None:
-                started = time.monotonic()
-                if run_tests(folder, listed_tests(room, "", root=folder), limit=3600) != "passed":
-                    raise SystemExit(f"the tests of {room} fail without a mutation")
-                allowed = 2 * (time.monotonic() - started) + MARGIN
             for mutation in sampled(room, sample=sample, seed=seed, root=folder):
                 if survivors is not None and _key(asdict(mutation)) not in survivors:
                     continue
                 path = folder / PACKAGE / mutation.file
                 source = path.read_text(encoding="utf-8")
                 mutated = next(text for each, text in mutations(source, mutation.file) if each == mutation)
+                tests = tests_for(mutation, recorded, most=most, root=folder)
+                limit = MARGIN + 3 * sum(recorded.seconds.get(name, MARGIN) for name in tests)
                 path.write_text(mutated, encoding="utf-8")
-                outcome = run_tests(folder, listed_tests(room, mutation.file, root=folder), limit=allowed)
+                killed = run_tests(folder, tests, limit=limit) if tests else ""
                 path.write_text(source, encoding="utf-8")
-                counts[room, "passed" if outcome == "passed" else "killed"] += 1
-                if outcome == "passed":
+                counts[room, bool(killed)] += 1
+                if killed:
+                    killers.add(killed)
+                else:
                     typer.echo(f"{mutation.file}:{mutation.line}: `{mutation.before}` -> `{mutation.after}`")
                 if out is not None:
                     with out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({**asdict(mutation), "room": room, "outcome": outcome}) + "\n")
+                        row = {**asdict(mutation), "room": room, "killed": killed, "tests": len(tests)}
+                        file.write(json.dumps(row) + "\n")
+        for test in sorted(killers - {TIMED_OUT, IMPORT}):
+            if run_tests(folder, [test], limit=3600):
+                typer.echo(f"{test} also fails without a mutation: what it killed does not count", err=True)
     for room in rooms.split(","):
-        killed, survived = counts[room, "killed"], counts[room, "passed"]
-        if killed + survived:
-            typer.echo(f"{room}: {killed} of {killed + survived} killed")
+        if all_of_them := counts[room, True] + counts[room, False]:
+            typer.echo(f"{room}: {counts[room, True]} of {all_of_them} killed")
 
 
 def _preload() -> None:

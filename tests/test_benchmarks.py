@@ -313,22 +313,77 @@ def test_mutations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         (4, "2", "3"),
     }
     assert len({*found.values(), ast.unparse(ast.parse(CODE))}) == len(found) + 1  # each differs, also from the code
-    seen: list[str] = []
+    recorded = tmp_path / "recorded.json"
+    named = "tests/evaluation/test_statistics.py::"
+    lines = {
+        str(line): [named + "test_ties_share_their_ranks", "tests/test_gone.py::test_gone"] for line in range(1, 999)
+    }
+    everything = list(module.Recorded.read(written(recorded, {"seconds": {}, "lines": {}})).present)
+    seconds = dict.fromkeys([*everything, "tests/test_gone.py::test_gone"], 1.0)
+    written(recorded, {"seconds": seconds, "lines": {"evaluation/statistics.py": lines}})
+    seen: list[tuple[str, tuple[str, ...]]] = []
 
     def run_tests(folder: Path, tests: tuple[str, ...], *, limit: float) -> str:
-        seen.append((folder / "src/llrag_cli/evaluation/statistics.py").read_text())
-        return "passed" if len(seen) != 2 else "failed"
+        seen.append(((folder / "src/llrag_cli/evaluation/statistics.py").read_text(), (*tests,)))
+        return "" if len(seen) != 2 else tests[0]
 
     monkeypatch.setattr(module, "run_tests", run_tests)
     monkeypatch.setattr(module, "_preload", lambda: None)
-    module.main(rooms="statistics", sample=3, seed=0, out=tmp_path / "out.jsonl", limit=None, again=None)
-    assert len(set(seen)) == 4  # the code as it is, and three mutations of it
+    chosen = {"rooms": "evaluation/statistics.py", "sample": 3, "seed": 0, "coverage": recorded, "most": 9.0}
+    module.main(**chosen, out=tmp_path / "out.jsonl", again=None)
+    assert len({code for code, _ in seen}) == 4  # three mutations of the code, and as it is for the test that failed
+    assert {tests for _, tests in seen} == {(named + "test_ties_share_their_ranks",)}
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3 and shown[0].startswith("evaluation/statistics.py:")
-    assert shown[-1] == "statistics: 1 of 3 killed"
+    assert shown[-1] == "evaluation/statistics.py: 1 of 3 killed"
     del seen[:]
-    module.main(rooms="statistics", sample=3, seed=0, out=None, limit=9.0, again=tmp_path / "out.jsonl")
-    assert len(seen) == 2  # those that survived
+    module.main(**chosen, out=None, again=tmp_path / "out.jsonl")
+    assert len({code for code, _ in seen}) == 3  # those that survived, and the code as it is
+
+
+def written(file: Path, value: object) -> Path:
+    file.write_text(json.dumps(value))
+    return file
+
+
+def test_tests_of_a_mutation(tmp_path: Path) -> None:
+    module = script("benchmarks/mutations.py")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_new.py").write_text("def test_new() -> None: ...\ndef helper() -> None: ...\n")
+    assert list(module._test_functions(tmp_path)) == ["tests/test_new.py::test_new"]
+    lines = {1: [], 2: ["a::quick", "a::slow"], 3: ["b::slow"], 4: ["b::quick"]}
+    seconds = {"a::quick": 1.0, "a::slow": 9.0, "b::slow": 5.0, "b::quick": 2.0}
+    recorded = module.Recorded({"file.py": lines}, seconds, [*seconds, "tests/test_new.py::test_new"])
+
+    def chosen(first: int, last: int, *, most: float = 99.0) -> list[str]:
+        mutation = module.Mutation("file.py", 0, first, first, last, "", "")
+        return module.tests_for(mutation, recorded, most=most, root=tmp_path)
+
+    assert chosen(2, 3) == ["tests/test_new.py::test_new", "b::slow", "a::quick", "a::slow"]
+    assert chosen(2, 3, most=6.0) == ["tests/test_new.py::test_new", "b::slow", "a::quick"]
+    assert chosen(0, 0)[1:] == ["b::quick", "b::slow", "a::quick", "a::slow"]  # only an import runs it
+    assert chosen(1, 1)[1:] == []
+
+
+def test_lines_of_a_mutation() -> None:
+    module = script("benchmarks/mutations.py")
+    code = "LIMIT = 3\ndef f(n=1):\n    if (n <\n            2):\n        return n + 1\n    return g(\n        n - 1)\n"
+    found = {each.before: (each.first, each.last) for each, _ in module.mutations(code)}
+    assert found["3"] == (0, 0) and found["n < 2"] == (3, 4) and found["n + 1"] == (5, 5) and found["n - 1"] == (6, 7)
+    assert {(each.first, each.last) for each, _ in module.mutations(code) if each.line == 2} == {(3, 7)}  # a default
+
+
+def test_coverage_by_test(tmp_path: Path) -> None:
+    file = "tests/cli/test_endings.py"
+    started, called = f"{file}::test_characters_that_a_stream_lacks_are_escaped", f"{file}::test_a_stream_that_was_lost"
+    script("benchmarks/coverage_by_test.py").main(
+        tmp_path / "recorded.json", ["-n", "0", file, "-k", "that_a_stream_lacks or that_was_lost"]
+    )
+    recorded = json.loads((tmp_path / "recorded.json").read_text())
+    assert all(seconds > 0 for seconds in recorded["seconds"].values()) and len(recorded["seconds"]) == 2
+    by_line = recorded["lines"]["cli/streams.py"].values()
+    assert any(tests == [started] for tests in by_line)  # of a process that the test starts
+    assert any(len(tests) == 1 and tests[0].startswith(called) for tests in by_line)
 
 
 def test_oldest_versions_are_the_lower_bounds() -> None:
