@@ -89,6 +89,18 @@ def test_a_backend_that_is_wrong_is_left_out_with_the_reason(wrong: str, reason:
     assert "_flash_3" not in found.milliseconds
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 1e-2), ("float16", 2e-3)])
+def test_a_backend_may_differ_by_the_rounding_of_its_type(dtype: str, error: float) -> None:
+    shape, exact = replace(SHAPE, dtype=dtype), torch.ones(64)
+
+    def refused(difference: float) -> bool:
+        results = dict.fromkeys(BACKENDS.candidates, exact) | {"flash": exact + difference}
+        found = BACKENDS.compare(shape, results.__getitem__, machine={}, repeatable=True, clock=lambda _: 1.0)
+        return "flash" in found.refused
+
+    assert (refused(0.9 * error), refused(1.1 * error)) == (False, True)
+
+
 def test_without_determinism_other_bits_are_allowed() -> None:
     assert Backends(ALL, _flash_3="random").trial(repeatable=False).chosen == "_flash_3"
 

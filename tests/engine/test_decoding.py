@@ -125,6 +125,12 @@ def test_frames_of_both_layouts_agree(times: Times) -> None:
     assert (found.chosen, found.refused) == ("channels_last_3d", {})
 
 
+def test_a_trial_decodes_the_first_frame_and_a_group_that_follows() -> None:
+    decoder = loaded(device=CPU)
+    assert isinstance(decoder, WanDecoder)
+    assert decoding_at(SHAPE, CPU, decoder)("contiguous").shape[1] == 1 + 4
+
+
 def inaccurate(layout: Layout, frames: Tensor) -> Tensor:
     return frames + 0.05 if layout == "channels_last_3d" else frames
 

@@ -49,3 +49,11 @@ def test_a_run_holds_what_its_latents_say(tmp_path: Path) -> None:
         latent_frames_of(run(tmp_path, 7, 4, height, width + 2), TINY)
     with pytest.raises(UsageError, match="is not finished"):
         latent_frames_of(run(tmp_path, 0, 4, height, width), TINY)
+
+
+def test_a_run_that_was_cut_off_is_not_finished_rather_than_damaged(tmp_path: Path) -> None:
+    run(tmp_path, 0, 4, TINY.backbone.height, TINY.backbone.width)
+    with (tmp_path / "latents.safetensors").open("ab") as file:
+        file.write(bytes(64))  # a block whose header was not written yet
+    with pytest.raises(UsageError, match="is not finished"):
+        latent_frames_of(tmp_path, TINY)
