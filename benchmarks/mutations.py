@@ -195,9 +195,10 @@ def sampled(room: str, *, sample: int, seed: int, root: Path = ROOT) -> list[Mut
 
 
 def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path) -> list[str]:
-    """The tests that run a mutation's lines, file by file, those first that take least; at most ``most`` seconds.
+    """The tests that run a mutation's lines, at most ``most`` seconds of them.
 
-    If only an import runs the lines, they are the tests that run any line of the file. Tests that were not recorded, as
+    Test files that are named like the mutation's come first, then those of its room, then those that take least. If
+    only an import runs the lines, they are the tests that run any line of the file. Tests that were not recorded, as
     they are new, are added.
     """
     lines = recorded.lines.get(mutation.file, {})
@@ -209,7 +210,9 @@ def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path
         files.setdefault(name.partition("::")[0], []).append(name)
     seconds = {file: sum(recorded.seconds[name] for name in names) for file, names in files.items()}
     tests, total = [name for name in recorded.present if name not in recorded.seconds], 0.0
-    for file in sorted(files, key=lambda file: seconds[file]):
+    room, stem = Path(mutation.file).parent, Path(mutation.file).stem
+    near = {file: (stem not in Path(file).stem, room.as_posix() not in file, seconds[file]) for file in files}
+    for file in sorted(files, key=lambda file: near[file]):
         for name in files[file]:
             if total + recorded.seconds[name] <= most or not total:
                 tests.append(name)
