@@ -198,13 +198,18 @@ def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path
     """The tests that run a mutation's lines, at most ``most`` seconds of them.
 
     Test files that are named like the mutation's come first, then those of its room, then those that take least. If
-    only an import runs the lines, they are the tests that run any line of the file. Tests that were not recorded, as
-    they are new, are added.
+    only an import runs the lines, they are the tests that run any line of the file, or of one that imports it. Tests
+    that were not recorded, as they are new, are added.
     """
     lines = recorded.lines.get(mutation.file, {})
     chosen = {name for line, names in lines.items() if mutation.first <= line <= mutation.last for name in names}
     if not chosen and not mutation.first:
-        chosen = {name for names in lines.values() for name in names}
+        chosen = {
+            name
+            for each in _users(mutation.file, root)
+            for names in recorded.lines.get(each, {}).values()
+            for name in names
+        }
     files: dict[str, list[str]] = {}
     for name in sorted(chosen & {*recorded.present}):
         files.setdefault(name.partition("::")[0], []).append(name)
@@ -218,6 +223,15 @@ def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path
                 tests.append(name)
                 total += recorded.seconds[name]
     return tests
+
+
+def _users(file: str, root: Path) -> Iterator[str]:
+    """A file of the package, and those that import it."""
+    module = ".".join(("llrag_cli", *Path(file).with_suffix("").parts))
+    yield file
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        if f"from {module} import" in path.read_text(encoding="utf-8"):
+            yield path.relative_to(root / PACKAGE).as_posix()
 
 
 @dataclass(frozen=True)

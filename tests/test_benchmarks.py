@@ -351,9 +351,13 @@ def test_tests_of_a_mutation(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_new.py").write_text("def test_new() -> None: ...\ndef helper() -> None: ...\n")
     assert list(module._test_functions(tmp_path)) == ["tests/test_new.py::test_new"]
-    lines = {1: [], 2: ["a::quick", "a::slow"], 3: ["b::slow"], 4: ["b::quick"]}
+    (tmp_path / "src/llrag_cli").mkdir(parents=True)
+    (tmp_path / "src/llrag_cli/user.py").write_text("from llrag_cli.file import LIMIT\n")
+    lines = {1: [], 2: ["a::quick", "a::slow"], 3: ["b::slow"]}
     seconds = {"a::quick": 1.0, "a::slow": 9.0, "b::slow": 5.0, "b::quick": 2.0}
-    recorded = module.Recorded({"file.py": lines}, seconds, [*seconds, "tests/test_new.py::test_new"])
+    recorded = module.Recorded(
+        {"file.py": lines, "user.py": {1: ["b::quick"]}}, seconds, [*seconds, "tests/test_new.py::test_new"]
+    )
 
     def chosen(first: int, last: int, *, most: float = 99.0) -> list[str]:
         mutation = module.Mutation("file.py", 0, first, first, last, "", "")

@@ -208,7 +208,7 @@ def test_the_timeline_is_read_back(tmp_path: Path) -> None:
         assert (duration.value, duration.rate) == (len(file.frames), FPS)
         (marker,) = clip.markers
         assert (marker.name, marker.comment) == (file.shot.name, file.shot.prompt)
-        assert marker.marked_range.start_time.value == 0
+        assert (marker.marked_range.start_time.value, marker.marked_range.duration.value) == (0, 1)
     about = [clip.metadata["llrag"] for clip in track]
     assert [entry["seed"] for entry in about] == [7, str(2**64 - 1), str(2**64 - 1)]
     assert about[0]["remember"] == "all" and list(about[1]["remember"]) == ["arrival"]
