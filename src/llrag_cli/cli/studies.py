@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llrag_cli.config import RunConfig
+    from llrag_cli.errors import RunLockedError
     from llrag_cli.evaluation.study import RowT, StudyFolder
     from llrag_cli.evaluation.study_plan import Key, Step
 
@@ -64,7 +65,10 @@ def run_study(study: StudyFolder[RowT], config: RunConfig) -> None:
         def on_row(row: RowT) -> None:
             advance(1, f"scene {row.scene}, {row.shot}")
 
-        study.run(pipeline, on_row)
+        def on_wait(error: RunLockedError, count: int) -> None:
+            console.note(f"{error.owner} makes the scenes that are left; waiting")
+
+        study.run(pipeline, on_row, on_wait)
 
 
 def show_cost(

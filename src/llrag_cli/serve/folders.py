@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llrag_cli.errors import RunLockedError
 from llrag_cli.files.durable import create_folder, sync_folder
 from llrag_cli.serve.jobs import FILE
 
@@ -58,18 +57,11 @@ def hide(folder: Path) -> Path:
 @contextmanager
 def only_server(runs: Path) -> Iterator[None]:
     """Hold the lock of a folder of runs, so that no second server generates in it. Raises ``RunLockedError``."""
-    from filelock import FileLock, Timeout
+    from llrag_cli.files.locks import only_one
 
     create_folder(runs)
-    lock = FileLock(runs / ".serve.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunLockedError(runs, "another server") from None
-    try:
+    with only_one(runs / ".serve.lock", writing=runs, owner="another server"):
         yield
-    finally:
-        lock.release()
 
 
 def _subfolders(path: Path) -> list[Path]:
