@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,15 @@ def test_takes_are_runs_and_resume_as_a_batch(
     make_takes(pipeline, scene, folders("parts"), seeds=[3, 4], existing="resume")
     for one, other in zip(folders("parts"), folders("whole"), strict=True):
         assert_same(one, other)
+
+
+def test_a_single_take_is_the_run_of_its_seed(pipeline: Pipeline, scene: Scene, tmp_path: Path) -> None:
+    take, run = RunFolder(tmp_path / "take"), RunFolder(tmp_path / "run")
+    make_takes(pipeline, scene, [take], seeds=[3])
+    started = time.perf_counter()
+    record = make_video(pipeline, scene, run, seed=3)
+    assert_same(take, run)
+    assert 0 < record.seconds_of_work < time.perf_counter() - started
 
 
 def test_a_run_is_extended_with_a_cut(pipeline: Pipeline, tmp_path: Path) -> None:

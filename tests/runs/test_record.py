@@ -223,6 +223,11 @@ def test_errors_of_the_library_name_no_flag() -> None:
         assert "--" not in error.problem + error.hint and "llrag " not in error.problem + error.hint
 
 
+def test_a_video_that_has_not_begun_has_taken_no_time() -> None:
+    begun = Progress(blocks=4)
+    assert (begun.done, begun.elapsed, begun.seconds_of_video, begun.new_seconds, begun.speed) == (0,) * 5
+
+
 def test_speed_is_that_of_new_video() -> None:
     assert Progress(blocks=9, resumed_at=3, done=5, seconds_of_video=7.5, new_seconds=3.0, elapsed=2.0).speed == 1.5
     begun = Progress(blocks=9)

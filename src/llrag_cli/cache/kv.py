@@ -181,8 +181,11 @@ class WanKVLayerCache:
         self.fresh: LayerKV | None = None  # keys, not rotated, and values [B, L, heads, D] of the last pass
         self._pieces: Pieces = lambda _: ()
         self._table: Tensor | None = None
-        self._tokens = self._block = 0
-        self._visible = self._without_retrieved = self._all = [slice(0, 0)]
+        self._tokens: int  # of a frame; all of these are set by ``set_context``
+        self._block: int
+        self._visible: list[slice]
+        self._without_retrieved: list[slice]
+        self._all: list[slice]
 
     def set_context(
         self,

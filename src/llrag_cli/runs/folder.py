@@ -284,13 +284,10 @@ def _is_partial(path: Path) -> bool:
 
 def _nearest_existing(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
-    path = path.absolute()
-    for candidate in (path, *path.parents):
-        try:
-            candidate.stat()
-        except FileNotFoundError:
-            continue
-        return candidate
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return _nearest_existing(path.absolute().parent)
     return path
 
 
