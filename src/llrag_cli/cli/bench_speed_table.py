@@ -117,7 +117,7 @@ def measure_table(request: Request, config: RunConfig) -> None:
     with console.working("loading"):
         from llrag_cli.engine.devices import find_device, find_dtype
 
-        target = find_device(request.device)  # one that is not there is refused before anything runs
+        target = find_device(request.device)  # a missing device is refused before anything runs
         dtype = str(find_dtype(request.dtype, target, family=family_of(config))).removeprefix("torch.")
     results, checks, rows = Results(request.out, request.memories), dict[str, "Measured"](), dict[str, "Measured"]()
     total = len({"float32", dtype}) + len(request.choices)

@@ -194,7 +194,7 @@ class Results:
         self.folder, self.memories = folder, tuple(memories)
 
     def find(self, name: str, arguments: Sequence[str]) -> Measured | None:
-        """A result of the same arguments, versions and machine; None if it failed, is damaged or is not there."""
+        """A result of the same arguments, versions and machine; None if it is missing or damaged, or failed."""
         try:
             kept = parse_as(Measured, read_bytes(self._file(name), limit=MEGABYTE))
         except (OSError, UnreadableError):
