@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -129,6 +130,27 @@ def test_a_trial_decodes_the_first_frame_and_a_group_that_follows() -> None:
     decoder = loaded(device=CPU)
     assert isinstance(decoder, WanDecoder)
     assert decoding_at(SHAPE, CPU, decoder)("contiguous").shape[1] == 1 + 4
+
+
+def test_a_trial_decodes_in_the_layout_that_is_asked() -> None:
+    decoder = loaded(device=CPU)
+    assert isinstance(decoder, WanDecoder)
+    decode, asked = decoding_at(SHAPE, CPU, decoder), ("channels_last_3d", "contiguous", "contiguous")
+    for layout in asked:
+        decode(layout)
+        assert decoder.layout == layout_of_weights(decoder) == layout
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 5e-3), ("bfloat16", 5e-2), ("float16", 1e-2)])
+def test_frames_may_differ_by_the_rounding_of_many_layers(dtype: str, error: float) -> None:
+    shape, exact = replace(SHAPE, dtype=dtype), torch.ones(64)
+
+    def refused(difference: float) -> bool:
+        frames = {"contiguous": exact, "channels_last_3d": exact + difference}
+        found = MEMORY_LAYOUTS.compare(shape, frames.__getitem__, machine={}, repeatable=True, clock=lambda _: 1.0)
+        return "channels_last_3d" in found.refused
+
+    assert (refused(0.9 * error), refused(1.1 * error)) == (False, True)
 
 
 def inaccurate(layout: Layout, frames: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from llrag_cli.presets import load_config
 from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line
 from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
-from llrag_cli.runs.statistics import peak_memory
+from llrag_cli.runs.statistics import ArchiveUse, peak_memory
 from llrag_cli.scenes.timeline import ReferenceSpan, next_shot
 from runs.records import record_of
 
@@ -226,6 +226,13 @@ def test_errors_of_the_library_name_no_flag() -> None:
 def test_a_video_that_has_not_begun_has_taken_no_time() -> None:
     begun = Progress(blocks=4)
     assert (begun.done, begun.elapsed, begun.seconds_of_video, begun.new_seconds, begun.speed) == (0,) * 5
+
+
+def test_the_use_of_an_archive_adds_up() -> None:
+    nothing = ArchiveUse(tier="host")
+    assert nothing == ArchiveUse(tier="host", retrieved=0, moved=0) and nothing.hit_rate is None
+    some = nothing.plus(retrieved=6, moved=0).plus(retrieved=2, moved=2)
+    assert (some.retrieved, some.moved, some.hit_rate) == (8, 2, 0.75)
 
 
 def test_speed_is_that_of_new_video() -> None:

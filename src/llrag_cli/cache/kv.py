@@ -1,9 +1,9 @@
 """Keys and values of past latent frames, paged by frame, and the buffer a block attends to.
 
-Keys are stored before rotation and rotated when read: once per block, or in every pass where layers share one buffer of
-keys. Nothing is ever shifted: a page belongs to a frame, a context is a list of frames, and attention does not depend on
-their order. Which pages a block reads is known to the host, so pages are read and written through slices: no index ever
-travels to the device.
+Keys are stored before rotation and rotated when read: once per block, or in every pass where layers share a buffer of
+keys. Nothing is ever shifted: a page belongs to a frame, a context is a list of frames, and attention does not depend
+on their order. Which pages a block reads is known to the host, so pages are read and written through slices: no index
+ever travels to the device.
 """
 
 from __future__ import annotations
