@@ -16,12 +16,14 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import llrag_cli
-from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, read_video
+from llrag_cli import LlragError, Pipeline, RunFolder, load_config, make_video, planning, read_video
 from llrag_cli.files.tensors import read_file
 from llrag_cli.memory.encoder import EncoderConfig, LatentAutoencoder
 from llrag_cli.models.wan.base import WanBase
 from llrag_cli.models.wan.checkpoints import diffusers_name, generator_state
 from llrag_cli.models.wan.text import Umt5TextEncoder, WanText, clean_text, load_text_encoder
+from llrag_cli.planning import Budget
+from llrag_cli.scenes.timeline import one_shot
 
 PRESET = """
 backbone:
@@ -116,6 +118,23 @@ def test_public_names_are_there() -> None:
         assert getattr(llrag_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = llrag_cli.nothing
+
+
+def test_an_archive_is_planned_for_one_video_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Pipeline.load(load_config("tiny", memory="nearest", settings=["memory.archive=auto"]))
+    planned: list[int] = []
+
+    def plan(*arguments: Any, batch: int, **settings: Any) -> Budget:
+        planned.append(batch)
+        return planning.plan(*arguments, batch=batch, **settings)
+
+    monkeypatch.setattr("llrag_cli.engine.pipeline.plan", plan)
+    timeline = one_shot("a red circle", tiny.config, latent_frames=6)
+    assert {tiny.with_archive(timeline).config.memory.archive, tiny.budget(timeline).config.memory.archive} == {
+        "device"
+    }
+    tiny.with_archive(timeline, batch=3)
+    assert planned == [1, 1, 3]
 
 
 def test_prompts_are_encoded_again_by_another_encoder(

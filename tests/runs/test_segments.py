@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from llrag_cli.errors import LlragError
+from llrag_cli.presets import load_config
 from llrag_cli.runs.mp4 import boxes, split_fragments
 from llrag_cli.runs.video import SegmentedVideo, VideoWriter, open_video, read_video
+from llrag_cli.runs.writer import segment_blocks
 
 
 def moving(frames: int) -> Tensor:
@@ -110,3 +112,13 @@ def test_a_header_that_is_cut_off_behind_a_whole_box_is_said() -> None:
     ]
     with pytest.raises(ValueError, match="a box is cut off"):
         list(boxes(whole + whole[:7]))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "blocks"),
+    [("self-forcing", 2), ("causal-forcing-framewise", 6), ("tiny", 1)],  # blocks of 12, 4 and 12 frames
+)
+def test_a_segment_lasts_about_a_second_and_a_half(backbone: str, blocks: int) -> None:
+    config = load_config(backbone)
+    assert config.backbone.fps == (8 if backbone == "tiny" else 16)
+    assert segment_blocks(config) == blocks
