@@ -27,6 +27,14 @@ def test_room_that_is_asked_for_is_made_once() -> None:
     assert growing.bytes == 2 * 300 * 5 * 4
 
 
+def test_room_doubles_when_it_is_full() -> None:
+    growing, room = GrowingTensor(4), []
+    for _ in range(9):
+        growing.append(torch.ones(1, 1, dtype=torch.uint8))
+        room.append(growing.bytes)
+    assert room == [4, 4, 4, 4, 8, 8, 8, 8, 16] and len(growing) == growing.filled.sum() == 9
+
+
 def test_keys_are_unit() -> None:
     history = History(average_pool)
     latents = torch.randn(2, 6, 4, 3, 5)

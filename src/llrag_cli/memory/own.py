@@ -134,10 +134,12 @@ class _CodeOfUser:
 
 def _checked(name: str, positions: Any, candidates: Candidates, count: int) -> Tensor:
     """The positions [B, K] that a rule returned, as [K] or [B, K]; raises ``LlragError`` unless it is a choice."""
+    from torch import bool as boolean
+
     batch, total = len(candidates.keys), len(candidates.frames)
     try:
         chosen: Tensor = positions.to(candidates.frames.device)
-        whole = not chosen.is_floating_point() and not chosen.is_complex() and chosen.dtype != (chosen == chosen).dtype
+        whole = not chosen.is_floating_point() and not chosen.is_complex() and chosen.dtype != boolean
         chosen = chosen.long().expand(batch, -1) if chosen.ndim == 1 else chosen.long()
     except (AttributeError, TypeError) as error:
         raise LlragError(
