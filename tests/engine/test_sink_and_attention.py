@@ -258,6 +258,12 @@ def test_a_video_found_by_attention_does_not_depend_on_its_batch(write: Write) -
         torch.testing.assert_close(latents_of(write(ATTENTION, frames=30, samples=(sample,)))[0], both[sample])
 
 
+def test_keys_come_from_two_thirds_of_the_way_unless_a_layer_is_named() -> None:
+    assert [ATTENTION.attention_layer(layers) for layers in (1, 8, 30)] == [0, 5, 20]
+    assert ATTENTION.model_copy(update={"key_layer": 29}).attention_layer(30) == 29
+    assert ATTENTION.model_copy(update={"keys": "average"}).attention_layer(30) is None
+
+
 def test_keys_of_the_history_are_planned_and_the_layer_must_exist(tmp_path: Path) -> None:
     config = load_config("self-forcing", settings=["memory.keys=attention"])
     parts = planned(config, folder=tmp_path)
