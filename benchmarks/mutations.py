@@ -197,27 +197,26 @@ def sampled(room: str, *, sample: int, seed: int, root: Path = ROOT) -> list[Mut
 def tests_for(mutation: Mutation, recorded: Recorded, *, most: float, root: Path) -> list[str]:
     """The tests that run a mutation's lines, at most ``most`` seconds of them.
 
-    Test files that are named like the mutation's come first, then those of its room, then those that take least. If
-    only an import runs the lines, they are the tests that run any line of the file, or of one that imports it. Tests
-    that were not recorded, as they are new, are added.
+    Test files that are named like the mutation's come first, then those of its room, those that compare with recorded
+    vectors, and those that take least. If only an import runs the lines, they are the tests that run any line of the
+    file, or of one that imports it. Tests that were not recorded, as they are new, are added.
     """
     lines = recorded.lines.get(mutation.file, {})
     chosen = {name for line, names in lines.items() if mutation.first <= line <= mutation.last for name in names}
-    if not chosen and not mutation.first:
-        chosen = {
-            name
-            for each in _users(mutation.file, root)
-            for names in recorded.lines.get(each, {}).values()
-            for name in names
-        }
+    if not mutation.first:
+        used = [recorded.lines.get(file, {}) for file in _users(mutation.file, root)]
+        chosen = {name for each in used for names in each.values() for name in names}
     files: dict[str, list[str]] = {}
     for name in sorted(chosen & {*recorded.present}):
         files.setdefault(name.partition("::")[0], []).append(name)
     seconds = {file: sum(recorded.seconds[name] for name in names) for file, names in files.items()}
     tests, total = [name for name in recorded.present if name not in recorded.seconds], 0.0
-    room, stem = Path(mutation.file).parent, Path(mutation.file).stem
-    near = {file: (stem not in Path(file).stem, room.as_posix() not in file, seconds[file]) for file in files}
-    for file in sorted(files, key=lambda file: near[file]):
+    room, stem = Path(mutation.file).parent.as_posix(), Path(mutation.file).stem
+
+    def distance(file: str) -> tuple[bool, bool, bool, float]:
+        return stem not in Path(file).stem, room not in file, "parity" not in file, seconds[file]
+
+    for file in sorted(files, key=distance):
         for name in files[file]:
             if total + recorded.seconds[name] <= most or not total:
                 tests.append(name)
@@ -298,7 +297,7 @@ def main(
     ),
     sample: Annotated[int, typer.Option(help="Mutations of each file")] = 4,
     seed: Annotated[int, typer.Option(help="Which of them")] = 0,
-    most: Annotated[float, typer.Option(help="Recorded seconds of the tests that are run for a mutation")] = 300.0,
+    most: Annotated[float, typer.Option(help="Recorded seconds of the tests that are run for a mutation")] = 120.0,
     out: Annotated[Path | None, typer.Option(help="File for the outcomes, as lines of JSON")] = None,
     again: Annotated[Path | None, typer.Option(help="Try those again that survived in an earlier --out")] = None,
 ) -> None:
