@@ -24,7 +24,7 @@ from llrag_cli.errors import (
     UnwritableError,
 )
 from llrag_cli.presets import load_config
-from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line
+from llrag_cli.runs.folder import BlockMemory, RunFolder, memory_line, unused_folder
 from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.record import RunRecord, differing, parse_record, require_same
 from llrag_cli.runs.statistics import ArchiveUse, peak_memory
@@ -192,6 +192,14 @@ def test_folders_are_checked_before_work(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / ("x" * 300)):
         with pytest.raises(UnwritableError, match="cannot be written: "):
             RunFolder(path).require_writable()
+
+
+def test_a_name_that_is_taken_is_counted(tmp_path: Path) -> None:
+    made = []
+    for _ in range(4):
+        made.append(unused_folder(tmp_path, "a-red-circle"))
+        made[-1].mkdir()
+    assert [path.name for path in made] == ["a-red-circle", *(f"a-red-circle-{number}" for number in (2, 3, 4))]
 
 
 def test_a_folder_that_cannot_be_created_is_refused() -> None:

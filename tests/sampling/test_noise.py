@@ -31,3 +31,8 @@ def test_it_is_standard_normal() -> None:
 def test_a_batch_of_another_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="a batch of 2"):
         AddressedNoise(0).draw(0, 0, (2, 4))
+
+
+def test_a_seed_means_the_same_noise_in_every_version() -> None:
+    drawn = AddressedNoise(7, samples=(0, 3)).draw(5, 2, (2, 3))
+    assert drawn.flatten().tolist() == pytest.approx([0.1592, -0.5849, -0.0524, -0.0107, -0.2023, 1.1244], abs=1e-4)
