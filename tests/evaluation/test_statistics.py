@@ -47,6 +47,12 @@ def test_clusters_widen_intervals_and_nan_is_left_out() -> None:
     assert math.isnan(interval([math.nan])[0])
 
 
+def test_what_is_unknown_does_not_pull_an_interval_to_zero() -> None:
+    assert interval([0.5]) == interval([math.nan, 0.5, math.nan]) == (0.5, 0.5, 0.5)
+    _, low, high = interval([3.0, math.nan, 5.0], clusters=["a", "b", "c"])
+    assert (low, high) == (3, 5)
+
+
 def test_wins() -> None:
     assert win_rate([1, 2, -1, 0]) == pytest.approx(2.5 / 4)
 

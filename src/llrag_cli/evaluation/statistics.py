@@ -52,7 +52,8 @@ def interval(
     if not counts.sum():
         return float("nan"), float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, len(groups), size=(4000, len(groups)))
-    means = sums[drawn].sum(axis=1) / np.maximum(1, counts[drawn].sum(axis=1))
+    known = counts[drawn].sum(axis=1)
+    means = sums[drawn].sum(axis=1)[known > 0] / known[known > 0]  # a draw of unknown values alone has no mean
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(sums.sum() / counts.sum()), float(low), float(high)
 
