@@ -16,6 +16,7 @@ from llrag_cli.engine.session import Session
 from llrag_cli.errors import UsageError
 from llrag_cli.runs.folder import RunFolder, read_run
 from llrag_cli.runs.maker import make_takes, make_video, resume_video
+from llrag_cli.runs.progress import Progress
 from llrag_cli.runs.video import VideoWriter, read_video
 from llrag_cli.scenes.schema import Scene
 
@@ -204,6 +205,17 @@ def test_takes_are_runs_and_resume_as_a_batch(
     make_takes(pipeline, scene, folders("parts"), seeds=[3, 4], existing="resume")
     for one, other in zip(folders("parts"), folders("whole"), strict=True):
         assert_same(one, other)
+
+
+def test_what_an_earlier_process_generated_does_not_count_as_new(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder, told = RunFolder(tmp_path / "run"), list[Progress]()
+    make_video(pipeline, RED, folder, seconds=4.125, on_progress=told.append)  # blocks of 9, 12 and 12 frames, 8 fps
+    assert [each.new_seconds for each in told] == [each.seconds_of_video for each in told] == [1.125, 2.625, 4.125]
+    del told[:]
+    resume_video(pipeline, folder, seconds=7.125, on_progress=told.append)
+    assert [(each.resumed_at, each.done, each.blocks) for each in told] == [(3, done, 5) for done in (1, 2, 3, 4, 5)]
+    assert [each.new_seconds for each in told] == [0, 0, 0, 1.5, 3]  # the first three blocks are replayed
+    assert [each.seconds_of_video for each in told] == [1.125, 2.625, 4.125, 5.625, 7.125]
 
 
 def test_a_single_take_is_the_run_of_its_seed(pipeline: Pipeline, scene: Scene, tmp_path: Path) -> None:

@@ -233,7 +233,8 @@ def test_errors_of_the_library_name_no_flag() -> None:
 
 def test_a_video_that_has_not_begun_has_taken_no_time() -> None:
     begun = Progress(blocks=4)
-    assert (begun.done, begun.elapsed, begun.seconds_of_video, begun.new_seconds, begun.speed) == (0,) * 5
+    assert (begun.done, begun.resumed_at, begun.elapsed, begun.speed) == (0, 0, 0, 0)
+    assert (begun.seconds_of_video, begun.new_seconds, begun.retrieved) == (0, 0, ())
 
 
 def test_the_use_of_an_archive_adds_up() -> None:
