@@ -60,6 +60,16 @@ def test_frames_survive_the_file(tmp_path: Path, upscale: int) -> None:
     torch.testing.assert_close(frames.mean(dim=(1, 2, 3)), shades.mean(dim=(1, 2, 3)) / 2 + 0.5, atol=0.02, rtol=0)
 
 
+def test_a_video_has_the_size_of_its_frames_unless_it_is_enlarged(tmp_path: Path) -> None:
+    for name, settings, size in (("plain.mp4", {}, (64, 48)), ("double.mp4", {"upscale": 2}, (128, 96))):
+        writer = VideoWriter(tmp_path / name, fps=8, **settings)
+        writer.write(torch.zeros(2, 3, 48, 64))
+        writer.close()
+        video = open_video(tmp_path / name)
+        assert (video.width, video.height, video.fps) == (*size, 8)
+        video.close()
+
+
 def test_an_unfinished_file_plays(tmp_path: Path) -> None:
     """The bytes on disk while the writer is still open are a video of what was written."""
     writer = VideoWriter(tmp_path / "video.mp4", fps=8)
