@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 EXACT_CLUSTERS = 14  # up to as many, every combination of signs is tried: 2^14
 DRAWS = 20_000  # of signs, for more clusters
@@ -48,7 +49,9 @@ def interval(
     names = list(range(len(array))) if clusters is None else list(clusters)
     groups = _groups(names)
     sums = np.array([np.nansum(array[group]) for group in groups.values()])
-    counts = np.array([np.count_nonzero(~np.isnan(array[group])) for group in groups.values()], dtype=float)
+    counts: NDArray[np.float64] = np.array(
+        [np.count_nonzero(~np.isnan(array[group])) for group in groups.values()], dtype=float
+    )
     if not counts.sum():
         return float("nan"), float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, len(groups), size=(4000, len(groups)))
