@@ -290,6 +290,30 @@ def run_tests(folder: Path, tests: Sequence[str], *, limit: float) -> str:
     return TIMED_OUT
 
 
+def killer(mutation: Mutation, folder: Path, tests: Sequence[str], *, limit: float, sound: dict[str, bool]) -> str:
+    """The test that fails with a mutation, or ``TIMED_OUT`` or ``IMPORT``; ``""`` if none does.
+
+    A test counts only if it passes by itself without the mutation, which ``sound`` remembers.
+    """
+    path = folder / PACKAGE / mutation.file
+    source = path.read_text(encoding="utf-8")
+    mutated = next(text for each, text in mutations(source, mutation.file) if each == mutation)
+    while tests:
+        path.write_text(mutated, encoding="utf-8")
+        failed = run_tests(folder, tests, limit=limit)
+        path.write_text(source, encoding="utf-8")
+        if failed in ("", TIMED_OUT, IMPORT):
+            return failed
+        if failed not in sound:
+            sound[failed] = not run_tests(folder, [failed], limit=limit)
+            if not sound[failed]:
+                typer.echo(f"{failed} also fails without a mutation", err=True)
+        if sound[failed]:
+            return failed
+        tests = [name for name in tests if name != failed.partition("[")[0]]
+    return ""
+
+
 def main(
     coverage: Annotated[Path, typer.Option(help="What benchmarks/coverage_by_test.py wrote")],
     rooms: Annotated[str, typer.Option(help="Folders or files of the package, with commas between them")] = ",".join(
@@ -305,7 +329,7 @@ def main(
     os.environ |= {"PYTEST_XDIST_WORKER": "gw0", "OMP_NUM_THREADS": "1"}  # as one worker of the tests
     survivors = None if again is None else {_key(each) for each in _read(again) if not each["killed"]}
     counts: collections.Counter[tuple[str, bool]] = collections.Counter()
-    killers = set()
+    sound: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkout"
         for name in ("src", "tests", "presets", "docs", "benchmarks", ".ci"):
@@ -320,26 +344,16 @@ def main(
             for mutation in sampled(room, sample=sample, seed=seed, root=folder):
                 if survivors is not None and _key(asdict(mutation)) not in survivors:
                     continue
-                path = folder / PACKAGE / mutation.file
-                source = path.read_text(encoding="utf-8")
-                mutated = next(text for each, text in mutations(source, mutation.file) if each == mutation)
                 tests = tests_for(mutation, recorded, most=most, root=folder)
                 limit = MARGIN + 3 * sum(recorded.seconds.get(name, MARGIN) for name in tests)
-                path.write_text(mutated, encoding="utf-8")
-                killed = run_tests(folder, tests, limit=limit) if tests else ""
-                path.write_text(source, encoding="utf-8")
+                killed = killer(mutation, folder, tests, limit=limit, sound=sound)
                 counts[room, bool(killed)] += 1
-                if killed:
-                    killers.add(killed)
-                else:
+                if not killed:
                     typer.echo(f"{mutation.file}:{mutation.line}: `{mutation.before}` -> `{mutation.after}`")
                 if out is not None:
                     with out.open("a", encoding="utf-8") as file:
                         row = {**asdict(mutation), "room": room, "killed": killed, "tests": len(tests)}
                         file.write(json.dumps(row) + "\n")
-        for test in sorted(killers - {TIMED_OUT, IMPORT}):
-            if run_tests(folder, [test], limit=3600):
-                typer.echo(f"{test} also fails without a mutation: what it killed does not count", err=True)
     for room in rooms.split(","):
         if all_of_them := counts[room, True] + counts[room, False]:
             typer.echo(f"{room}: {counts[room, True]} of {all_of_them} killed")

@@ -338,7 +338,33 @@ def test_mutations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert shown[-1] == "evaluation/statistics.py: 1 of 3 killed"
     del seen[:]
     module.main(**chosen, out=None, again=tmp_path / "out.jsonl")
-    assert len({code for code, _ in seen}) == 3  # those that survived, and the code as it is
+    assert len({code for code, _ in seen}) == 3  # those that survived, and the code as it is: the second is killed
+
+
+def test_a_test_that_fails_anyway_kills_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = script("benchmarks/mutations.py")
+    file = tmp_path / "src/llrag_cli/file.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(CODE)
+    mutation, *_ = (each for each, _ in module.mutations(CODE, "file.py"))
+    failing, ran = {"a::broken[1]"}, list[tuple[str, ...]]()
+
+    def run_tests(folder: Path, tests: list[str], *, limit: float) -> str:
+        ran.append((*tests,))
+        mutated = file.read_text() != CODE
+        return next((name for name in tests if name.startswith("a::broken") or (mutated and name in failing)), "")
+
+    def killer() -> str:
+        found = module.killer(mutation, tmp_path, ["a::broken", "a::exact"], limit=9.0, sound=sound)
+        assert file.read_text() == CODE
+        return found
+
+    monkeypatch.setattr(module, "run_tests", run_tests)
+    sound: dict[str, bool] = {}
+    assert killer() == ""
+    failing.add("a::exact")
+    assert killer() == "a::exact" and sound == {"a::broken": False, "a::exact": True}
+    assert ran[:3] == [("a::broken", "a::exact"), ("a::broken",), ("a::exact",)]
 
 
 def written(file: Path, value: object) -> Path:

@@ -53,7 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path) -> Done:
     """A run under a rule from a file in the current folder."""
-    return call_llrag(folder, *MADE, "--out", "run", "--json")
+    done = call_llrag(folder, *MADE, "--out", "run", "--json")
+    sys.modules.pop("my_rules", None)
+    return done
 
 
 def test_a_function_in_the_current_folder_chooses_the_frames(made: Done, folder: Path) -> None:
