@@ -124,6 +124,15 @@ def test_a_commit_of_nothing_is_damage(tmp_path: Path, field: str) -> None:
         committed(tmp_path)
 
 
+def test_blocks_of_a_single_frame_are_read_back(tmp_path: Path) -> None:
+    journal = Journal(RunFolder(tmp_path), shape=SHAPE, dtype=torch.float32, committed=None)
+    for index in range(2):
+        journal.commit(BlockMemory(index), MADE[:, index : index + 1], VideoMark())
+    journal.close()
+    found = committed(tmp_path)
+    assert found.blocks == 2 and torch.equal(found.latents, MADE[:, :2])  # type: ignore[arg-type]
+
+
 def test_zeros_in_earlier_lines_are_damage(tmp_path: Path) -> None:
     keep(tmp_path, blocks=range(3))
     content = (tmp_path / "commits.jsonl").read_bytes()
