@@ -77,6 +77,6 @@ def _blocks(record: RunRecord, committed: Committed) -> Iterator[tuple[Tensor, b
     """The latents [1, T, C, h, w] of each committed block, and whether it begins a new picture."""
     assert committed.latents is not None
     size = record.timeline.frames_per_block
-    cuts = {shot.start for shot in record.timeline.shots if shot.kind == "cut"} - {0}
+    cuts = {shot.start for shot in record.timeline.shots if shot.kind == "cut"}
     for index in range(committed.blocks):
         yield committed.latents[:, index * size : (index + 1) * size], index in cuts
